@@ -1,0 +1,1 @@
+"""Training that records the code length of every token (the online code)."""

@@ -1,0 +1,19 @@
+"""Errors that a user sees: one line that names key, value and remedy, never a traceback."""
+
+
+class CodelengthError(Exception):
+    """Base of both kinds; `exit_status` is what the command ends with."""
+
+    exit_status = 1
+
+
+class UsageError(CodelengthError):
+    """The command line, a configuration, a corpus or an input file is wrong."""
+
+    exit_status = 2
+
+
+class RunFailure(CodelengthError):
+    """The work itself failed (a full disk, a dead rank, a loss that is not finite)."""
+
+    exit_status = 1

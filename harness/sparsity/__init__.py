@@ -1,0 +1,1 @@
+"""Elementwise sparsity rules and pruning."""
