@@ -1,0 +1,256 @@
+"""The offline (two-part) code as a file: sparse weights, tokenizer and the text coded with the rebuilt weights.
+
+Sections: HEAD (what a decoder must know), TOKN (tokenizer), MODL (weights), DATA (one range-coder stream). Chunks of
+`chunk_bytes` share no context; each starts from the begin symbol, so its first byte is coded like any other.
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from eval.coder import Decoder, Encoder
+from eval.config import MAX_LANES, EvalConfig
+from eval.container import CHECKSUM_BYTES, framing_bytes, pack_json, pack_sections, read_sections, unpack_json
+from eval.predictor import Predictor, block_count, cache_bytes_per_lane
+from eval.weights import decode_weights, encode_weights, rebuild
+from harness.errors import RunFailure, UsageError
+from harness.hardware import environment
+from harness.model import ModelConfig, Transformer
+from harness.tokenizer import ByteTokenizer, SentencePieceTokenizer, from_model_bytes
+
+MAX_BLOCKS = 4096
+MAX_PARAMETERS = 10**11
+
+Progress = Callable[[int, int], None]
+"""Called now and then with (bytes done, bytes in all)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveReport:
+    """What an archive consists of; the parts add up to the file, to the byte."""
+
+    header_bytes: int
+    model_bytes: int
+    tokenizer_bytes: int
+    data_bytes: int
+    checksum_bytes: int
+    total_bytes: int
+    ideal_data_bits: float
+    """-log2 of the float probabilities of the text."""
+    quantised_data_bits: float
+    """-log2 of the coder's integer frequencies of the text."""
+    sha256: str
+    """Digest of the text."""
+    encode_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class QuantisedModel:
+    """A model as its file holds it: integers on a grid per tensor."""
+
+    config: ModelConfig
+    tokenizer: ByteTokenizer | SentencePieceTokenizer
+    integers: dict[str, np.ndarray]
+    steps: dict[str, np.float32]
+
+    def transformer(self) -> Transformer:
+        """The model with the rebuilt weights."""
+        return _load(Transformer(self.config, self.tokenizer.vocab_size), rebuild(self.integers, self.steps))
+
+
+def write_archive(
+    path: Path, text: bytes, model: QuantisedModel, config: EvalConfig, threads: int, progress: Progress
+) -> ArchiveReport:
+    """Code `text` with the weights that a decoder will rebuild, and write the file in one rename.
+
+    Raises RunFailure where the file cannot be written; nothing is left of it then.
+    """
+    start = time.perf_counter()
+    transformer = model.transformer()
+    num_chunks = -(-len(text) // config.chunk_bytes)
+    length = min(config.chunk_bytes, len(text)) or 1
+    per_lane = cache_bytes_per_lane(transformer, length)
+    blocks = min(MAX_BLOCKS, block_count(num_chunks, config.lanes, per_lane, config.max_cache_bytes))
+    predictor = Predictor(transformer, config.lanes, blocks, length, threads)
+    head = {
+        "model": asdict(model.config),
+        "tokenizer": model.tokenizer.kind,
+        "raw_bytes": len(text),
+        "sha256": hashlib.sha256(text).hexdigest(),
+        "chunk_bytes": config.chunk_bytes,
+        "lanes": config.lanes,
+        "blocks": blocks,
+        "predictor_sha256": predictor.fingerprint(),
+        "environment": _relevant_environment(),
+    }
+    encoder = Encoder()
+    _encode_chunks(text, config.chunk_bytes, model.tokenizer, predictor, encoder, progress)
+    sections = {
+        "HEAD": pack_json(head),
+        "TOKN": model.tokenizer.model_bytes(),
+        "MODL": encode_weights(model.integers, model.steps),
+        "DATA": encoder.stream(),
+    }
+    content = pack_sections(sections)
+    write_atomically(path, content)
+    return ArchiveReport(
+        header_bytes=framing_bytes(len(sections)) + len(sections["HEAD"]),
+        model_bytes=len(sections["MODL"]),
+        tokenizer_bytes=len(sections["TOKN"]),
+        data_bytes=len(sections["DATA"]),
+        checksum_bytes=CHECKSUM_BYTES,
+        total_bytes=len(content),
+        ideal_data_bits=encoder.ideal_bits,
+        quantised_data_bits=encoder.quantised_bits,
+        sha256=head["sha256"],
+        encode_seconds=time.perf_counter() - start,
+    )
+
+
+def read_archive(path: Path, threads: int, progress: Progress) -> bytes:
+    """The text of an archive, checked against its SHA-256; needs nothing but the file.
+
+    Raises UsageError where the file is foreign or damaged, or this machine computes other probabilities than the one
+    that wrote it.
+    """
+    sections = read_sections(path)
+    if set(sections) != {"HEAD", "TOKN", "MODL", "DATA"}:
+        raise UsageError(f"{path}: not an offline archive (sections {', '.join(sections)})")
+    head = unpack_json(sections["HEAD"], path)
+    try:
+        tokenizer, transformer, geometry = _parse_head(head, sections["TOKN"])
+    except (KeyError, TypeError, ValueError, UsageError) as error:
+        raise UsageError(f"{path}: malformed header ({str(error)[:80]}); fetch the archive again") from None
+    shapes = {name: tuple(p.shape) for name, p in transformer.named_parameters()}
+    integers, steps = decode_weights(sections["MODL"], shapes)
+    transformer = _load(transformer, rebuild(integers, steps))
+    raw_bytes, chunk_bytes, lanes, blocks = geometry
+    predictor = Predictor(transformer, lanes, blocks, min(chunk_bytes, raw_bytes) or 1, threads)
+    if predictor.fingerprint() != head["predictor_sha256"]:
+        here = _relevant_environment()
+        raise UsageError(
+            f"{path}: this machine computes other probabilities than the one that wrote it "
+            f"({_describe(head['environment'])}; here {_describe(here)}); decode with the same versions and processor"
+        )
+    text = _decode_chunks(raw_bytes, chunk_bytes, tokenizer, predictor, Decoder(sections["DATA"]), progress)
+    if hashlib.sha256(text).hexdigest() != head["sha256"]:
+        raise UsageError(
+            f"{path}: the decoded text differs from what was coded (SHA-256), so this machine computes otherwise "
+            f"than the one that wrote it ({_describe(head['environment'])}); decode it there"
+        )
+    return text
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file in one rename; a failure leaves what was there before.
+
+    Raises RunFailure where it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise RunFailure(f"{path}: not written ({error.strerror}); nothing was changed") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _encode_chunks(
+    text: bytes,
+    chunk_bytes: int,
+    tokenizer: ByteTokenizer | SentencePieceTokenizer,
+    predictor: Predictor,
+    encoder: Encoder,
+    progress: Progress,
+) -> None:
+    wave_bytes = predictor.width * chunk_bytes
+    for start in range(0, len(text), wave_bytes):
+        wave = text[start : start + wave_bytes]
+        chunks = [tokenizer.encode(wave[at : at + chunk_bytes]) for at in range(0, len(wave), chunk_bytes)]
+        lengths = np.array([len(chunk) for chunk in chunks])
+        tokens = np.zeros((len(chunks), lengths.max()), dtype=np.int64)
+        for row, chunk in zip(tokens, chunks, strict=True):
+            row[: len(chunk)] = chunk
+        predictor.start()
+        previous = np.full(len(chunks), predictor.model.begin)
+        for position in range(tokens.shape[1]):
+            probabilities = predictor.step(previous)
+            active = lengths > position
+            encoder.encode(tokens[active, position], probabilities[active])
+            previous = tokens[:, position]
+            progress(start + int(len(wave) * (position + 1) / tokens.shape[1]), len(text))
+
+
+def _decode_chunks(
+    raw_bytes: int,
+    chunk_bytes: int,
+    tokenizer: ByteTokenizer | SentencePieceTokenizer,
+    predictor: Predictor,
+    decoder: Decoder,
+    progress: Progress,
+) -> bytes:
+    parts: list[bytes] = []
+    wave_bytes = predictor.width * chunk_bytes
+    for start in range(0, raw_bytes, wave_bytes):
+        size = min(wave_bytes, raw_bytes - start)
+        missing = np.array([min(chunk_bytes, size - at) for at in range(0, size, chunk_bytes)])
+        tokens = np.zeros((len(missing), predictor.length), dtype=np.int64)
+        lengths = np.zeros(len(missing), dtype=np.int64)
+        predictor.start()
+        previous = np.full(len(missing), predictor.model.begin)
+        for position in range(predictor.length):
+            active = missing > 0
+            if not active.any():
+                break
+            probabilities = predictor.step(previous)
+            tokens[active, position] = decoder.decode(probabilities[active])
+            previous = tokens[:, position]
+            lengths += active
+            missing = missing - tokenizer.token_bytes[previous] * active
+            progress(start + size - int(missing.clip(0).sum()), raw_bytes)
+        parts.extend(tokenizer.decode(row[:length]) for row, length in zip(tokens, lengths, strict=True))
+    return b"".join(parts)
+
+
+def _parse_head(
+    head: dict, tokenizer_model: bytes
+) -> tuple[ByteTokenizer | SentencePieceTokenizer, Transformer, tuple[int, int, int, int]]:
+    tokenizer = from_model_bytes(head["tokenizer"], tokenizer_model)
+    config = ModelConfig(**head["model"])
+    geometry = tuple(int(head[key]) for key in ("raw_bytes", "chunk_bytes", "lanes", "blocks"))
+    raw_bytes, chunk_bytes, lanes, blocks = geometry
+    problems = config.problems()
+    if not (raw_bytes >= 0 and 1 <= chunk_bytes <= config.context and 1 <= lanes <= MAX_LANES):
+        problems.append("sizes out of range")
+    if not 1 <= blocks <= MAX_BLOCKS or 12 * config.layers * config.width**2 > MAX_PARAMETERS:
+        problems.append("model or blocks too large")
+    if problems:
+        raise UsageError(problems[0])
+    return tokenizer, Transformer(config, tokenizer.vocab_size), geometry
+
+
+def _load(transformer: Transformer, weights: dict[str, np.ndarray]) -> Transformer:
+    parameters = dict(transformer.named_parameters())
+    with torch.no_grad():
+        for name, value in weights.items():
+            parameters[name].copy_(torch.from_numpy(np.ascontiguousarray(value)))
+    return transformer
+
+
+def _relevant_environment() -> dict:
+    full = environment(world_size=1)
+    return {"torch": full["packages"]["torch"], "cpu": full["cpu_capability"], **full["isa_limits"]}
+
+
+def _describe(relevant: dict) -> str:
+    return ", ".join(f"{key} {value}" for key, value in relevant.items())

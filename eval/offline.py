@@ -1,0 +1,214 @@
+"""Evaluate a trained run: its archive, verified by a fresh process, and its report.json."""
+
+import io
+import lzma
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from eval.archive import ArchiveReport, Progress, QuantisedModel, write_archive
+from eval.baselines import measure
+from eval.grid import GridPoint, choose_grid
+from harness.config import RunConfig, config_sha256, dump_config
+from harness.data import Data, open_data
+from harness.errors import RunFailure, UsageError
+from harness.hardware import resolve_precision, write_json
+from harness.ledger import OnlineCode, read_online_code
+from harness.model import Transformer
+from harness.order import Sequences
+from harness.rundir import WEIGHTS_FILE, is_done, load_run_config
+from harness.units import bits_from_bytes, bits_per_byte
+
+MAX_CORPUS_BASELINE_BYTES = 16_000_000
+ARCHIVE_FILE, REPORT_FILE = Path("offline") / "archive.cl", "report.json"
+
+
+def load_weights(run_dir: Path, config: RunConfig, vocab_size: int) -> dict[str, np.ndarray]:
+    """The final float32 weights of a run, in the model's order.
+
+    Raises UsageError where the run is not finished or its weights do not fit its configuration.
+    """
+    if not is_done(run_dir):
+        raise UsageError(f"{run_dir}: training is not complete; run `codelength train` with the same configuration")
+    path = run_dir / WEIGHTS_FILE
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"{path}: not readable ({error}); train again") from None
+    shapes = {name: tuple(p.shape) for name, p in Transformer(config.model, vocab_size).named_parameters()}
+    if {name: tensor.shape for name, tensor in weights.items()} != shapes:
+        raise UsageError(f"{path}: tensors do not fit {run_dir}/config.yaml; train again")
+    return {name: weights[name] for name in shapes}
+
+
+def text_to_code(split: str, data: Data) -> bytes:
+    """The bytes that `eval.split` names: `heldout`, `train`, or a file.
+
+    Raises UsageError where the file cannot be read.
+    """
+    if split in ("heldout", "train"):
+        shard = data.heldout if split == "heldout" else data.train
+        return data.tokenizer.decode(shard.tokens)
+    try:
+        return Path(split).read_bytes()
+    except OSError as error:
+        raise UsageError(f"eval.split={split}: {error.strerror}; use heldout, train or the path of a file") from None
+
+
+def compress(
+    run_dir: Path, config: RunConfig, data: Data, text: bytes, output: Path, threads: int, progress: Progress
+) -> tuple[ArchiveReport, QuantisedModel, list[GridPoint]]:
+    """Choose the grid for `text`, and write its archive to `output`."""
+    weights = load_weights(run_dir, config, data.tokenizer.vocab_size)
+    torch.set_num_threads(threads)
+    dtype = resolve_precision(config.train.precision, torch.device("cpu"))
+    model, points = choose_grid(weights, config.model, data.tokenizer, text, config.eval.chunk_bytes, dtype)
+    return write_archive(output, text, model, config.eval, threads, progress), model, points
+
+
+def evaluate(run_dir: Path, overrides: list[str], threads: int, progress: Progress) -> dict:
+    """Write the archive, decode it in a fresh process, and write report.json; returns the report.
+
+    Raises UsageError for runs that cannot be evaluated and RunFailure where the archive does not decode.
+    """
+    config = load_run_config(run_dir, overrides)
+    data = open_data(config)
+    sequences = Sequences(data.train, config.model.context)
+    online = read_online_code(run_dir, sequences.num_sequences, data.train.num_tokens)
+    text = text_to_code(config.eval.split, data)
+    output = run_dir / ARCHIVE_FILE
+    output.parent.mkdir(exist_ok=True)
+    archive, model, points = compress(run_dir, config, data, text, output, threads, progress)
+    decode_seconds = verify(output, text, threads)
+    report = {
+        "run": config.name,
+        "config_sha256": config_sha256(config),
+        "data": {
+            "corpus": config.corpus.kind,
+            "train_bytes": data.train.raw_bytes,
+            "heldout_bytes": data.heldout.raw_bytes,
+            "eval_split": config.eval.split,
+            "raw_bytes": len(text),
+            "chunk_bytes": config.eval.chunk_bytes,
+        },
+        "online": online_section(online, archive, len(text), config) | {"baselines": corpus_baselines(data)},
+        "offline": offline_section(archive, model, points, len(text), config) | {"decode_seconds": decode_seconds},
+        "projected": projected_section(archive, len(text), data.train.raw_bytes),
+        "conventions": conventions_section(load_weights(run_dir, config, data.tokenizer.vocab_size)),
+        "baselines": measure(text, config.eval.chunk_bytes),
+    }
+    write_json(run_dir / REPORT_FILE, report)
+    return report
+
+
+def verify(archive: Path, text: bytes, threads: int) -> float:
+    """Decode in a fresh process that is given the archive and nothing else; returns its seconds.
+
+    Raises RunFailure where the output differs.
+    """
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "decoded"
+        command = [sys.executable, "-m", "launch", "decompress", str(archive.resolve()), "-o", str(output)]
+        command += ["--threads", str(threads), "--quiet"]
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        decoded = output.read_bytes() if output.exists() else None
+    if done.returncode or decoded != text:
+        raise RunFailure(f"{archive}: does not decode to what was coded ({done.stderr.strip() or 'SHA-256 differs'})")
+    return time.perf_counter() - start
+
+
+def online_section(online: OnlineCode, archive: ArchiveReport, raw_bytes: int, config: RunConfig) -> dict:
+    """The online code of the training corpus.
+
+    `above_final_bits` is its excess over the rate of the archive's model on held-out text, None where that is unknown.
+    """
+    is_heldout = config.eval.split == "heldout"
+    final_bits = bits_per_byte(archive.ideal_data_bits, raw_bytes) * online.raw_bytes
+    return {
+        "aulc_bits": online.aulc_bits,
+        "tokens": online.tokens,
+        "raw_bytes": online.raw_bytes,
+        "bits_per_byte": online.bits_per_byte,
+        "above_final_bits": online.aulc_bits - final_bits if is_heldout else None,
+        "code_bytes": code_bytes(config),
+    }
+
+
+def corpus_baselines(data: Data) -> dict[str, int] | None:
+    """Bytes of the training corpus by the whole-file compressors; None where that would take minutes."""
+    if data.train.raw_bytes > MAX_CORPUS_BASELINE_BYTES:
+        return None
+    return measure(data.tokenizer.decode(data.train.tokens), conventions=("whole",))
+
+
+def offline_section(
+    archive: ArchiveReport, model: QuantisedModel, points: list[GridPoint], raw_bytes: int, config: RunConfig
+) -> dict:
+    """The archive: all sizes are of the file that has just been decoded."""
+    sizes = asdict(archive)
+    best = min(points, key=lambda point: point.total_bytes)
+    return {
+        "method": config.rule.kind,
+        "parameters": sum(q.size for q in model.integers.values()),
+        "nonzeros": sum(int(np.count_nonzero(q)) for q in model.integers.values()),
+        "tensors": {name: [q.size, int(np.count_nonzero(q))] for name, q in model.integers.items()},
+        **{key: sizes[key] for key in sizes if key != "encode_seconds"},
+        "bits_per_byte": bits_per_byte(bits_from_bytes(archive.total_bytes), raw_bytes),
+        "data_bits_per_byte": bits_per_byte(bits_from_bytes(archive.data_bytes), raw_bytes),
+        "relative_step": best.relative_step,
+        "verified": True,
+        "encode_seconds": archive.encode_seconds,
+    }
+
+
+def projected_section(archive: ArchiveReport, raw_bytes: int, dataset_bytes: int) -> dict:
+    """What the model and a whole dataset coded at the same rate would take; no such file was made."""
+    data_rate = archive.data_bytes / raw_bytes if raw_bytes else 0.0
+    model_bytes = archive.model_bytes + archive.tokenizer_bytes
+    return {"dataset_bytes": dataset_bytes, "total_bytes": model_bytes + data_rate * dataset_bytes}
+
+
+def conventions_section(weights: dict[str, np.ndarray]) -> dict:
+    """The pruned float32 weights counted in other ways, in bytes."""
+    nonzeros = sum(int(np.count_nonzero(w)) for w in weights.values())
+    return {
+        "paper_model_bytes": 4 * nonzeros,
+        "csr_model_bytes": sum(csr_bytes(w) for w in weights.values()),
+        "dense_float32_bytes": sum(4 * w.size for w in weights.values()),
+    }
+
+
+def csr_bytes(weights: np.ndarray) -> int:
+    """Bytes of compressed sparse rows: float32 values, column indices of 1, 2 or 4 bytes, uint32 row pointers."""
+    columns = weights.shape[-1]
+    index_bytes = 1 if columns <= 1 << 8 else 2 if columns <= 1 << 16 else 4
+    return int(np.count_nonzero(weights)) * (4 + index_bytes) + 4 * (weights.size // columns + 1)
+
+
+def code_bytes(config: RunConfig) -> int:
+    """Bytes of the program that a receiver of the online code needs: the sources and the configuration, xz -9e."""
+    root = Path(__file__).parents[1]
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for path in sorted(p for room in ("harness", "eval") for p in (root / room).rglob("*.py")):
+            _add(tar, str(path.relative_to(root)), path.read_bytes())
+        _add(tar, "config.yaml", dump_config(config).encode())
+    return len(lzma.compress(buffer.getvalue(), preset=9 | lzma.PRESET_EXTREME))
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    tar.addfile(entry, io.BytesIO(content))

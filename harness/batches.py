@@ -1,0 +1,65 @@
+"""What each rank reads at each step."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from harness.distributed import Ranks
+from harness.order import SequenceOrder, Sequences
+from harness.shards import Shard
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """One forward pass of one rank, always of the same shape; rows without tokens are padding."""
+
+    sequences: np.ndarray
+    """Sequence ids (n,), int64; 0 on padding rows."""
+    tokens: np.ndarray
+    """Token ids (n, length), int64; 0 where there is none."""
+    mask: np.ndarray
+    """Whether there is a token (n, length), bool."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatch:
+    """One optimizer step as one rank sees it."""
+
+    epoch: int
+    num_tokens: int
+    """Tokens of the step over all ranks: what the summed loss is divided by."""
+    micro_batches: list[MicroBatch]
+
+
+class Batches:
+    """Shares each step's sequences among ranks: micro-batch j of the step goes to rank j mod world size."""
+
+    def __init__(self, shard: Shard, context: int, batch_sequences: int, micro_batch: int, seed: int, ranks: Ranks):
+        self.sequences = Sequences(shard, context)
+        self.order = SequenceOrder(self.sequences.num_sequences, batch_sequences, shard.fingerprint, seed)
+        self.batch_sequences, self.micro_batch, self.ranks = batch_sequences, micro_batch, ranks
+
+    def of_step(self, step: int) -> StepBatch:
+        """This rank's micro-batches of `step`."""
+        ids = self.order.batch(step)
+        starts = range(0, self.batch_sequences, self.micro_batch)
+        own = [ids[start : start + self.micro_batch] for start in starts[self.ranks.rank :: self.ranks.world_size]]
+        num_tokens = int(self.sequences.lengths(ids).sum())
+        return StepBatch(self.order.epoch_of(step), num_tokens, [self._read_padded(part) for part in own])
+
+    def sample(self, count: int) -> list[MicroBatch]:
+        """This rank's share of `count` sequences spread evenly over the corpus."""
+        total = self.sequences.num_sequences
+        ids = np.unique(np.linspace(0, total - 1, min(count, total)).astype(np.int64))
+        own = ids[self.ranks.rank :: self.ranks.world_size]
+        starts = range(0, len(own), self.micro_batch)
+        return [self._read_padded(own[start : start + self.micro_batch]) for start in starts]
+
+    def _read_padded(self, ids: np.ndarray) -> MicroBatch:
+        tokens, mask = self.sequences.read(ids)
+        missing = self.micro_batch - len(ids)
+        return MicroBatch(
+            sequences=np.pad(ids, (0, missing)),
+            tokens=np.pad(tokens, ((0, missing), (0, 0))),
+            mask=np.pad(mask, ((0, missing), (0, 0))),
+        )

@@ -1,0 +1,158 @@
+"""The configuration of a run: structured defaults -> YAML files -> command line -> one checked object."""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from eval.config import EvalConfig
+from harness.backends.base import BackendConfig
+from harness.corpus import CorpusConfig
+from harness.errors import UsageError
+from harness.model import ModelConfig
+from harness.optimizer import OptimizerConfig
+from harness.schedule import TrainConfig
+from harness.sparsity.prune import PruneConfig
+from harness.sparsity.rules import RuleConfig
+from harness.tokenizer import TokenizerConfig
+
+MAX_INCLUDE_DEPTH = 8
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """Everything that determines a run; each section lives beside the code that it configures."""
+
+    name: str = "run"
+    """Name of the run: its directory is `runs_dir`/`name`."""
+    runs_dir: str = "runs"
+    """Directory of all runs."""
+    data_dir: str = "data"
+    """Directory of prepared shards and tokenizers."""
+    seed: int = 0
+    """Seed of weights and order."""
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    rule: RuleConfig = field(default_factory=RuleConfig)
+    prune: PruneConfig = field(default_factory=PruneConfig)
+    backend: BackendConfig = field(default_factory=BackendConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    @property
+    def run_dir(self) -> Path:
+        """Where everything about this run lies."""
+        return Path(self.runs_dir) / self.name
+
+    def problems(self) -> list[str]:
+        """Every bad value of every section, a line each."""
+        found = []
+        if not self.name or Path(self.name).name != self.name:
+            found.append(f"name={self.name}: must be a plain directory name")
+        sections = (self.corpus, self.tokenizer, self.model, self.train, self.optimizer, self.rule, self.prune)
+        for section in (*sections, self.backend, self.eval):
+            found.extend(section.problems())
+        if self.model.context < 1 or self.eval.chunk_bytes > self.model.context:
+            found.append(
+                f"eval.chunk_bytes={self.eval.chunk_bytes}: must not exceed model.context ({self.model.context}), "
+                "since a chunk of bytes can be as many tokens"
+            )
+        if self.rule.kind != "none" and self.rule.coupling == "adam" and self.optimizer.kind == "muon":
+            found.append(
+                "rule.coupling=adam: Muon orthogonalises whole matrices; use rule.coupling=decoupled or "
+                "optimizer.kind=adamw"
+            )
+        return found
+
+
+def load_config(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+    """Read a YAML file and `key=value` overrides.
+
+    A top-level `include:` lists other files, relative to the file, that are read before it.
+
+    Raises UsageError with one line per problem: unknown keys, wrong types and bad values of all sections together.
+    """
+    problems: list[str] = []
+    merged = OmegaConf.structured(RunConfig)
+    layers = [*_read_layers(Path(path)), *(_parse_override(text, problems) for text in overrides)]
+    for layer in layers:
+        for dotted, value in _leaves(layer):
+            try:
+                OmegaConf.update(merged, dotted, value)
+            except (OmegaConfBaseException, TypeError) as error:
+                problems.append(f"{dotted}={value}: {_reason(error, dotted)}")
+    config = OmegaConf.to_object(merged)
+    problems.extend(config.problems())
+    if problems:
+        raise UsageError("\n".join(problems))
+    return config
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved configuration as YAML: what `load_config` reads back to an equal object."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def config_sha256(config: RunConfig) -> str:
+    """Digest of the resolved configuration."""
+    return hashlib.sha256(dump_config(config).encode()).hexdigest()
+
+
+def changed_keys(old: RunConfig, new: RunConfig, prefix: str = "") -> list[str]:
+    """Lines `key: old -> new` for every leaf that differs."""
+    before, after = (dict(_leaves(OmegaConf.to_container(OmegaConf.structured(c)))) for c in (old, new))
+    keys = [key for key in before if before[key] != after[key] and key.startswith(prefix)]
+    return [f"{key}: {before[key]} -> {after[key]}" for key in keys]
+
+
+def _read_layers(path: Path, depth: int = 0) -> list[dict]:
+    if depth > MAX_INCLUDE_DEPTH:
+        raise UsageError(f"{path}: includes are nested deeper than {MAX_INCLUDE_DEPTH}; does a file include itself?")
+    try:
+        loaded = OmegaConf.load(path)
+        content = OmegaConf.to_container(loaded, resolve=True)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such configuration file; see configs/ for examples") from None
+    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
+        raise UsageError(f"{path}: not readable as YAML ({' '.join(str(error).split())[:160]})") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: must be a YAML mapping of sections, see configs/ for examples")
+    includes = content.pop("include", [])
+    includes = [includes] if isinstance(includes, str) else includes
+    return [layer for name in includes for layer in _read_layers(path.parent / name, depth + 1)] + [content]
+
+
+def _parse_override(text: str, problems: list[str]) -> dict:
+    key, equals, _ = text.partition("=")
+    if not equals or not key:
+        problems.append(f"{text}: an override must look like key=value, for example train.epochs=2")
+        return {}
+    try:
+        return OmegaConf.to_container(OmegaConf.from_dotlist([text]), resolve=True)
+    except (YAMLError, OmegaConfBaseException) as error:
+        problems.append(f"{text}: not readable ({' '.join(str(error).split())[:120]})")
+        return {}
+
+
+def _leaves(tree: dict, prefix: str = "") -> list[tuple[str, object]]:
+    found = []
+    for key, value in tree.items():
+        dotted = f"{prefix}{key}"
+        found.extend(_leaves(value, f"{dotted}.") if isinstance(value, dict) else [(dotted, value)])
+    return found
+
+
+def _reason(error: Exception, dotted: str) -> str:
+    text = str(error).splitlines()[0]
+    if "not in" in text:
+        section = dotted.rpartition(".")[0]
+        node = OmegaConf.structured(RunConfig)
+        known = OmegaConf.select(node, section) if section else node
+        names = ", ".join(known) if OmegaConf.is_dict(known) else "the keys of configs/wiki-mini.yaml"
+        return f"unknown key; known here: {names}"
+    return text

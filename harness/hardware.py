@@ -1,0 +1,84 @@
+"""What this machine is: precision it is fast at, its peak rate, and the environment a number was made in."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("torch", "numpy", "constriction", "pyarrow", "sentencepiece", "datasets", "safetensors")
+
+# Dense bf16 peak in FLOP/s, from the vendors' data sheets; the first name found in the device's name counts.
+GPU_PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40": 181e12, "A10": 125e12, "V100": 125e12}
+
+
+def resolve_precision(wanted: str, device: torch.device) -> torch.dtype:
+    """The dtype of matrix products for `train.precision`: `auto` takes bf16 where the hardware has it natively."""
+    if wanted == "auto":
+        if device.type == "cuda":
+            fast = torch.cuda.get_device_capability(device) >= (8, 0)
+        else:
+            abilities = torch.cpu.get_capabilities()
+            fast = abilities.get("amx_bf16", False) or abilities.get("avx512_bf16", False)
+        wanted = "bf16" if fast else "fp32"
+    return torch.bfloat16 if wanted == "bf16" else torch.float32
+
+
+def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
+    """Peak FLOP/s of one rank: the data sheet's of a known GPU, else the best of a few measured matrix products."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        for known, flops in GPU_PEAK_FLOPS.items():
+            if known in name:
+                return flops if dtype == torch.bfloat16 else flops / 2
+    size = 1024
+    a = torch.ones(size, size, dtype=dtype, device=device)
+    best = float("inf")
+    for _ in range(6):
+        start = time.perf_counter()
+        (a @ a)[0, 0].item()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def environment(world_size: int, dtype: torch.dtype | None = None) -> dict:
+    """Versions, instruction set, threads, world size and commit: what a claimed number was made with."""
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "isa_limits": {k: os.environ[k] for k in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA") if k in os.environ},
+        "threads": torch.get_num_threads(),
+        "world_size": world_size,
+        "precision": str(dtype).removeprefix("torch.") if dtype else None,
+        "git_commit": git_commit(),
+    }
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout that this code lies in, with `+` where files differ from it; None outside one."""
+    root = Path(__file__).parents[1]
+    try:
+        commit = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+        status = subprocess.run(
+            ["git", "-C", root, "status", "--porcelain"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if commit.returncode:
+        return None
+    return commit.stdout.strip() + ("+" if status.stdout.strip() else "")
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write JSON so that a reader sees the old file or the whole new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=2, sort_keys=False, allow_nan=False) + "\n")
+    temporary.replace(path)

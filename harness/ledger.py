@@ -1,0 +1,154 @@
+"""The record of code lengths: nats of every token at its first visit, before the update that learns from it.
+
+Each rank writes Parquet parts `ledger/rank-RRRRR/part-NNNNNN.parquet`, one row a sequence that it read:
+step, sequence, epoch, num_tokens, raw_bytes, nats (list<float32>; null on later visits), nats_sum (float64).
+The sum over rows of epoch 0 is the length of the online (prequential) code: the area under the loss curve.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from harness.errors import UsageError
+from harness.units import bits_from_nats, bits_per_byte
+
+SCHEMA = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("sequence", pa.int64()),
+        ("epoch", pa.int32()),
+        ("num_tokens", pa.int32()),
+        ("raw_bytes", pa.int64()),
+        ("nats", pa.list_(pa.float32())),
+        ("nats_sum", pa.float64()),
+    ],
+    metadata={"codelength.ledger": "1"},
+)
+ROWS_PER_PART = 8192
+
+
+class LedgerWriter:
+    """Writes one rank's rows; parts are complete files, so a killed run leaves no half-written one."""
+
+    def __init__(self, run_dir: Path, rank: int, num_parts: int = 0):
+        """`num_parts` parts are kept (those that a checkpoint vouches for); later ones are removed."""
+        self.directory = run_dir / "ledger" / f"rank-{rank:05d}"
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.num_parts = num_parts
+        for path in self.directory.iterdir():
+            if path.suffix != ".parquet" or int(path.stem.split("-")[1]) >= num_parts:
+                path.unlink()
+        self._rows: list[dict] = []
+
+    def append(
+        self, step: int, epoch: int, sequences: np.ndarray, nats: np.ndarray, mask: np.ndarray, raw_bytes: np.ndarray
+    ) -> None:
+        """Record a micro-batch: `nats` (n, length) float32 and `mask` (n, length) bool; rows without tokens are padding."""
+        sums = np.where(mask, nats, 0).sum(axis=1, dtype=np.float64)
+        counts = mask.sum(axis=1)
+        for row, sequence in enumerate(sequences):
+            if counts[row] == 0:
+                continue
+            self._rows.append(
+                {
+                    "step": step,
+                    "sequence": int(sequence),
+                    "epoch": epoch,
+                    "num_tokens": int(counts[row]),
+                    "raw_bytes": int(raw_bytes[row]),
+                    "nats": nats[row][mask[row]] if epoch == 0 else None,
+                    "nats_sum": float(sums[row]),
+                }
+            )
+        if len(self._rows) >= ROWS_PER_PART:
+            self.flush()
+
+    def flush(self) -> int:
+        """Write the buffered rows as a part, durably; returns the number of parts."""
+        if self._rows:
+            path = self.directory / f"part-{self.num_parts:06d}.parquet"
+            temporary = path.with_suffix(".tmp")
+            with temporary.open("wb") as file:
+                pq.write_table(pa.Table.from_pylist(self._rows, schema=SCHEMA), file, compression="zstd")
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            self._rows = []
+            self.num_parts += 1
+        return self.num_parts
+
+
+@dataclass(frozen=True, slots=True)
+class OnlineCode:
+    """The online code of a training corpus, summed over all ranks."""
+
+    aulc_bits: float
+    """Sum of the first-visit code lengths."""
+    tokens: int
+    """Number of tokens coded."""
+    raw_bytes: int
+    """Bytes of text that these tokens stand for."""
+    step_raw_bytes: np.ndarray
+    """Bytes first read at each step, in order."""
+    step_bits: np.ndarray
+    """Code length of those bytes, float64."""
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Online code length per byte of the corpus."""
+        return bits_per_byte(self.aulc_bits, self.raw_bytes)
+
+
+def part_paths(run_dir: Path) -> list[Path]:
+    """All parts of all ranks, in order of rank and part."""
+    return sorted((run_dir / "ledger").glob("rank-*/part-*.parquet"))
+
+
+def read_rows(run_dir: Path, columns: list[str]) -> Iterator[pa.Table]:
+    """The given columns, a table per part.
+
+    Raises UsageError where the ledger is missing or damaged.
+    """
+    paths = part_paths(run_dir)
+    if not paths:
+        raise UsageError(f"{run_dir}: no ledger; run `codelength train` first")
+    for path in paths:
+        try:
+            yield pq.read_table(path, columns=columns)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UsageError(f"{path}: damaged ledger part ({str(error).splitlines()[0][:100]}); train again") from None
+
+
+def read_online_code(run_dir: Path, num_sequences: int, num_tokens: int) -> OnlineCode:
+    """Sum the first visits and check that they hold every sequence exactly once and all tokens.
+
+    Raises UsageError where the ledger is missing, damaged or incomplete.
+    """
+    columns = ["step", "sequence", "num_tokens", "raw_bytes", "nats_sum"]
+    tables = [
+        table.filter(pc.equal(table["epoch"], 0)).select(columns) for table in read_rows(run_dir, [*columns, "epoch"])
+    ]
+    rows = {name: np.concatenate([table[name].to_numpy() for table in tables]) for name in columns}
+    seen = np.sort(rows["sequence"])
+    tokens = int(rows["num_tokens"].sum())
+    if not np.array_equal(seen, np.arange(num_sequences)) or tokens != num_tokens:
+        raise UsageError(
+            f"{run_dir}: the ledger holds {len(np.unique(seen))} of {num_sequences} sequences in {len(seen)} rows and "
+            f"{tokens} of {num_tokens} tokens; finish the run with `codelength train`"
+        )
+    _, index = np.unique(rows["step"], return_inverse=True)
+    bits = bits_from_nats(rows["nats_sum"])
+    step_raw_bytes = np.bincount(index, weights=rows["raw_bytes"]).astype(np.int64)
+    return OnlineCode(
+        aulc_bits=float(bits.sum()),
+        tokens=tokens,
+        raw_bytes=int(rows["raw_bytes"].sum()),
+        step_raw_bytes=step_raw_bytes,
+        step_bits=np.bincount(index, weights=bits),
+    )

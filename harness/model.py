@@ -1,0 +1,213 @@
+"""The decoder-only transformer: `forward` for training, `step` for coding one token a lane.
+
+Two architectures share one skeleton. `modern` has rotary positions (Su et al. 2021), RMS norm without gains, normalised
+queries and keys, squared ReLU (So et al. 2021) and zero-initialised output projections. `published` is the reference of
+the sparsity literature: sinusoidal positions, LayerNorm, GELU and biases, as in GPT-2.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from harness.functions import rms_norm, squared_relu
+
+ARCHITECTURES = ("modern", "published")
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """Shape of the transformer."""
+
+    architecture: str = "modern"
+    """`modern` or `published`."""
+    width: int = 128
+    """Width of the residual stream, a multiple of `heads`."""
+    layers: int = 4
+    """Number of blocks."""
+    heads: int = 2
+    """Attention heads per block."""
+    context: int = 512
+    """Longest sequence in tokens; a training sequence has exactly this length."""
+
+    def problems(self) -> list[str]:
+        """Every bad value, a line each."""
+        found = []
+        if self.architecture not in ARCHITECTURES:
+            found.append(f"model.architecture={self.architecture}: unknown; use one of {', '.join(ARCHITECTURES)}")
+        for key in ("width", "layers", "heads", "context"):
+            if getattr(self, key) < 1:
+                found.append(f"model.{key}={getattr(self, key)}: must be at least 1")
+        if min(self.width, self.heads) >= 1 and self.width % (2 * self.heads):
+            found.append(f"model.width={self.width}: must be a multiple of 2 * model.heads ({2 * self.heads})")
+        return found
+
+
+@dataclass(slots=True)
+class Cache:
+    """Keys and values seen so far by a fixed number of lanes, and the position of the next token.
+
+    `keys[i]` and `values[i]` of layer i have shape (lanes, heads, length, head width).
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    position: int = 0
+
+
+class Transformer(nn.Module):
+    """Next-token model over `vocab_size` symbols; the input symbol `vocab_size` means "begin"."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int):
+        super().__init__()
+        self.config, self.vocab_size, self.begin = config, vocab_size, vocab_size
+        published = config.architecture == "published"
+        self.embed = nn.Embedding(vocab_size + 1, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width) if published else RMSNorm()
+        self.head = nn.Linear(config.width, vocab_size, bias=False)
+        if published:
+            self.register_buffer("positions", sinusoidal_positions(config.context, config.width), persistent=False)
+            self.apply(_initialise_published)
+        else:
+            cos, sin = rotary_tables(config.context, config.width // config.heads)
+            self.register_buffer("cos", cos, persistent=False)
+            self.register_buffer("sin", sin, persistent=False)
+            nn.init.normal_(self.embed.weight, 0.0, 0.5)
+            nn.init.zeros_(self.head.weight)
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of trained scalars."""
+        return sum(p.numel() for p in self.parameters())
+
+    def flops_per_token(self) -> float:
+        """Floating-point operations of one forward and backward pass, per token (PaLM, appendix B)."""
+        matrices = self.num_parameters - self.embed.weight.numel()
+        return 6 * matrices + 12 * self.config.layers * self.config.width * self.config.context / 2
+
+    def forward(self, targets: Tensor) -> Tensor:
+        """Logits (batch, length, vocab_size) of each of `targets` (batch, length) given those before it."""
+        begin = torch.full_like(targets[:, :1], self.begin)
+        x = self._embed(torch.cat([begin, targets[:, :-1]], dim=1), 0)
+        rotary = None if self._published else (self.cos[: x.shape[1]], self.sin[: x.shape[1]])
+        for block in self.blocks:
+            x = block(x, rotary)
+        return self.head(self.norm(x))
+
+    def new_cache(self, lanes: int, length: int) -> Cache:
+        """An empty cache for `lanes` sequences of at most `length` tokens."""
+        heads, head_width = self.config.heads, self.config.width // self.config.heads
+        keys, values = (
+            [self.embed.weight.new_zeros(lanes, heads, length, head_width) for _ in self.blocks] for _ in range(2)
+        )
+        return Cache(keys, values)
+
+    def step(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """Logits (lanes, vocab_size) after reading one token a lane (shape (lanes,)); advances `cache`."""
+        at = cache.position
+        x = self._embed(tokens, at)
+        rotary = None if self._published else (self.cos[at], self.sin[at])
+        for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
+            x = block.step(x, rotary, keys, values, at)
+        cache.position += 1
+        return self.head(self.norm(x))
+
+    @property
+    def _published(self) -> bool:
+        return self.config.architecture == "published"
+
+    def _embed(self, tokens: Tensor, first_position: int) -> Tensor:
+        x = self.embed(tokens)
+        if not self._published:
+            return x
+        if tokens.dim() == 1:
+            return x + self.positions[first_position]
+        return x + self.positions[first_position : first_position + tokens.shape[1]]
+
+
+class Block(nn.Module):
+    """Attention and a two-layer perceptron, each behind a norm and added to the residual stream."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        width, self.heads = config.width, config.heads
+        self.published = config.architecture == "published"
+        bias = self.published
+        self.attention_norm = nn.LayerNorm(width) if self.published else RMSNorm()
+        self.qkv = nn.Linear(width, 3 * width, bias=bias)
+        self.out = nn.Linear(width, width, bias=bias)
+        self.mlp_norm = nn.LayerNorm(width) if self.published else RMSNorm()
+        self.up = nn.Linear(width, 4 * width, bias=bias)
+        self.down = nn.Linear(4 * width, width, bias=bias)
+        if not self.published:
+            nn.init.zeros_(self.out.weight)
+            nn.init.zeros_(self.down.weight)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Whole sequences: `x` has shape (batch, length, width)."""
+        batch, length, width = x.shape
+        q, k, v = self._heads(self.qkv(self.attention_norm(x)).view(batch, length, 3, self.heads, -1), rotary)
+        mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True)
+        x = x + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+        return x + self.down(self._activate(self.up(self.mlp_norm(x))))
+
+    def step(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, keys: Tensor, values: Tensor, at: int) -> Tensor:
+        """One token a lane: `x` has shape (lanes, width); `keys` and `values` are written at position `at`."""
+        lanes, width = x.shape
+        projected = self.qkv(self.attention_norm(x)).view(lanes, 1, 3, self.heads, -1)
+        q, k, v = (part.squeeze(1) for part in self._heads(projected, rotary))
+        keys[:, :, at], values[:, :, at] = k, v
+        mixed = F.scaled_dot_product_attention(q.unsqueeze(2), keys[:, :, : at + 1], values[:, :, : at + 1])
+        x = x + self.out(mixed.reshape(lanes, width))
+        return x + self.down(self._activate(self.up(self.mlp_norm(x))))
+
+    def _heads(self, qkv: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Split (batch, length, 3, heads, head width) into queries, keys and values."""
+        if rotary is None:
+            return qkv.unbind(2)
+        query_key, value = qkv[:, :, :2], qkv[:, :, 2]
+        q, k = rotate(rms_norm(query_key), *rotary).unbind(2)
+        return q, k, value
+
+    def _activate(self, x: Tensor) -> Tensor:
+        return F.gelu(x) if self.published else squared_relu(x)
+
+
+class RMSNorm(nn.Module):
+    """`rms_norm` as a module."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension."""
+        return rms_norm(x)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions on `x` (batch, length, parts, heads, head width); `cos`, `sin` (length or nothing, half)."""
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    if cos.dim() == 2:
+        cos, sin = cos[:, None, None], sin[:, None, None]
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+
+def rotary_tables(length: int, head_width: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (length, head_width / 2) of the rotary angles."""
+    frequency = 10000.0 ** (-torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
+    angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency
+    return angle.cos().float(), angle.sin().float()
+
+
+def sinusoidal_positions(length: int, width: int) -> Tensor:
+    """Position vectors (length, width) of Vaswani et al. 2017, section 3.5."""
+    frequency = 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+    angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :width].float()
+
+
+def _initialise_published(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)

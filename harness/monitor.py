@@ -1,0 +1,198 @@
+"""What a run shows while it trains: a progress line, JSON lines and TensorBoard files, all from rank 0.
+
+They are views: the ledger is the record. Other ranks hold a `NullMonitor`, so that the loop needs no special case.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+
+from harness.units import bits_per_byte as per_byte
+from harness.units import bytes_from_bits
+
+_SECONDS_BETWEEN_LINES = 10.0
+_METRICS_FILE = "metrics.jsonl"
+_TENSORBOARD_DIR = "tensorboard"
+
+
+class NullMonitor:
+    """The monitor of every rank but the first: takes everything, shows and writes nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Finish the progress line and close the files."""
+
+    def log_step(self, step: int, phase: str, metrics: dict[str, float]) -> None:
+        """Record the scalars of one step, each named with its unit."""
+
+    def log_tensors(self, step: int, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Record the histogram and the number of non-zeros of every tensor."""
+
+    def progress(
+        self,
+        step: int,
+        phase: str,
+        bits_per_byte: float,
+        online_bits: float,
+        tokens_per_second: float,
+        mfu: float | None,
+        seconds_left: float,
+        raw_bytes: int,
+    ) -> None:
+        """Show where the run is.
+
+        `bits_per_byte` is that of this step; `online_bits` is the code length of the first `raw_bytes` bytes of the
+        corpus; `mfu` is the fraction of the peak arithmetic rate, None where the peak is unknown.
+        """
+
+    def message(self, text: str) -> None:
+        """Print a line for the user."""
+
+
+class Monitor(NullMonitor):
+    """Writes `metrics.jsonl` and `tensorboard/` in the run directory; progress to stderr, messages to stdout."""
+
+    def __init__(self, run_dir: Path, total_steps: int, purge_step: int | None = None) -> None:
+        # TensorBoard takes a second to import and only this class needs it.
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._total_steps = total_steps
+        self._line_width = 0
+        self._last_line_at = -_SECONDS_BETWEEN_LINES
+        run_dir.mkdir(parents=True, exist_ok=True)
+        metrics_path = run_dir / _METRICS_FILE
+        if purge_step is not None and metrics_path.exists():
+            _drop_lines_from(metrics_path, purge_step)
+        self._metrics_file = metrics_path.open("a", encoding="utf-8")
+        # A restart purges only what a marked start came before, so the first start is marked too, as a purge from 0.
+        log_dir = str(run_dir / _TENSORBOARD_DIR)
+        self._writer = SummaryWriter(log_dir=log_dir, purge_step=purge_step or 0, flush_secs=10)
+
+    def close(self) -> None:
+        """Finish the progress line and close the files."""
+        if self._line_width:
+            print(file=sys.stderr, flush=True)
+            self._line_width = 0
+        self._metrics_file.close()
+        self._writer.close()
+
+    def log_step(self, step: int, phase: str, metrics: dict[str, float]) -> None:
+        """Append one JSON line, at once on its way to disk, and one TensorBoard scalar a metric."""
+        line = {"step": step, "phase": phase} | {name: _json_number(value) for name, value in metrics.items()}
+        print(json.dumps(line, allow_nan=False), file=self._metrics_file, flush=True)
+        for name, value in metrics.items():
+            self._add_scalar(name, value, step)
+
+    def log_tensors(self, step: int, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Record the histogram and the number of non-zeros of every tensor that has elements."""
+        for name, tensor in named_tensors:
+            values = tensor.detach().float().cpu()
+            self._add_scalar(f"nonzeros/{name}", int(values.count_nonzero()), step)
+            finite_values = values[values.isfinite()]
+            if finite_values.numel():
+                self._writer.add_histogram(f"weights/{name}", finite_values.numpy(), step)
+
+    def progress(
+        self,
+        step: int,
+        phase: str,
+        bits_per_byte: float,
+        online_bits: float,
+        tokens_per_second: float,
+        mfu: float | None,
+        seconds_left: float,
+        raw_bytes: int,
+    ) -> None:
+        """Update the line in place on a terminal; elsewhere print one every ten seconds, and at the last step."""
+        on_terminal = sys.stderr.isatty()
+        now = time.monotonic()
+        is_last = step >= self._total_steps
+        if not on_terminal and not is_last and now - self._last_line_at < _SECONDS_BETWEEN_LINES:
+            return
+        self._last_line_at = now
+        parts = [
+            f"{phase}  step {step}/{self._total_steps}",
+            f"{bits_per_byte:.3f} bits/byte",
+            f"online {_si(bytes_from_bits(online_bits), 2)}B ({per_byte(online_bits, raw_bytes):.3f} bits/byte)",
+            f"{_si(tokens_per_second, 1).replace(' ', '', 1)} tokens/s",
+            *([f"MFU {100 * mfu:.0f} %"] if mfu is not None else []),
+            f"{_clock(seconds_left)} left",
+        ]
+        line = "  ".join(parts)
+        if not on_terminal:
+            print(line, file=sys.stderr, flush=True)
+            return
+        # One column stays free: a full last column makes some terminals wrap, and the line could not be overwritten.
+        # A terminal that does not know its width says 0.
+        columns = (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1
+        line = line[:columns]
+        print("\r" + line.ljust(self._line_width)[:columns], end="", file=sys.stderr, flush=True)
+        self._line_width = len(line)
+
+    def message(self, text: str) -> None:
+        """Print a line to stdout; a progress line on the screen is wiped first and comes back with the next update."""
+        if self._line_width:
+            print("\r" + " " * self._line_width + "\r", end="", file=sys.stderr, flush=True)
+            self._line_width = 0
+        print(text, flush=True)
+
+    def _add_scalar(self, name: str, value: float, step: int) -> None:
+        self._writer.add_scalar(name, value, step, new_style=True, double_precision=True)
+
+
+def make_monitor(run_dir: Path, total_steps: int, rank: int, purge_step: int | None = None) -> NullMonitor:
+    """The `Monitor` of rank 0, a `NullMonitor` for any other rank.
+
+    On resume `purge_step` is the first step that will run again: what was recorded from it on is dropped.
+    """
+    return Monitor(run_dir, total_steps, purge_step) if rank == 0 else NullMonitor()
+
+
+def _si(value: float, digits: int) -> str:
+    """`value` with the prefix of its unit, as in `1.92 M`; whole below 1000, as in `512 `."""
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:.{digits}f} {prefix}"
+    return f"{value:.0f} "
+
+
+def _json_number(value: float) -> float | None:
+    """JSON has no NaN or infinity; null keeps the line readable for every parser."""
+    return value if -float("inf") < value < float("inf") else None
+
+
+def _clock(seconds: float) -> str:
+    """Hours, minutes and seconds, as in `2:41` or `1:02:41`."""
+    if not 0 <= seconds < float("inf"):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _drop_lines_from(path: Path, first_step: int) -> None:
+    """Keep the lines of earlier steps, atomically; a line that a crash left unfinished goes too."""
+    temporary_path = path.with_name(path.name + ".tmp")
+    with path.open(encoding="utf-8", errors="replace") as old, temporary_path.open("w", encoding="utf-8") as new:
+        for line in old:
+            try:
+                is_earlier = json.loads(line)["step"] < first_step
+            except (ValueError, KeyError, TypeError):
+                continue
+            if is_earlier:
+                new.write(line)
+        new.flush()
+        os.fsync(new.fileno())
+    temporary_path.replace(path)

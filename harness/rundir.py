@@ -1,0 +1,84 @@
+"""A run directory: made for one configuration, marked DONE at the end, never reused for another."""
+
+from pathlib import Path
+
+import torch
+
+from harness.checkpoint import RunState, committed_checkpoints, read_state
+from harness.config import RunConfig, changed_keys, dump_config, load_config
+from harness.data import Data, open_data, prepare_data
+from harness.distributed import Ranks
+from harness.errors import CodelengthError, RunFailure, UsageError
+from harness.hardware import environment, write_json
+
+CONFIG_FILE, DONE_MARKER, WEIGHTS_FILE = "config.yaml", "DONE", "weights.safetensors"
+
+
+def on_first_rank(ranks: Ranks, work, *arguments: object) -> None:
+    """Run `work` on rank 0 while the others wait; its error is raised on all of them."""
+    error = None
+    if ranks.is_first:
+        try:
+            work(*arguments)
+        except CodelengthError as problem:
+            error = problem
+        except OSError as problem:
+            error = RunFailure(f"{problem.filename}: {problem.strerror}")
+    error = ranks.share_error(error)
+    if error:
+        raise error
+
+
+def prepared_on_first_rank(config: RunConfig, ranks: Ranks) -> Data:
+    """Prepare the data once, then open them on every rank."""
+    on_first_rank(ranks, prepare_data, config)
+    return open_data(config)
+
+
+def open_run_directory(config: RunConfig, ranks: Ranks, dtype: torch.dtype) -> None:
+    """Make the directory, or check that what lies there is the same run.
+
+    Raises UsageError naming the keys that differ.
+    """
+    on_first_rank(ranks, _open, config, ranks.world_size, dtype)
+
+
+def is_done(run_dir: Path) -> bool:
+    """Whether training has ended."""
+    return (run_dir / DONE_MARKER).exists()
+
+
+def mark_done(run_dir: Path) -> None:
+    """Say that training has ended."""
+    (run_dir / DONE_MARKER).touch()
+
+
+def latest_state(run_dir: Path, expected: RunState) -> tuple[RunState, Path] | None:
+    """State and directory of the newest checkpoint, or None where there is none."""
+    checkpoints = committed_checkpoints(run_dir)
+    return (read_state(checkpoints[-1], expected), checkpoints[-1]) if checkpoints else None
+
+
+def load_run_config(run_dir: Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+    """The resolved configuration that a run was started with, with `key=value` overrides.
+
+    Raises UsageError where `run_dir` is not a run.
+    """
+    if not (run_dir / CONFIG_FILE).exists():
+        raise UsageError(f"{run_dir}: not a run directory (no {CONFIG_FILE}); run `codelength train` first")
+    return load_config(run_dir / CONFIG_FILE, overrides)
+
+
+def _open(config: RunConfig, world_size: int, dtype: torch.dtype) -> None:
+    run_dir = config.run_dir
+    if (run_dir / CONFIG_FILE).exists():
+        changes = [line for line in changed_keys(load_run_config(run_dir), config) if not line.startswith("eval.")]
+        if changes:
+            raise UsageError(
+                f"{run_dir}: this run was started with another configuration ({'; '.join(changes)}); "
+                "set name=... for a new run"
+            )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if not is_done(run_dir):
+        (run_dir / CONFIG_FILE).write_text(dump_config(config))
+        write_json(run_dir / "environment.json", environment(world_size, dtype))

@@ -1,0 +1,86 @@
+"""How long a run trains, in which batches, and its learning rate at each step."""
+
+import math
+from dataclasses import dataclass
+
+from harness.errors import UsageError
+
+PRECISIONS = ("auto", "bf16", "fp32")
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainConfig:
+    """Length and batches of the main and fine-tuning phases."""
+
+    epochs: float = 1.0
+    """Passes over the corpus in the main phase; at least 1, since the online code needs every token once."""
+    finetune_epochs: float = 0.1
+    """Passes after pruning, without penalty and with zeros held at zero; 0 leaves the phase out."""
+    batch_sequences: int = 8
+    """Sequences per optimizer step, over all ranks and micro-batches."""
+    micro_batch_sequences: int | None = None
+    """Sequences per forward pass of one rank; default: the rank's whole share."""
+    precision: str = "auto"
+    """`bf16` or `fp32` arithmetic of the forward pass; `auto` takes bf16 where the hardware is fast at it."""
+    checkpoint_minutes: float = 10.0
+    """Time between checkpoints."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints are kept."""
+    log_every_steps: int = 10
+    """Steps between progress lines and metrics; losses in between are summed, not skipped."""
+
+    def problems(self) -> list[str]:
+        """Every bad value, a line each."""
+        found = []
+        if not (math.isfinite(self.epochs) and self.epochs >= 1):
+            found.append(f"train.epochs={self.epochs}: must be at least 1, so that every token is coded once")
+        if not (math.isfinite(self.finetune_epochs) and self.finetune_epochs >= 0):
+            found.append(f"train.finetune_epochs={self.finetune_epochs}: must be 0 or more")
+        for key in ("batch_sequences", "keep_checkpoints", "log_every_steps"):
+            if getattr(self, key) < 1:
+                found.append(f"train.{key}={getattr(self, key)}: must be at least 1")
+        micro = self.micro_batch_sequences
+        if micro is not None and (micro < 1 or self.batch_sequences % micro):
+            found.append(
+                f"train.micro_batch_sequences={micro}: must divide train.batch_sequences ({self.batch_sequences})"
+            )
+        if self.precision not in PRECISIONS:
+            found.append(f"train.precision={self.precision}: unknown; use one of {', '.join(PRECISIONS)}")
+        if not self.checkpoint_minutes > 0:
+            found.append(f"train.checkpoint_minutes={self.checkpoint_minutes}: must be positive")
+        return found
+
+    def micro_batch(self, world_size: int) -> int:
+        """Sequences per forward pass of one rank.
+
+        Raises UsageError where the batch cannot be shared evenly among `world_size` ranks.
+        """
+        micro = self.micro_batch_sequences or self.batch_sequences // world_size
+        if micro < 1 or self.batch_sequences % (micro * world_size):
+            raise UsageError(
+                f"train.batch_sequences={self.batch_sequences}: must be a multiple of "
+                f"{max(micro, 1) * world_size} (micro-batch {max(micro, 1)} x {world_size} ranks)"
+            )
+        return micro
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A stretch of optimizer steps with its own learning-rate schedule."""
+
+    name: str
+    first_step: int
+    num_steps: int
+
+    @property
+    def end_step(self) -> int:
+        """The step after the last one."""
+        return self.first_step + self.num_steps
+
+
+def learning_rate_factor(step: int, num_steps: int, warmup_steps: int, shape: str, final_fraction: float) -> float:
+    """Factor on the peak learning rate at `step` of a phase: linear warm-up, then linear or cosine decay."""
+    warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+    progress = step / num_steps
+    decay = 1.0 - progress if shape == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    return warmup * (final_fraction + (1.0 - final_fraction) * decay)

@@ -1,0 +1,220 @@
+"""The `codelength` command: one subcommand per step of the work.
+
+Heavy imports happen inside the subcommands, so that `--help` and mistakes answer at once.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from harness.errors import CodelengthError, UsageError
+
+SECONDS_BETWEEN_PROGRESS = 0.5
+SECONDS_BETWEEN_PROGRESS_LINES = 10.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand; returns the exit status: 0, 1 (the work failed) or 2 (usage or input)."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+        sys.stdout.flush()
+    except CodelengthError as error:
+        for line in str(error).splitlines():
+            print(f"codelength: {line}", file=sys.stderr)
+        return error.exit_status
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            # The reader of a pipe (`| head`) has seen enough; nothing more can be said to it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        print(f"codelength: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("codelength: interrupted; nothing half-written is left", file=sys.stderr)
+        return 128 + signal.SIGINT
+    return 0
+
+
+def _data(options: argparse.Namespace) -> None:
+    from harness.config import load_config
+    from harness.data import prepare_data
+
+    data = prepare_data(load_config(options.config, options.overrides))
+    for name, shard in (("train", data.train), ("heldout", data.heldout)):
+        print(f"{name:8}{shard.raw_bytes:>16,} bytes = {shard.num_tokens:,} tokens, SHA-256 {shard.fingerprint[:16]}")
+    print(f"shards are in {data.directory}")
+
+
+def _train(options: argparse.Namespace) -> None:
+    from harness.config import load_config
+
+    config = load_config(options.config, options.overrides)
+    if options.processes > 1:
+        config.train.micro_batch(options.processes)
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += [f"--nproc-per-node={options.processes}", "-m", "harness.train", options.config, *options.overrides]
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        sys.stdout.flush()
+        os.execv(command[0], command)
+    from harness.train import train_run
+
+    train_run(config)
+
+
+def _eval(options: argparse.Namespace) -> None:
+    from eval.offline import evaluate
+    from eval.plot import plot_run
+    from eval.table import load_reports, render
+
+    split_at = next((i for i, text in enumerate(options.runs) if "=" in text), len(options.runs))
+    runs, overrides = [Path(run) for run in options.runs[:split_at]], options.runs[split_at:]
+    if not runs:
+        raise UsageError("eval: name at least one run directory, for example runs/demo")
+    if any(not text.startswith("eval.") for text in overrides):
+        raise UsageError(f"{' '.join(overrides)}: only eval.* can be changed after training")
+    for run in runs:
+        evaluate(run, overrides, options.threads, _progress(options.quiet))
+        reports = load_reports([run])
+        (run / "table.md").write_text(render(reports, "md"))
+        plot_run(run)
+    print(render(load_reports(runs), "rich"), end="")
+    for run in runs:
+        print(f"archive, report.json, table.md and figures are in {run}; it decodes with")
+        print(f"  codelength decompress {run}/offline/archive.cl -o OUT")
+
+
+def _table(options: argparse.Namespace) -> None:
+    from eval.table import load_reports, render
+
+    print(render(load_reports(options.runs), options.format), end="")
+
+
+def _plot(options: argparse.Namespace) -> None:
+    from eval.plot import plot_run
+
+    for run in options.runs:
+        for path in plot_run(run):
+            print(path)
+
+
+def _compress(options: argparse.Namespace) -> None:
+    from eval.offline import compress
+    from harness.data import open_data
+    from harness.rundir import load_run_config
+
+    config = load_run_config(options.run_dir)
+    try:
+        text = options.input.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{options.input}: {error.strerror}; give the path of a file") from None
+    _check_output(options.output, options.force)
+    progress = _progress(options.quiet)
+    report, _, _ = compress(options.run_dir, config, open_data(config), text, options.output, options.threads, progress)
+    print(
+        f"{options.output}: {report.total_bytes:,} bytes for {len(text):,} (header {report.header_bytes:,}, model "
+        f"{report.model_bytes:,}, tokenizer {report.tokenizer_bytes:,}, data {report.data_bytes:,}, checksum "
+        f"{report.checksum_bytes})"
+    )
+
+
+def _decompress(options: argparse.Namespace) -> None:
+    from eval.archive import read_archive, write_atomically
+
+    _check_output(options.output, options.force)
+    text = read_archive(options.archive, options.threads, _progress(options.quiet))
+    write_atomically(options.output, text)
+    if not options.quiet:
+        print(f"{options.output}: {len(text):,} bytes, SHA-256 verified")
+
+
+def _check_output(path: Path, force: bool) -> None:
+    if path.is_dir() or not path.parent.is_dir():
+        raise UsageError(f"{path}: not a place for a file; give the path of a file in an existing directory")
+    if path.exists() and not force:
+        raise UsageError(f"{path}: exists already; remove it, choose another -o, or add --force")
+
+
+def _progress(quiet: bool) -> Callable[[int, int], None]:
+    """A line with rate and time left: updated in place on a terminal, one every ten seconds elsewhere."""
+    on_terminal = sys.stderr.isatty()
+    pause = SECONDS_BETWEEN_PROGRESS if on_terminal else SECONDS_BETWEEN_PROGRESS_LINES
+    start = last = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        nonlocal last, start
+        now = time.monotonic()
+        if quiet or now - last < pause:
+            return
+        last = now
+        rate = done / (now - start)
+        left = (total - done) / rate if rate else 0.0
+        line = f"{done:,}/{total:,} bytes  {rate / 1e3:.1f} kB/s  {left:.0f} s left"
+        print(f"\r{line:<60}" if on_terminal else line, end="" if on_terminal else "\n", file=sys.stderr, flush=True)
+
+    return show
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="codelength",
+        description="Pretrain a transformer, know the online code length of its corpus, and write its offline code.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        return sub
+
+    def add_work_options(sub: argparse.ArgumentParser) -> None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        sub.add_argument(
+            "--threads", type=_positive, default=cores, help="blocks computed at a time (default: %(default)s)"
+        )
+        sub.add_argument("--quiet", action="store_true", help="no progress")
+
+    sub = command("data", _data, "prepare tokenizer and shards of a corpus")
+    _add_config(sub)
+    sub = command("train", _train, "train a run: main -> prune -> finetune; a stopped run goes on")
+    sub.add_argument("--processes", type=_positive, default=1, help="processes of torchrun (default: 1)")
+    _add_config(sub)
+    sub = command("eval", _eval, "write, decode and report the offline code of trained runs")
+    sub.add_argument("runs", nargs="+", metavar="RUN", help="run directories, then eval.* overrides")
+    add_work_options(sub)
+    sub = command("table", _table, "compare evaluated runs")
+    sub.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    sub.add_argument("--format", default="rich", metavar="rich|md|csv|json|latex")
+    sub = command("plot", _plot, "draw the figures of evaluated runs again")
+    sub.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    sub = command("compress", _compress, "code any file with the model of a run")
+    sub.add_argument("--run", dest="run_dir", type=Path, required=True, metavar="RUN")
+    sub.add_argument("input", type=Path, metavar="INPUT")
+    _add_output(sub)
+    add_work_options(sub)
+    sub = command("decompress", _decompress, "rebuild the text from an archive alone")
+    sub.add_argument("archive", type=Path, metavar="FILE.cl")
+    _add_output(sub)
+    add_work_options(sub)
+    return parser
+
+
+def _add_config(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("config", metavar="CONFIG", help="a YAML file, see configs/")
+    sub.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.epochs=2")
+
+
+def _add_output(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
+    sub.add_argument("--force", action="store_true", help="replace FILE if it exists")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
+    return number

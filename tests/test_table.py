@@ -1,0 +1,191 @@
+"""Tables: honest order, labelled projections, full numbers for programs, nothing that a name could break."""
+
+import copy
+import csv
+import io
+import json
+import math
+import re
+
+import pytest
+
+from eval.baselines import BASELINES
+from eval.table import FORMATS, flat_record, load_reports, render
+from harness.errors import UsageError
+
+SIZES = dict(zip([b.name for b in BASELINES], (179191, 207948, 171309, 80800, 82516, 76579, 75106, 67395), strict=True))
+REPORT = {
+    "run": "demo",
+    "config_sha256": "ab" * 32,
+    "data": {
+        "corpus": "wiki-mini",
+        "train_bytes": 5_707_324,
+        "heldout_bytes": 256_000,
+        "eval_split": "heldout",
+        "raw_bytes": 256_000,
+    },
+    "online": {
+        "aulc_bits": 14_496_602.0625,
+        "tokens": 5_707_324,
+        "bits_per_byte": 2.5400000012345,
+        "above_final_bits": 2e6,
+        "code_bytes": 61_234,
+        "raw_bytes": 5_707_324,
+    },
+    "offline": {
+        "method": "rl1",
+        "parameters": 853_632,
+        "nonzeros": 85_363,
+        "model_bytes": 98_231,
+        "tokenizer_bytes": 0,
+        "data_bytes": 72_011,
+        "header_bytes": 512,
+        "checksum_bytes": 64,
+        "total_bytes": 170_818,
+        "bits_per_byte": 5.3380625,
+        "ideal_data_bits": 576_010.25,
+        "verified": True,
+        "sha256": "cd" * 32,
+        "encode_seconds": 31.2,
+        "decode_seconds": 30.9,
+    },
+    "projected": {"dataset_bytes": 5_707_324, "total_bytes": 1_703_661},
+    "conventions": {"paper_model_bytes": 341_452, "csr_model_bytes": 515_000, "dense_float32_bytes": 3_414_528},
+    "baselines": SIZES,
+}
+FOR_PEOPLE = ("rich", "md", "latex")
+
+
+def report(**changes) -> dict:
+    """REPORT with top-level values replaced and sections updated."""
+    changed = copy.deepcopy(REPORT)
+    for key, value in changes.items():
+        changed[key] = changed[key] | value if isinstance(value, dict) else value
+    return changed
+
+
+def save(path, content) -> None:
+    path.mkdir()
+    (path / "report.json").write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def test_runs_are_sorted_by_dataset_size_then_name(tmp_path):
+    for name, train_bytes in (("z", 300), ("b", 1200), ("a", 1200), ("unknown", None)):
+        save(tmp_path / name, report(run=name, data={"train_bytes": train_bytes}))
+    loaded = load_reports([tmp_path / name for name in ("a", "unknown", "b", "z")])
+    assert [r["run"] for r in loaded] == ["z", "a", "b", "unknown"]
+
+
+def test_a_run_without_a_readable_report_is_named_with_the_remedy(tmp_path):
+    (tmp_path / "new").mkdir()
+    save(tmp_path / "cut", '{"run": "cu')
+    save(tmp_path / "list", "[1, 2]")
+    (tmp_path / "binary").mkdir()
+    (tmp_path / "binary" / "report.json").write_bytes(b"\xff\xfe\x00")
+    for name in ("new", "cut", "list", "binary", "absent"):
+        with pytest.raises(UsageError) as caught:
+            load_reports([tmp_path / name])
+        assert f"run `codelength eval {tmp_path / name}`" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_every_code_of_one_run_stands_in_order_of_size():
+    lines = render([REPORT], "md").splitlines()
+    rows = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in lines]
+    codes = [row for row in rows if len(row) == 9 and row[4].replace(",", "").isdigit()]
+    totals = [int(row[4].replace(",", "")) for row in codes]
+    assert totals == sorted([*SIZES.values(), 170_818, 256_000])
+    assert [row[0] for row in codes].index("codelength, rl1") == 5  # after five whole-file compressors
+    ours = codes[5]
+    assert ours[1:] == ["512 B chunk", "98,231", "72,011", "170,818", "5.338", "2.250", "66.7 %", "yes"]
+    assert {row[1] for row in codes} == {"512 B chunk", "whole file", ""}
+
+
+def test_the_chunk_of_the_report_is_the_one_that_is_named():
+    assert "256 B chunk" in render([report(data={"chunk_bytes": 256})], "md")
+
+
+@pytest.mark.parametrize("fmt", FOR_PEOPLE)
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_is_not_a_file_is_labelled(fmt, count):
+    text = render([REPORT] * count, fmt)
+    assert "projected: model bytes plus" in text
+    assert "ideal: the sum of the ledger" in text
+    assert "not a file" in text
+    assert "1,703,661" in text
+    assert f"{14_496_602 / 8:,.0f}" in text
+
+
+@pytest.mark.parametrize("fmt", FOR_PEOPLE)
+@pytest.mark.parametrize(("verified", "shown"), [(True, "yes"), (False, "NO"), (None, "-")])
+def test_what_does_not_decode_says_so(fmt, verified, shown):
+    text = render([report(offline={"verified": verified})] * 2, fmt)
+    row = next(line for line in text.splitlines() if "98,231" in line)
+    assert re.split(r"[\s|&]+", row.rstrip(" |\\"))[-1].strip("{}") == shown
+
+
+def test_csv_and_json_carry_full_numbers_under_keys_with_units():
+    (record,) = json.loads(render([REPORT], "json"))
+    (row,) = csv.DictReader(io.StringIO(render([REPORT], "csv")))
+    assert list(row) == list(record) == list(flat_record({}))
+    assert record["online_ideal_bits_per_byte"] == 2.5400000012345 == float(row["online_ideal_bits_per_byte"])
+    assert record["online_ideal_bits"] == 14_496_602.0625
+    assert record["total_bits_per_byte"] == 8 * 170_818 / 256_000
+    assert record["data_bits_per_byte"] == 8 * 72_011 / 256_000
+    assert {name: record[f"{name}_bytes"] for name in SIZES} == SIZES
+    assert record["verified"] is True
+    units = ("_bytes", "_bits", "_per_byte", "_seconds", "_sha256")
+    unitless = {key for key in record if not key.endswith(units)}
+    assert unitless == {
+        *("run", "corpus", "eval_split", "method", "parameters", "nonzeros", "verified", "sha256", "online_tokens")
+    }
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_missing_sections_are_empty_cells(fmt):
+    broken = {"run": "young", "data": None, "offline": {"total_bytes": "many", "data_bytes": math.nan}, "online": 3}
+    for reports in ([broken], [REPORT, broken], [{}, {}]):
+        text = render(reports, fmt)
+        assert "nan" not in text.lower()
+        assert "None" not in text
+    assert json.loads(render([broken], "json"))[0]["total_bytes"] is None
+
+
+def test_names_cannot_break_a_format():
+    name = "a|b_[red]*c*\\d{e}&f%$#~^<g>\nh"
+    reports = [report(run=name), report(run="[x]")]
+    shown = name.replace("\n", " ")
+    assert f" {shown} " in render(reports, "rich")
+    markdown = [line for line in render(reports, "md").splitlines() if line.startswith("| a")]
+    cells = [re.split(r"(?<!\\)\|", line)[1].strip() for line in markdown]
+    assert len(cells) == 3
+    assert {re.sub(r"\\(.)", r"\1", cell) for cell in cells} == {shown}
+    latex = render(reports, "latex")
+    assert r"a\textbar{}b\_{[}red{]}*c*\textbackslash{}d\{e\}\&f\%\$\#\textasciitilde{}\textasciicircum{}" in latex
+    assert not any(line.startswith("[") for line in latex.splitlines())
+    assert json.loads(render(reports, "json"))[0]["run"] == name
+    assert next(csv.DictReader(io.StringIO(render(reports, "csv"))))["run"] == name
+
+
+def test_every_latex_row_has_the_columns_of_its_table():
+    for table in render([REPORT, REPORT], "latex").split("\\begin{tabular}")[1:]:
+        columns = len(re.match(r"\{([lr]+)\}", table)[1])
+        rows = [line for line in table.splitlines() if line.endswith(r"\\")]
+        assert len(rows) == 3
+        assert {len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows} == {columns}
+
+
+def test_no_digit_is_lost_in_a_narrow_terminal():
+    text = render([REPORT], "rich", width=40)
+    assert "…" not in text
+    assert all(f"{size:,}" in text for size in [*SIZES.values(), 98_231, 1_703_661, 3_414_528])
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_ordinary_runs_fit_120_columns(count):
+    assert max(map(len, render([REPORT] * count, "rich", width=120).splitlines())) <= 120
+
+
+def test_an_unknown_format_is_refused_by_name():
+    with pytest.raises(UsageError, match=r"'html'.*rich, md, csv, json, latex"):
+        render([REPORT], "html")
