@@ -150,9 +150,10 @@ def _leaves(tree: dict, prefix: str = "") -> list[tuple[str, object]]:
 def _reason(error: Exception, dotted: str) -> str:
     text = str(error).splitlines()[0]
     if "not in" in text:
-        section = dotted.rpartition(".")[0]
-        node = OmegaConf.structured(RunConfig)
-        known = OmegaConf.select(node, section) if section else node
-        names = ", ".join(known) if OmegaConf.is_dict(known) else "the keys of configs/wiki-mini.yaml"
-        return f"unknown key; known here: {names}"
+        known = OmegaConf.structured(RunConfig)
+        for part in dotted.split(".")[:-1]:
+            if part not in known or not OmegaConf.is_dict(known[part]):
+                break
+            known = known[part]
+        return f"unknown key; known here: {', '.join(known)}"
     return text

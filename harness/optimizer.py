@@ -76,7 +76,7 @@ class _Ruled:
         """One optimizer step with the rule's part of it; weights with a mask of 0 stay exactly 0."""
         rule = self.rule
         if rule and rule.coupling == "adam":
-            for group, parameter in self._regularised():
+            for _, parameter in self._regularised():
                 rule.add_gradient(parameter, parameter.grad, self.state[parameter])
         super().step()
         for group, parameter in self._regularised():

@@ -239,8 +239,8 @@ class Trainer:
             f"corpus      {config.corpus.kind}: {shard.raw_bytes:,} bytes = {shard.num_tokens:,} tokens "
             f"({config.tokenizer.kind}); held out {self.data.heldout.raw_bytes:,} bytes",
             f"model       {config.model.architecture}: {model.num_parameters:,} parameters, {matrices:,} in matrices",
-            f"steps       {', '.join(f'{p.name} {p.num_steps:,}' for p in self.phases)} of {tokens_per_step:,} tokens = "
-            f"{self.ranks.world_size} rank(s) x {config.train.batch_sequences // micro // self.ranks.world_size} "
+            f"steps       {', '.join(f'{p.name} {p.num_steps:,}' for p in self.phases)} of {tokens_per_step:,} tokens "
+            f"= {self.ranks.world_size} rank(s) x {config.train.batch_sequences // micro // self.ranks.world_size} "
             f"micro-batch(es) x {micro} sequences x {config.model.context}",
             f"arithmetic  {str(self.dtype).removeprefix('torch.')} products, float32 loss, {self.ranks.device.type}",
             f"sizes       ledger about {5 * shard.num_tokens / 1e6:,.1f} MB, checkpoint about "

@@ -26,22 +26,24 @@ def curve(num_points: int) -> tuple[np.ndarray, np.ndarray]:
     return raw_bytes, raw_bytes * (2 + 6 / np.sqrt(np.arange(1, num_points + 1)))
 
 
-@pytest.mark.parametrize("num_points", [0, 1, 2, 300_000])
+@pytest.mark.parametrize("num_points", [0, 1, 300_000])
 def test_the_online_curve_is_drawn_for_any_length(tmp_path, num_points):
     path = tmp_path / "figures" / "online.png"
     online_curve(path, *curve(num_points), RATES)
     assert pixels(path).shape == (750, 1200, 3)
 
 
-def test_a_costlier_online_code_gives_another_picture(tmp_path):
+def test_a_costlier_online_code_runs_higher(tmp_path):
     path = tmp_path / "online.png"
     raw_bytes, bits = curve(1000)
-    images = []
+    mean_rows = []
     for factor in (1.0, 1.5):
         online_curve(path, raw_bytes, factor * bits, {})
-        images.append(pixels(path))
-    assert count(images[0], BLACK) > 2000
-    assert not np.array_equal(*images)
+        # Right of the legend and clear of the axes, only the online code is black.
+        inside = pixels(path)[60:640, 500:1150]
+        assert count(inside, BLACK) > 1000
+        mean_rows.append(np.argwhere(inside.max(axis=2) < 0.02)[:, 0].mean())
+    assert mean_rows[1] < mean_rows[0] - 30
 
 
 def test_the_same_numbers_give_the_same_picture(tmp_path):
@@ -50,7 +52,7 @@ def test_the_same_numbers_give_the_same_picture(tmp_path):
     assert (tmp_path / "a" / "online.png").read_bytes() == (tmp_path / "b" / "online.png").read_bytes()
 
 
-@pytest.mark.parametrize("num_steps", [0, 1, 60, 20_000])
+@pytest.mark.parametrize("num_steps", [0, 1, 20_000])
 def test_the_loss_curve_is_drawn_for_any_length(tmp_path, num_steps):
     step = np.arange(num_steps)
     path = tmp_path / "loss.png"
@@ -77,7 +79,7 @@ def test_bars_are_as_long_as_the_share_of_nonzeros(tmp_path):
     assert blue[1] == pytest.approx(4 * blue[0], rel=0.03)
 
 
-@pytest.mark.parametrize("num_tensors", [0, 1, 60])
+@pytest.mark.parametrize("num_tensors", [0, 60])
 def test_a_model_of_any_depth_stays_readable(tmp_path, num_tensors):
     path = tmp_path / "sparsity.png"
     names = [f"blocks.{i // 5}.tensor_{i % 5}.weight" for i in range(num_tensors)]

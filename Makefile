@@ -1,0 +1,33 @@
+PYTHON ?= python3
+PROCESSES ?= 2
+# One thread per process: two busy threads on two cores can be ten times slower than one.
+export OMP_NUM_THREADS = 1
+BIN := .venv/bin
+# Where `make demo` puts its run, and more `key=value` settings for it, for example DEMO="train.epochs=2".
+RUN ?= runs/demo
+DEMO ?=
+SETTINGS = configs/demo.yaml runs_dir=$(patsubst %/,%,$(dir $(RUN))) name=$(notdir $(RUN)) $(DEMO)
+
+.PHONY: demo test lint format
+
+demo: .venv/installed
+	$(BIN)/codelength data $(SETTINGS)
+	$(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES) -m harness.train $(SETTINGS)
+	$(BIN)/codelength eval $(RUN)
+
+test: .venv/installed lint
+	$(BIN)/pytest $(PYTEST)
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("codelength needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[wiki-mini,dev]'
+	touch $@
