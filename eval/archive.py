@@ -8,24 +8,36 @@ import hashlib
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 
 from eval.coder import Decoder, Encoder
-from eval.config import MAX_LANES, EvalConfig
+from eval.config import EvalConfig
 from eval.container import CHECKSUM_BYTES, framing_bytes, pack_json, pack_sections, read_sections, unpack_json
 from eval.predictor import Predictor, block_count, cache_bytes_per_lane
 from eval.weights import decode_weights, encode_weights, rebuild
 from harness.errors import RunFailure, UsageError
 from harness.hardware import environment
 from harness.model import ModelConfig, Transformer
-from harness.tokenizer import ByteTokenizer, SentencePieceTokenizer, from_model_bytes
+from harness.tokenizer import KINDS, ByteTokenizer, SentencePieceTokenizer, from_model_bytes
 
-MAX_BLOCKS = 4096
-MAX_PARAMETERS = 10**11
+MAX_LAYERS = 4096
+MAX_SIZE = 1 << 40
+_HEAD_TYPES = {
+    "model": dict,
+    "tokenizer": str,
+    "raw_bytes": int,
+    "sha256": str,
+    "chunk_bytes": int,
+    "lanes": int,
+    "blocks": int,
+    "predictor_sha256": str,
+    "environment": dict,
+}
 
 Progress = Callable[[int, int], None]
 """Called now and then with (bytes done, bytes in all)."""
@@ -76,7 +88,7 @@ def write_archive(
     num_chunks = -(-len(text) // config.chunk_bytes)
     length = min(config.chunk_bytes, len(text)) or 1
     per_lane = cache_bytes_per_lane(transformer, length)
-    blocks = min(MAX_BLOCKS, block_count(num_chunks, config.lanes, per_lane, config.max_cache_bytes))
+    blocks = block_count(num_chunks, config.lanes, per_lane, config.max_cache_bytes)
     predictor = Predictor(transformer, config.lanes, blocks, length, threads)
     head = {
         "model": asdict(model.config),
@@ -121,24 +133,25 @@ def read_archive(path: Path, threads: int, progress: Progress) -> bytes:
     """
     sections = read_sections(path)
     if set(sections) != {"HEAD", "TOKN", "MODL", "DATA"}:
-        raise UsageError(f"{path}: not an offline archive (sections {', '.join(sections)})")
+        raise UsageError(f"{path}: holds no text; give an archive made by `codelength eval` or `codelength compress`")
     head = unpack_json(sections["HEAD"], path)
     try:
-        tokenizer, transformer, geometry = _parse_head(head, sections["TOKN"])
-    except (KeyError, TypeError, ValueError, UsageError) as error:
-        raise UsageError(f"{path}: malformed header ({str(error)[:80]}); fetch the archive again") from None
-    shapes = {name: tuple(p.shape) for name, p in transformer.named_parameters()}
-    integers, steps = decode_weights(sections["MODL"], shapes)
-    transformer = _load(transformer, rebuild(integers, steps))
-    raw_bytes, chunk_bytes, lanes, blocks = geometry
-    predictor = Predictor(transformer, lanes, blocks, min(chunk_bytes, raw_bytes) or 1, threads)
-    if predictor.fingerprint() != head["predictor_sha256"]:
-        here = _relevant_environment()
-        raise UsageError(
-            f"{path}: this machine computes other probabilities than the one that wrote it "
-            f"({_describe(head['environment'])}; here {_describe(here)}); decode with the same versions and processor"
-        )
-    text = _decode_chunks(raw_bytes, chunk_bytes, tokenizer, predictor, Decoder(sections["DATA"]), progress)
+        config, tokenizer = _check_head(head, sections["TOKN"])
+        transformer = Transformer(config, tokenizer.vocab_size)
+        shapes = {name: tuple(p.shape) for name, p in transformer.named_parameters()}
+        transformer = _load(transformer, rebuild(*decode_weights(sections["MODL"], shapes)))
+        decoder = Decoder(sections["DATA"])
+        length = min(head["chunk_bytes"], head["raw_bytes"]) or 1
+        predictor = Predictor(transformer, head["lanes"], head["blocks"], length, threads)
+        if predictor.fingerprint() != head["predictor_sha256"]:
+            here = _describe(_relevant_environment())
+            raise UsageError(
+                "this machine computes other probabilities than the one that wrote it "
+                f"({_describe(head['environment'])}; here {here}); decode with the same versions and processor"
+            )
+        text = _decode_chunks(head["raw_bytes"], head["chunk_bytes"], tokenizer, predictor, decoder, progress)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
     if hashlib.sha256(text).hexdigest() != head["sha256"]:
         raise UsageError(
             f"{path}: the decoded text differs from what was coded (SHA-256), so this machine computes otherwise "
@@ -222,21 +235,40 @@ def _decode_chunks(
     return b"".join(parts)
 
 
-def _parse_head(
-    head: dict, tokenizer_model: bytes
-) -> tuple[ByteTokenizer | SentencePieceTokenizer, Transformer, tuple[int, int, int, int]]:
+def _check_head(head: dict, tokenizer_model: bytes) -> tuple[ModelConfig, ByteTokenizer | SentencePieceTokenizer]:
+    """Configuration and tokenizer of a header whose every value is of its type and in range.
+
+    Raises UsageError for others, and for an archive too large for this machine, before anything is allocated.
+    """
+    model = head.get("model")
+    wrong = [key for key, kind in _HEAD_TYPES.items() if type(head.get(key)) is not kind]
+    if not wrong:
+        wrong = [f"model.{f.name}" for f in fields(ModelConfig) if type(model.get(f.name)) is not type(f.default)]
+    if wrong or len(model) != len(fields(ModelConfig)):
+        raise UsageError(f"malformed header ({', '.join(wrong) or 'model'}); fetch the archive again")
+    config = ModelConfig(**model)
+    sizes = [config.width, config.layers, config.heads, config.context, head["chunk_bytes"], head["lanes"]]
+    in_range = all(1 <= size <= MAX_SIZE for size in [*sizes, head["blocks"], head["raw_bytes"] + 1])
+    in_range = in_range and config.layers <= MAX_LAYERS and head["chunk_bytes"] <= config.context
+    if not in_range or config.problems() or head["tokenizer"] not in KINDS:
+        raise UsageError("malformed header (values out of range); fetch the archive again")
     tokenizer = from_model_bytes(head["tokenizer"], tokenizer_model)
-    config = ModelConfig(**head["model"])
-    geometry = tuple(int(head[key]) for key in ("raw_bytes", "chunk_bytes", "lanes", "blocks"))
-    raw_bytes, chunk_bytes, lanes, blocks = geometry
-    problems = config.problems()
-    if not (raw_bytes >= 0 and 1 <= chunk_bytes <= config.context and 1 <= lanes <= MAX_LANES):
-        problems.append("sizes out of range")
-    if not 1 <= blocks <= MAX_BLOCKS or 12 * config.layers * config.width**2 > MAX_PARAMETERS:
-        problems.append("model or blocks too large")
-    if problems:
-        raise UsageError(problems[0])
-    return tokenizer, Transformer(config, tokenizer.vocab_size), geometry
+    needed, free = _memory_bytes(head, config, tokenizer.vocab_size), psutil.virtual_memory().available
+    if needed > free:
+        raise UsageError(
+            f"needs about {needed / 1e9:.1f} GB of memory to decode, {free / 1e9:.1f} GB are free; "
+            "decode it on a larger machine"
+        )
+    return config, tokenizer
+
+
+def _memory_bytes(head: dict, config: ModelConfig, vocab_size: int) -> int:
+    """Memory for weights (integers and floats), position tables, lanes (cache, coding tables) and text, roughly."""
+    num_weights = 12 * config.layers * config.width**2 + (2 * vocab_size + 1) * config.width
+    length = min(head["chunk_bytes"], head["raw_bytes"]) or 1
+    per_lane = 8 * config.layers * length * config.width + 40 * vocab_size
+    lanes = head["lanes"] * head["blocks"]
+    return 16 * num_weights + 24 * config.context * config.width + lanes * per_lane + 2 * head["raw_bytes"]
 
 
 def _load(transformer: Transformer, weights: dict[str, np.ndarray]) -> Transformer:
@@ -253,4 +285,5 @@ def _relevant_environment() -> dict:
 
 
 def _describe(relevant: dict) -> str:
-    return ", ".join(f"{key} {value}" for key, value in relevant.items())
+    text = ", ".join(f"{key} {value}" for key, value in relevant.items())
+    return "".join(character for character in text if character.isprintable())[:200]

@@ -1,7 +1,9 @@
 """Range coding over constriction: one stream per file, symbols with a table of probabilities each.
 
-constriction turns float32 probabilities into integer frequencies that sum to 2^24, none of them 0. Alphabets larger
-than 256 symbols are coded as two digits, since the floor of one 24-bit table of 32,000 symbols costs 1 %.
+constriction turns probabilities into integer frequencies that sum to 2^24, none of them 0. It gets them as float64: in
+float32 its rounding can leave the last symbol of a table without a frequency, and it panics on coding that symbol.
+Alphabets larger than 256 symbols are coded as two digits, since the floor of one 24-bit table of 32,000 symbols costs
+1 %.
 """
 
 import math
@@ -9,9 +11,12 @@ import math
 import numpy as np
 from constriction import stream as ac
 
+from harness.errors import UsageError
+
 PRECISION_BITS = 24
 MAX_TABLE = 256
 _FAMILY = ac.model.Categorical(perfect=False)
+_SMALLEST = float(np.finfo(np.float32).smallest_subnormal)
 
 
 class Encoder:
@@ -22,7 +27,7 @@ class Encoder:
         self.quantised_bits = 0.0
         """-log2 of the integer frequencies of the symbols so far: what the stream should take."""
         self.ideal_bits = 0.0
-        """-log2 of the float probabilities of the symbols so far."""
+        """-log2 of the float probabilities of the symbols so far; one that underflowed counts as 2^-149."""
 
     def encode(self, symbols: np.ndarray, probabilities: np.ndarray) -> None:
         """`symbols` (n,) with `probabilities` (n, alphabet), float32; alphabets over 256 become two digits."""
@@ -30,8 +35,7 @@ class Encoder:
             return
         chosen = probabilities[np.arange(len(symbols)), symbols].astype(np.float64)
         totals = probabilities.sum(axis=1, dtype=np.float64)
-        with np.errstate(divide="ignore"):
-            self.ideal_bits -= float(np.log2(chosen / totals).sum())
+        self.ideal_bits -= float(np.log2(np.maximum(chosen, _SMALLEST) / totals).sum())
         if probabilities.shape[1] <= MAX_TABLE:
             self._encode_table(symbols, probabilities)
             return
@@ -46,14 +50,20 @@ class Encoder:
         return self._coder.get_compressed().astype("<u4").tobytes()
 
     def _encode_table(self, symbols: np.ndarray, table: np.ndarray) -> None:
+        table = np.ascontiguousarray(table, dtype=np.float64)
         self.quantised_bits += quantised_bits(symbols, table)
-        self._coder.encode(np.ascontiguousarray(symbols, dtype=np.int32), _FAMILY, np.ascontiguousarray(table))
+        self._coder.encode(np.ascontiguousarray(symbols, dtype=np.int32), _FAMILY, table)
 
 
 class Decoder:
-    """Reads symbols back from a stream with the same probabilities."""
+    """Reads symbols back from a stream with the same probabilities.
+
+    Raises UsageError where the stream cannot have been coded with them; other streams give other symbols.
+    """
 
     def __init__(self, stream: bytes):
+        if len(stream) % 4:
+            raise UsageError("data section: not a stream of 32-bit words; fetch the archive again")
         self._coder = ac.queue.RangeDecoder(np.frombuffer(stream, dtype="<u4").astype(np.uint32))
 
     def decode(self, probabilities: np.ndarray) -> np.ndarray:
@@ -67,28 +77,26 @@ class Decoder:
         high = self._decode_table(_high_table(digits))
         return high * base + self._decode_table(_low_table(digits, high))
 
-    @property
-    def exhausted(self) -> bool:
-        """Whether nothing but the stream's end is left, as far as a range coder can tell."""
-        return self._coder.maybe_exhausted()
-
     def _decode_table(self, table: np.ndarray) -> np.ndarray:
-        return self._coder.decode(_FAMILY, np.ascontiguousarray(table)).astype(np.int64)
+        try:
+            symbols = self._coder.decode(_FAMILY, np.ascontiguousarray(table, dtype=np.float64))
+        except (AssertionError, ValueError):  # constriction's for such a stream, and for probabilities that are NaN
+            raise UsageError("data section: not coded with these weights; fetch the archive again") from None
+        return symbols.astype(np.int64)
 
 
 def quantised_bits(symbols: np.ndarray, table: np.ndarray) -> float:
-    """-log2 of the frequencies that constriction gives `symbols` (n,) in `table` (n, alphabet), float32.
+    """-log2 of the frequencies that constriction gives `symbols` (n,) in `table` (n, alphabet), float64.
 
     Its fast rule: scaled cumulative probabilities rounded down, plus 1 for each symbol to the left.
     """
     alphabet = table.shape[1]
-    cumulative = np.cumsum(table, axis=1, dtype=np.float32)
-    scale = np.float32(2**PRECISION_BITS - alphabet) / cumulative[:, -1]
+    cumulative = np.cumsum(table, axis=1)
+    scale = (2**PRECISION_BITS - alphabet) / cumulative[:, -1]
     rows = np.arange(len(symbols))
-    right_float = cumulative[rows, symbols]
-    left_float = np.where(symbols > 0, cumulative[rows, symbols - 1], np.float32(0))
+    left_float = np.where(symbols > 0, cumulative[rows, symbols - 1], 0.0)
     left = (left_float * scale).astype(np.int64) + symbols
-    right = (right_float * scale).astype(np.int64) + symbols + 1
+    right = (cumulative[rows, symbols] * scale).astype(np.int64) + symbols + 1
     right = np.where(symbols == alphabet - 1, 2**PRECISION_BITS, right)
     return float(-np.log2((right - left) / 2**PRECISION_BITS).sum())
 

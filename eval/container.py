@@ -42,7 +42,10 @@ def read_sections(path: Path) -> dict[str, bytes]:
     Raises UsageError for files that are missing, foreign, damaged, truncated or of another version.
     """
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(len(MAGIC))
+            # The rest of a foreign file may be large, or endless.
+            content += file.read() if content == MAGIC else b""
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; give the path of an archive made by codelength") from None
     if content[: len(MAGIC)] != MAGIC or len(content) < _PREFIX.size + CHECKSUM_BYTES:
@@ -58,10 +61,10 @@ def read_sections(path: Path) -> dict[str, bytes]:
     sections, offset = {}, framing_bytes(count)
     for index in range(count):
         tag, length = _ENTRY.unpack_from(body, _PREFIX.size + index * _ENTRY.size)
-        sections[tag.decode("ascii", "replace")] = body[offset : offset + length]
+        sections[tag.decode("latin-1")] = body[offset : offset + length]
         offset += length
-    if offset != len(body):
-        raise UsageError(f"{path}: section lengths do not add up to the file; fetch it again")
+    if offset != len(body) or len(sections) != count:
+        raise UsageError(f"{path}: sections do not add up to the file; fetch it again")
     return sections
 
 
@@ -79,7 +82,7 @@ def unpack_json(payload: bytes, source: Path) -> dict:
     try:
         text = inflater.decompress(payload, MAX_HEADER_JSON_BYTES)
         content = json.loads(text) if inflater.eof else None
-    except (zlib.error, ValueError):
+    except (zlib.error, ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
         raise UsageError(f"{source}: malformed header; fetch it again")

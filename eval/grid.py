@@ -1,4 +1,9 @@
-"""The grid of each tensor: the step size at which model bytes plus data bytes of the coded text are smallest."""
+"""The grid of each tensor: steps at which model bytes plus data bytes of the coded text are smallest.
+
+Twice the step saves a bit per non-zero weight and costs four times the data bits, so at the optimum every tensor has
+the same ratio of penalty to non-zeros: step_t = factor * probe_t * sqrt(nonzeros_t / penalty_t), where penalty_t is
+what the text grows by, in bits, with tensor t alone rounded at probe_t. One factor is then left to search.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,18 +16,27 @@ from eval.weights import encode_weights, quantise
 from harness.model import ModelConfig
 from harness.tokenizer import ByteTokenizer, SentencePieceTokenizer
 from harness.train import token_nats
-from harness.units import bits_from_nats, bytes_from_bits
+from harness.units import bits_from_bytes, bits_from_nats, bytes_from_bits
 
-SAMPLE_CHUNKS = 128
-# Steps tried, relative to the root mean square of a tensor's non-zero weights, as powers of two.
-COARSEST, FINEST = 1.0, -6.0
+SAMPLE_CHUNKS = 64
+ROWS_PER_FORWARD = 16
+# Steps relative to the root mean square of a tensor's non-zero weights.
+FINE_STEP, PROBE_STEP, COARSEST_STEP = 2.0**-7, 0.5, 1.5
+# A tensor that hardly matters must not get a step without bound: the penalty per non-zero counts as this at least.
+SMALLEST_PENALTY_BITS = 0.02
+# The factor is searched between these powers of two.
+SMALLEST_LOG2, LARGEST_LOG2 = -6.0, 2.0
+
+Tokenizer = ByteTokenizer | SentencePieceTokenizer
+Weights = dict[str, np.ndarray]
+Steps = dict[str, np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class GridPoint:
-    """One step size and what it costs."""
+    """One factor on all steps and what it costs."""
 
-    relative_step: float
+    factor: float
     model_bytes: int
     data_bytes: float
     """Ideal length of the text, projected from a sample of its chunks."""
@@ -33,72 +47,55 @@ class GridPoint:
         return self.model_bytes + self.data_bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Chunks spread evenly over a text, as tokens (n, longest) and mask."""
+
+    tokens: np.ndarray
+    mask: np.ndarray
+    scale: float
+    """Bytes of the text per byte of the sample."""
+
+
 def choose_grid(
-    weights: dict[str, np.ndarray],
+    weights: Weights,
+    trained_steps: Steps,
     model: ModelConfig,
-    tokenizer: ByteTokenizer | SentencePieceTokenizer,
+    tokenizer: Tokenizer,
     text: bytes,
     chunk_bytes: int,
     dtype: torch.dtype,
 ) -> tuple[QuantisedModel, list[GridPoint]]:
-    """The quantised model with the smallest total, and all points tried, finest last.
+    """The quantised model with the smallest total for `text`, and all points tried, coarsest first.
 
-    The total is unimodal in the step: octaves are walked from fine to coarse until it rises, then halved twice.
+    Tensors that fine-tuning put on a grid start from `trained_steps`, the others from steps of equal penalty.
     """
-    sample = _sample_chunks(text, chunk_bytes, tokenizer)
-    points: dict[float, GridPoint] = {}
-    models: dict[float, QuantisedModel] = {}
+    sample = take_sample(text, chunk_bytes, tokenizer)
 
-    def total_at(log2_step: float) -> float:
-        if log2_step not in points:
-            models[log2_step] = quantised_model(weights, model, tokenizer, 2.0**log2_step)
-            points[log2_step] = _measure(models[log2_step], 2.0**log2_step, sample, len(text), dtype)
-        return points[log2_step].total_bytes
+    def data_bytes(steps: Steps) -> float:
+        return _data_bytes(_quantised(weights, model, tokenizer, steps), sample, dtype)
+
+    free = [name for name in weights if name not in trained_steps]
+    base = _fair_steps(weights, free, data_bytes) if text else _uniform_steps(weights, PROBE_STEP)
+    base |= trained_steps
+    points: dict[float, GridPoint] = {}
+
+    def total_at(log2_factor: float) -> float:
+        if log2_factor not in points:
+            steps = _scaled(base, weights, 2.0**log2_factor)
+            model_bytes = len(encode_weights(quantise(weights, steps), steps))
+            points[log2_factor] = GridPoint(2.0**log2_factor, model_bytes, data_bytes(steps))
+        return points[log2_factor].total_bytes
 
     best = _walk(total_at)
     for width in (0.5, 0.25):
         best = min((best - width, best, best + width), key=total_at)
-    return models[best], [points[key] for key in sorted(points, reverse=True)]
+    chosen = _quantised(weights, model, tokenizer, _scaled(base, weights, 2.0**best))
+    return chosen, [points[key] for key in sorted(points, reverse=True)]
 
 
-def quantised_model(
-    weights: dict[str, np.ndarray],
-    model: ModelConfig,
-    tokenizer: ByteTokenizer | SentencePieceTokenizer,
-    relative_step: float,
-) -> QuantisedModel:
-    """Weights on grids whose step is `relative_step` times the root mean square of each tensor's non-zeros."""
-    steps = {name: np.float32(relative_step * _scale(tensor)) for name, tensor in weights.items()}
-    return QuantisedModel(model, tokenizer, quantise(weights, steps), steps)
-
-
-def _walk(total_at: Callable[[float], float]) -> float:
-    """Octave with the smallest total between FINEST and COARSEST, from a start in the usual range."""
-    best = -2.0
-    for direction in (-1.0, 1.0):
-        while FINEST <= best + direction <= COARSEST and total_at(best + direction) < total_at(best):
-            best += direction
-    return best
-
-
-def _measure(
-    quantised: QuantisedModel, relative_step: float, sample: tuple[np.ndarray, np.ndarray, int], raw_bytes: int, dtype
-) -> GridPoint:
-    tokens, mask, sample_bytes = sample
-    transformer = quantised.transformer().eval()
-    nats_sum = 0.0
-    with torch.inference_mode():
-        for start in range(0, len(tokens), 16):
-            nats = token_nats(transformer, torch.from_numpy(tokens[start : start + 16]), dtype).double().numpy()
-            nats_sum += float((nats * mask[start : start + 16]).sum())
-    data_bytes = bytes_from_bits(bits_from_nats(nats_sum)) * (raw_bytes / sample_bytes if sample_bytes else 0.0)
-    return GridPoint(relative_step, len(encode_weights(quantised.integers, quantised.steps)), data_bytes)
-
-
-def _sample_chunks(
-    text: bytes, chunk_bytes: int, tokenizer: ByteTokenizer | SentencePieceTokenizer
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Tokens (n, longest), mask and number of bytes of chunks spread evenly over the text."""
+def take_sample(text: bytes, chunk_bytes: int, tokenizer: Tokenizer) -> Sample:
+    """At most SAMPLE_CHUNKS chunks of `text`."""
     starts = range(0, len(text), chunk_bytes)
     chosen = np.unique(np.linspace(0, max(len(starts) - 1, 0), min(SAMPLE_CHUNKS, len(starts))).astype(int))
     chunks = [text[starts[i] : starts[i] + chunk_bytes] for i in chosen]
@@ -108,9 +105,54 @@ def _sample_chunks(
     mask = np.zeros((len(coded), longest), dtype=bool)
     for row, values in enumerate(coded):
         tokens[row, : len(values)], mask[row, : len(values)] = values, True
-    return tokens, mask, sum(map(len, chunks))
+    return Sample(tokens, mask, len(text) / max(1, sum(map(len, chunks))))
 
 
-def _scale(tensor: np.ndarray) -> float:
+def _fair_steps(weights: Weights, names: list[str], data_bytes: Callable[[Steps], float]) -> Steps:
+    """Steps of the named tensors at equal penalty per non-zero weight, by probing one tensor at a time."""
+    fine, probe = _uniform_steps(weights, FINE_STEP), _uniform_steps(weights, PROBE_STEP)
+    unrounded = data_bytes(fine)
+    steps = {}
+    for name in names:
+        nonzeros = max(1, int(np.count_nonzero(weights[name])))
+        penalty_bits = bits_from_bytes(data_bytes(fine | {name: probe[name]}) - unrounded)
+        steps[name] = probe[name] * np.sqrt(nonzeros / max(penalty_bits, SMALLEST_PENALTY_BITS * nonzeros))
+    return steps
+
+
+def _walk(total_at: Callable[[float], float]) -> float:
+    """Power of two with the smallest total, walking downhill from a usual one."""
+    best = 0.0
+    for direction in (-1.0, 1.0):
+        while SMALLEST_LOG2 <= best + direction <= LARGEST_LOG2 and total_at(best + direction) < total_at(best):
+            best += direction
+    return best
+
+
+def _quantised(weights: Weights, model: ModelConfig, tokenizer: Tokenizer, steps: Steps) -> QuantisedModel:
+    return QuantisedModel(model, tokenizer, quantise(weights, steps), steps)
+
+
+def _data_bytes(quantised: QuantisedModel, sample: Sample, dtype: torch.dtype) -> float:
+    transformer = quantised.transformer().eval()
+    nats_sum = 0.0
+    with torch.inference_mode():
+        for start in range(0, len(sample.tokens), ROWS_PER_FORWARD):
+            rows = slice(start, start + ROWS_PER_FORWARD)
+            nats = token_nats(transformer, torch.from_numpy(sample.tokens[rows]), dtype).numpy()
+            nats_sum += float(nats[sample.mask[rows]].sum(dtype=np.float64))
+    return bytes_from_bits(bits_from_nats(nats_sum)) * sample.scale
+
+
+def _uniform_steps(weights: Weights, relative_step: float) -> Steps:
+    return {name: np.float32(relative_step * _rms(tensor)) for name, tensor in weights.items()}
+
+
+def _scaled(steps: Steps, weights: Weights, factor: float) -> Steps:
+    return {n: np.float32(min(factor * step, COARSEST_STEP * _rms(weights[n]))) for n, step in steps.items()}
+
+
+def _rms(tensor: np.ndarray) -> float:
+    """Root mean square of the non-zero weights; 1 where there is none."""
     nonzeros = tensor[tensor != 0]
     return float(np.sqrt(np.mean(np.square(nonzeros, dtype=np.float64)))) if len(nonzeros) else 1.0

@@ -1,6 +1,7 @@
 """Evaluate a trained run: its archive, verified by a fresh process, and its report.json."""
 
 import io
+import json
 import lzma
 import os
 import subprocess
@@ -13,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors import SafetensorError, safe_open
 
 from eval.archive import ArchiveReport, Progress, QuantisedModel, write_archive
 from eval.baselines import measure
@@ -26,15 +26,17 @@ from harness.hardware import resolve_precision, write_json
 from harness.ledger import OnlineCode, read_online_code
 from harness.model import Transformer
 from harness.order import Sequences
-from harness.rundir import WEIGHTS_FILE, is_done, load_run_config
+from harness.rundir import GRID_KEY, WEIGHTS_FILE, is_done, load_run_config
 from harness.units import bits_from_bytes, bits_per_byte
 
 MAX_CORPUS_BASELINE_BYTES = 16_000_000
 ARCHIVE_FILE, REPORT_FILE = Path("offline") / "archive.cl", "report.json"
 
 
-def load_weights(run_dir: Path, config: RunConfig, vocab_size: int) -> dict[str, np.ndarray]:
-    """The final float32 weights of a run, in the model's order.
+def load_weights(
+    run_dir: Path, config: RunConfig, vocab_size: int
+) -> tuple[dict[str, np.ndarray], dict[str, np.float32]]:
+    """The final float32 weights of a run in the model's order, and the steps of those that lie on a grid.
 
     Raises UsageError where the run is not finished or its weights do not fit its configuration.
     """
@@ -42,13 +44,15 @@ def load_weights(run_dir: Path, config: RunConfig, vocab_size: int) -> dict[str,
         raise UsageError(f"{run_dir}: training is not complete; run `codelength train` with the same configuration")
     path = run_dir / WEIGHTS_FILE
     try:
-        weights = load_file(path)
-    except (OSError, SafetensorError) as error:
+        with safe_open(path, framework="numpy") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            steps = {name: np.float32(step) for name, step in json.loads(file.metadata()[GRID_KEY]).items()}
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{path}: not readable ({error}); train again") from None
     shapes = {name: tuple(p.shape) for name, p in Transformer(config.model, vocab_size).named_parameters()}
-    if {name: tensor.shape for name, tensor in weights.items()} != shapes:
+    if {name: tensor.shape for name, tensor in weights.items()} != shapes or not steps.keys() <= shapes.keys():
         raise UsageError(f"{path}: tensors do not fit {run_dir}/config.yaml; train again")
-    return {name: weights[name] for name in shapes}
+    return {name: weights[name] for name in shapes}, steps
 
 
 def text_to_code(split: str, data: Data) -> bytes:
@@ -69,10 +73,12 @@ def compress(
     run_dir: Path, config: RunConfig, data: Data, text: bytes, output: Path, threads: int, progress: Progress
 ) -> tuple[ArchiveReport, QuantisedModel, list[GridPoint]]:
     """Choose the grid for `text`, and write its archive to `output`."""
-    weights = load_weights(run_dir, config, data.tokenizer.vocab_size)
+    weights, trained_steps = load_weights(run_dir, config, data.tokenizer.vocab_size)
     torch.set_num_threads(threads)
     dtype = resolve_precision(config.train.precision, torch.device("cpu"))
-    model, points = choose_grid(weights, config.model, data.tokenizer, text, config.eval.chunk_bytes, dtype)
+    model, points = choose_grid(
+        weights, trained_steps, config.model, data.tokenizer, text, config.eval.chunk_bytes, dtype
+    )
     return write_archive(output, text, model, config.eval, threads, progress), model, points
 
 
@@ -104,7 +110,7 @@ def evaluate(run_dir: Path, overrides: list[str], threads: int, progress: Progre
         "online": online_section(online, archive, len(text), config) | {"baselines": corpus_baselines(data)},
         "offline": offline_section(archive, model, points, len(text), config) | {"decode_seconds": decode_seconds},
         "projected": projected_section(archive, len(text), data.train.raw_bytes),
-        "conventions": conventions_section(load_weights(run_dir, config, data.tokenizer.vocab_size)),
+        "conventions": conventions_section(model.integers),
         "baselines": measure(text, config.eval.chunk_bytes),
     }
     write_json(run_dir / REPORT_FILE, report)
@@ -167,7 +173,7 @@ def offline_section(
         **{key: sizes[key] for key in sizes if key != "encode_seconds"},
         "bits_per_byte": bits_per_byte(bits_from_bytes(archive.total_bytes), raw_bytes),
         "data_bits_per_byte": bits_per_byte(bits_from_bytes(archive.data_bytes), raw_bytes),
-        "relative_step": best.relative_step,
+        "grid_factor": best.factor,
         "verified": True,
         "encode_seconds": archive.encode_seconds,
     }
@@ -181,7 +187,7 @@ def projected_section(archive: ArchiveReport, raw_bytes: int, dataset_bytes: int
 
 
 def conventions_section(weights: dict[str, np.ndarray]) -> dict:
-    """The pruned float32 weights counted in other ways, in bytes."""
+    """The weights of the file counted in other ways, as float32 and in bytes."""
     nonzeros = sum(int(np.count_nonzero(w)) for w in weights.values())
     return {
         "paper_model_bytes": 4 * nonzeros,

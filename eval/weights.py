@@ -2,11 +2,14 @@
 
 Every tensor has a grid: weight = integer * step, step a float32. Integers are coded row by row with one range coder:
 a flag for zero, a sign, a magnitude. The probability of a non-zero combines how dense the columns and the row have
-been (each row says its density class first); magnitudes have an adaptive table per tensor. Counts are updated after
+been (each row says its density class first); magnitudes have an adaptive table per tensor, of single values up to 15
+and of eighths of an octave beyond, with plain bits below these. Counts are updated after
 each row on both sides, so no table is sent, and positions cost what the flags cost. Probabilities come from counts by
-additions, products and divisions of float64 alone: sums of halves and integers are exact, the rest IEEE 754 fixes.
+additions, products and divisions of float64 alone: counts start at binary fractions, so their sums are exact in any
+order, and the rest IEEE 754 fixes.
 """
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -15,10 +18,12 @@ from constriction import stream as ac
 from harness.errors import UsageError
 
 LARGEST_MAGNITUDE = 1 << 20
-_ESCAPE = 24
+_NUM_MAGNITUDE_CLASSES = 144
+# Plain bits that end the stream: one that was cut short, or is read with other shapes, ends otherwise.
+_END_MARK = np.unpackbits(np.frombuffer(b"END", dtype=np.uint8)).astype(bool)
 _TABLE = ac.model.Categorical(perfect=False)
 _SIGN = ac.model.Uniform(2)
-_ESCAPED = ac.model.Uniform(LARGEST_MAGNITUDE)
+_PLAIN = ac.model.Uniform()
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -41,25 +46,36 @@ def encode_weights(integers: Mapping[str, np.ndarray], steps: Mapping[str, np.fl
     grid = np.array([steps[name] for name in integers], dtype="<f4").tobytes()
     coder = _Writer()
     for tensor in integers.values():
-        _code_tensor(coder, _as_matrix(tensor))
+        _code_tensor(coder, tensor.reshape(-1, tensor.shape[-1]))
+    coder.signs(_END_MARK)
     return grid + coder.stream()
 
 
 def decode_weights(payload: bytes, shapes: Shapes) -> tuple[dict[str, np.ndarray], dict[str, np.float32]]:
     """Integers and steps of tensors with the given shapes, in order.
 
-    Raises UsageError where the payload is too short to hold them.
+    Raises UsageError where `payload` is cut short, goes on, or holds other shapes. Of changed bits only the checksum
+    of the file can tell.
     """
+    malformed = UsageError("weights section: malformed; fetch the archive again")
     grid_bytes = 4 * len(shapes)
-    if len(payload) < grid_bytes or (len(payload) - grid_bytes) % 4:
-        raise UsageError("weights section: malformed; fetch the archive again")
+    if len(payload) < grid_bytes or len(payload) % 4:
+        raise malformed
     steps = dict(zip(shapes, np.frombuffer(payload[:grid_bytes], dtype="<f4"), strict=True))
+    if not all(np.isfinite(step) and step > 0 for step in steps.values()):
+        raise malformed
     coder = _Reader(payload[grid_bytes:])
     integers = {}
-    for name, shape in shapes.items():
-        matrix = np.zeros((int(np.prod(shape[:-1])), shape[-1]), dtype=np.int64)
-        _code_tensor(coder, matrix)
-        integers[name] = matrix.reshape(shape)
+    try:
+        for name, shape in shapes.items():
+            matrix = np.zeros((math.prod(shape[:-1]), shape[-1]), dtype=np.int64)
+            _code_tensor(coder, matrix)
+            integers[name] = matrix.reshape(shape)
+        complete = np.array_equal(coder.signs(_END_MARK), _END_MARK) and coder.exhausted
+    except AssertionError:  # constriction's, for a stream that no encoder makes
+        complete = False
+    if not complete:
+        raise malformed
     return integers, steps
 
 
@@ -85,12 +101,12 @@ class _Writer:
         return negative
 
     def magnitudes(self, values: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-        """Positive integers (n,) with one table; those past its end follow as plain bits."""
-        classes = np.minimum(values - 1, _ESCAPE)
+        """Positive integers (n,): a class each from one table, then plain bits."""
+        classes, num_bits = _magnitude_classes(values)
         self._coder.encode(classes.astype(np.int32), ac.model.Categorical(probabilities, perfect=False))
-        escaped = values[classes == _ESCAPE] - 1 - _ESCAPE
-        if len(escaped):
-            self._coder.encode(escaped.astype(np.int32), _ESCAPED)
+        sizes = 1 << num_bits[num_bits > 0]
+        if len(sizes):
+            self._coder.encode((values[num_bits > 0] % sizes).astype(np.int32), _PLAIN, sizes.astype(np.int32))
         return values
 
     def stream(self) -> bytes:
@@ -120,10 +136,17 @@ class _Reader:
         """Inverse of the writer's."""
         model = ac.model.Categorical(probabilities, perfect=False)
         classes = self._coder.decode(model, len(values)).astype(np.int64)
-        escaped = int((classes == _ESCAPE).sum())
-        if escaped:
-            classes[classes == _ESCAPE] += self._coder.decode(_ESCAPED, escaped)
-        return classes + 1
+        num_bits = np.maximum((classes + 1) // 8 - 1, 0)
+        magnitudes = (classes + 1 - 8 * num_bits) << num_bits
+        sizes = 1 << num_bits[num_bits > 0]
+        if len(sizes):
+            magnitudes[num_bits > 0] += self._coder.decode(_PLAIN, sizes.astype(np.int32))
+        return magnitudes
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether nothing follows what was read."""
+        return self._coder.maybe_exhausted()
 
 
 def _code_tensor(coder: _Writer | _Reader, matrix: np.ndarray) -> None:
@@ -134,8 +157,8 @@ def _code_tensor(coder: _Writer | _Reader, matrix: np.ndarray) -> None:
     # Expected density of each class before a row of it was seen, as one row's worth of counts.
     class_nonzeros = np.concatenate([[0.5], edges]) + 0.5
     class_elements = np.full(len(edges) + 1, columns + 1.0)
-    column_nonzeros = np.full(columns, 0.4)
-    magnitude_counts = 0.5 ** np.arange(_ESCAPE + 1) + 0.01
+    column_nonzeros = np.full(columns, 0.375)
+    magnitude_counts = np.ldexp(1.0, -np.minimum(np.arange(_NUM_MAGNITUDE_CLASSES), 8))
     for index in range(rows):
         values = matrix[index]
         row_class = int(np.searchsorted(edges, np.count_nonzero(values), side="right"))
@@ -144,8 +167,8 @@ def _code_tensor(coder: _Writer | _Reader, matrix: np.ndarray) -> None:
         if row_class == 0:
             continue
         row_odds = class_nonzeros[row_class] / (class_elements[row_class] - class_nonzeros[row_class])
-        column_odds = column_nonzeros / (index + 0.8 - column_nonzeros)
-        density = (column_nonzeros.sum() + 0.5) / (columns * (index + 0.8) + 1.0)
+        column_odds = column_nonzeros / (index + 0.75 - column_nonzeros)
+        density = (column_nonzeros.sum() + 0.5) / (columns * (index + 0.75) + 1.0)
         odds = row_odds * column_odds * ((1.0 - density) / density)
         flags = coder.flags(values != 0, np.clip(odds / (1.0 + odds), 1e-4, 1.0 - 1e-4))
         nonzero = values[flags]
@@ -155,7 +178,7 @@ def _code_tensor(coder: _Writer | _Reader, matrix: np.ndarray) -> None:
         class_nonzeros[row_class] += len(nonzero)
         class_elements[row_class] += columns
         column_nonzeros += flags
-        magnitude_counts += np.bincount(np.minimum(magnitudes - 1, _ESCAPE), minlength=_ESCAPE + 1)
+        magnitude_counts += np.bincount(_magnitude_classes(magnitudes)[0], minlength=_NUM_MAGNITUDE_CLASSES)
 
 
 def _density_edges(columns: int) -> np.ndarray:
@@ -164,5 +187,7 @@ def _density_edges(columns: int) -> np.ndarray:
     return np.array(sorted({edge for p in powers for edge in (p, p + p // 2) if edge <= columns}))
 
 
-def _as_matrix(tensor: np.ndarray) -> np.ndarray:
-    return tensor.reshape(-1, tensor.shape[-1])
+def _magnitude_classes(magnitudes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Class of each positive integer, and how many plain bits tell it from the others of its class."""
+    num_bits = np.maximum(np.frexp(magnitudes)[1] - 4, 0)
+    return (magnitudes >> num_bits) + 8 * num_bits - 1, num_bits

@@ -49,7 +49,7 @@ class LedgerWriter:
     def append(
         self, step: int, epoch: int, sequences: np.ndarray, nats: np.ndarray, mask: np.ndarray, raw_bytes: np.ndarray
     ) -> None:
-        """Record a micro-batch: `nats` (n, length) float32, `mask` (n, length) bool; rows without tokens are skipped."""
+        """Record a micro-batch: float32 `nats`, bool `mask`, both (n, length); rows without tokens are padding."""
         sums = np.where(mask, nats, 0).sum(axis=1, dtype=np.float64)
         counts = mask.sum(axis=1)
         for row, sequence in enumerate(sequences):

@@ -74,7 +74,7 @@ class Transformer(nn.Module):
             cos, sin = rotary_tables(config.context, config.width // config.heads)
             self.register_buffer("cos", cos, persistent=False)
             self.register_buffer("sin", sin, persistent=False)
-            nn.init.normal_(self.embed.weight, 0.0, 0.5)
+            nn.init.normal_(self.embed.weight, 0.0, 0.1)
             nn.init.zeros_(self.head.weight)
 
     @property

@@ -17,6 +17,7 @@ import torch
 from harness.units import bits_per_byte as per_byte
 from harness.units import bytes_from_bits
 
+_LARGEST_IN_HISTOGRAM = 1e20
 _SECONDS_BETWEEN_LINES = 10.0
 _METRICS_FILE = "metrics.jsonl"
 _TENSORBOARD_DIR = "tensorboard"
@@ -100,9 +101,10 @@ class Monitor(NullMonitor):
         for name, tensor in named_tensors:
             values = tensor.detach().float().cpu()
             self._add_scalar(f"nonzeros/{name}", int(values.count_nonzero()), step)
-            finite_values = values[values.isfinite()]
-            if finite_values.numel():
-                self._writer.add_histogram(f"weights/{name}", finite_values.numpy(), step)
+            # The writer's bins end at 1e20 and it fails where none of the values is inside them.
+            counted_values = values[values.abs() < _LARGEST_IN_HISTOGRAM]
+            if counted_values.numel():
+                self._writer.add_histogram(f"weights/{name}", counted_values.numpy(), step)
 
     def progress(
         self,

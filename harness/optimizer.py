@@ -67,23 +67,36 @@ class OptimizerConfig:
 
 
 class _Ruled:
-    """Mixin before a torch optimizer: rule before or after its step, then the mask."""
+    """Mixin before a torch optimizer: rule before or after its step, then the mask, then the grid.
+
+    All of it is elementwise, in tensors beside the optimizer's own state of a parameter.
+    """
 
     rule: Rule | None = None
 
     @torch.no_grad()
     def step(self) -> None:
-        """One optimizer step with the rule's part of it; weights with a mask of 0 stay exactly 0."""
+        """One optimizer step with the rule's part of it; weights with a mask of 0 stay exactly 0.
+
+        Weights on a grid are seen rounded by the forward and backward pass, while the step moves their unrounded
+        values (the straight-through estimator of Bengio et al. 2013).
+        """
         rule = self.rule
+        for _, parameter in self._regularised():
+            if "unrounded" in self.state[parameter]:
+                parameter.copy_(self.state[parameter]["unrounded"])
         if rule and rule.coupling == "adam":
             for _, parameter in self._regularised():
                 rule.add_gradient(parameter, parameter.grad, self.state[parameter])
         super().step()
         for group, parameter in self._regularised():
             if rule and rule.coupling == "decoupled":
-                rule.shrink(parameter, group["lr"], self.state[parameter])
+                rule.shrink(parameter, group["lr"] * self.update_size(parameter), self.state[parameter])
             if "mask" in self.state[parameter]:
                 parameter.mul_(self.state[parameter]["mask"])
+            if "unrounded" in self.state[parameter]:
+                self.state[parameter]["unrounded"].copy_(parameter)
+                self._round(parameter)
 
     @torch.no_grad()
     def freeze_zeros(self) -> None:
@@ -101,6 +114,20 @@ class _Ruled:
             if "exp_avg_sq" in self.state[parameter]:
                 parameter.mul_(self.state[parameter]["exp_avg_sq"] != 0)
 
+    @torch.no_grad()
+    def round_to_grid(self, relative_step: float) -> None:
+        """From now on regularised weights are multiples of a step per tensor, relative to its non-zeros' rms."""
+        for _, parameter in self._regularised():
+            state, nonzeros = self.state[parameter], parameter[parameter != 0]
+            rms = nonzeros.square().mean().sqrt() if len(nonzeros) else torch.ones(())
+            state["grid_step"] = torch.full_like(parameter, float(relative_step * rms))
+            state["unrounded"] = parameter.clone()
+            self._round(parameter)
+
+    def _round(self, parameter: Tensor) -> None:
+        step = self.state[parameter]["grid_step"]
+        parameter.div_(step).round_().mul_(step)
+
     def _regularised(self) -> list[tuple[dict, Tensor]]:
         return [(group, p) for group in self.param_groups if group["regularised"] for p in group["params"]]
 
@@ -108,9 +135,18 @@ class _Ruled:
 class RuledAdamW(_Ruled, torch.optim.AdamW):
     """AdamW with a rule."""
 
+    def update_size(self, parameter: Tensor) -> float:
+        """Usual size of a weight's update, in learning rates."""
+        return 1.0
+
 
 class RuledMuon(_Ruled, torch.optim.Muon):
     """Muon with a rule."""
+
+    def update_size(self, parameter: Tensor) -> float:
+        """Root mean square of a weight's update, in learning rates: an orthogonal matrix times Muon's own factor."""
+        rows, columns = parameter.shape
+        return math.sqrt(max(1.0, rows / columns) / max(rows, columns))
 
 
 class Optimizer:
@@ -145,6 +181,17 @@ class Optimizer:
         """From now on every regularised weight that is 0 stays 0."""
         for part in self.parts:
             part.freeze_zeros()
+
+    def round_to_grid(self, relative_step: float) -> None:
+        """From now on regularised weights are multiples of a step per tensor, relative to its non-zeros' rms."""
+        for part in self.parts:
+            part.round_to_grid(relative_step)
+
+    def grid_step(self, parameter: Tensor) -> float | None:
+        """Step of a parameter that lies on a grid."""
+        states = [part.state[parameter] for part in self.parts if parameter in part.state]
+        steps = states[0].get("grid_step") if states else None
+        return None if steps is None else float(steps.flatten()[0])
 
     def zero_untrained(self) -> None:
         """Zero every regularised weight that has never had a gradient."""

@@ -11,6 +11,8 @@ from harness.distributed import Ranks
 from harness.errors import CodelengthError, RunFailure, UsageError
 from harness.hardware import environment, write_json
 
+# Metadata of the weights file: JSON of the step per tensor, for the tensors that fine-tuning put on a grid.
+GRID_KEY = "grid_steps"
 CONFIG_FILE, DONE_MARKER, WEIGHTS_FILE = "config.yaml", "DONE", "weights.safetensors"
 
 

@@ -1,5 +1,6 @@
 """Training: `codelength train CONFIG [key=value ...]` or `torchrun --nproc-per-node 2 -m harness.train CONFIG ...`."""
 
+import json
 import signal
 import sys
 import time
@@ -26,6 +27,7 @@ from harness.model import Transformer
 from harness.monitor import make_monitor
 from harness.optimizer import Optimizer
 from harness.rundir import (
+    GRID_KEY,
     WEIGHTS_FILE,
     is_done,
     latest_state,
@@ -193,6 +195,8 @@ class Trainer:
         report = tamade(self.model, mean_loss, self.config.prune.tolerance, self.config.prune.resolution)
         self.optimizer.set_rule(None)
         self.optimizer.freeze_zeros()
+        if self.config.prune.grid:
+            self.optimizer.round_to_grid(self.config.prune.grid)
         self.state.pruned = True
         self.monitor.message(
             f"prune: |weight| >= {report.threshold:.3g} keeps {report.nonzeros:,} of {self.model.num_parameters:,} "
@@ -225,7 +229,10 @@ class Trainer:
     def _write_weights(self) -> None:
         path = self.config.run_dir / WEIGHTS_FILE
         temporary = path.with_suffix(".tmp")
-        save_file({name: p.detach().float().cpu().contiguous() for name, p in self.model.named_parameters()}, temporary)
+        named = dict(self.model.named_parameters())
+        steps = {name: self.optimizer.grid_step(p) for name, p in named.items()}
+        metadata = {GRID_KEY: json.dumps({name: step for name, step in steps.items() if step})}
+        save_file({name: p.detach().float().cpu().contiguous() for name, p in named.items()}, temporary, metadata)
         temporary.replace(path)
         mark_done(self.config.run_dir)
 

@@ -34,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
         print(f"codelength: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
         return 1
+    except MemoryError:
+        print("codelength: out of memory", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("codelength: interrupted; nothing half-written is left", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -133,7 +136,7 @@ def _decompress(options: argparse.Namespace) -> None:
 
 
 def _check_output(path: Path, force: bool) -> None:
-    if path.is_dir() or not path.parent.is_dir():
+    if (path.exists() and not path.is_file()) or not path.parent.is_dir():
         raise UsageError(f"{path}: not a place for a file; give the path of a file in an existing directory")
     if path.exists() and not force:
         raise UsageError(f"{path}: exists already; remove it, choose another -o, or add --force")
@@ -214,7 +217,6 @@ def _add_output(sub: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number, at least 1")
+    return int(text)

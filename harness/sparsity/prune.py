@@ -23,6 +23,8 @@ class PruneConfig:
     """Relative rise of the loss that pruning may cause."""
     resolution: float = 1e-7
     """Width of the bracket of the threshold at which the search ends."""
+    grid: float = 0.0
+    """Step of the grid that fine-tuning rounds weights to, relative to the rms of a tensor's non-zeros; 0: no grid."""
     sample_sequences: int = 64
     """Training sequences that the loss is measured on; held-out text stays unseen."""
 
@@ -35,6 +37,8 @@ class PruneConfig:
             found.append(f"prune.tolerance={self.tolerance}: must be between 0 and 1 (a relative rise of the loss)")
         if not (math.isfinite(self.resolution) and self.resolution > 0):
             found.append(f"prune.resolution={self.resolution}: must be positive")
+        if not 0 <= self.grid <= 2:
+            found.append(f"prune.grid={self.grid}: must be between 0 (no grid) and 2")
         if self.sample_sequences < 1:
             found.append(f"prune.sample_sequences={self.sample_sequences}: must be at least 1")
         return found

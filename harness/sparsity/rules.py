@@ -1,7 +1,9 @@
 """Elementwise rules that an optimizer applies to regularised tensors; nothing is added to the loss.
 
 A rule has two couplings: `adam` adds its gradient before Adam's scaling (the published way), `decoupled` applies it to
-the weights with the learning rate after the step, as AdamW does with decay.
+the weights with the learning rate after the step, as AdamW does with decay. There the learning rate counts in units of
+a weight's usual update, which is 1 for AdamW and smaller for Muon: an alpha of 0.2 then pulls every weight towards zero
+with a fifth of the force of the optimizer, whichever that is.
 """
 
 import math
@@ -21,7 +23,7 @@ class RuleConfig:
     kind: str = "none"
     """`none` or `rl1`."""
     alpha: float = 0.0
-    """Strength, in nats of the mean loss per unit of the penalty."""
+    """Strength: `adam` in nats of the mean loss per unit of the penalty; `decoupled` as a share of the update."""
     coupling: str = "decoupled"
     """`adam` or `decoupled`; matrices trained by Muon need `decoupled`."""
 

@@ -1,0 +1,294 @@
+"""Archives: what was coded comes back from the file alone, adds up, and nothing hostile gets further than one line."""
+
+import resource
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from eval.archive import QuantisedModel, read_archive, write_archive
+from eval.config import EvalConfig
+from eval.container import pack_json, pack_sections, read_sections, unpack_json
+from eval.predictor import cache_bytes_per_lane
+from eval.weights import quantise
+from harness.errors import RunFailure, UsageError
+from harness.model import ModelConfig, Transformer
+from harness.tokenizer import ByteTokenizer, TokenizerConfig, train_tokenizer
+
+CHUNK_BYTES, LANES = 32, 2
+TEXT = (b"The chunks of this text are coded side by side, each from its own begin symbol. " * 5)[:333]
+
+
+def silent(done: int, total: int) -> None:
+    """No progress."""
+
+
+def make_model(tokenizer=None, architecture="modern", context=CHUNK_BYTES, seed=0) -> QuantisedModel:
+    """A tiny model whose probabilities are far from flat."""
+    tokenizer = tokenizer or ByteTokenizer()
+    config = ModelConfig(architecture=architecture, width=16, layers=2, heads=2, context=context)
+    rng = np.random.default_rng(seed)
+    weights = {}
+    for name, parameter in Transformer(config, tokenizer.vocab_size).named_parameters():
+        values = rng.laplace(size=tuple(parameter.shape)).astype(np.float32) * 0.4
+        weights[name] = np.where(rng.random(values.shape) < 0.5, values, np.float32(0))
+    steps = {name: np.float32(0.05) for name in weights}
+    return QuantisedModel(config, tokenizer, quantise(weights, steps), steps)
+
+
+def settings(blocks=100, chunk_bytes=CHUNK_BYTES, lanes=LANES) -> EvalConfig:
+    """Settings with memory for at most so many blocks of a model made by `make_model`."""
+    per_lane = cache_bytes_per_lane(make_model().transformer(), chunk_bytes)
+    return EvalConfig(chunk_bytes=chunk_bytes, lanes=lanes, max_cache_bytes=blocks * lanes * per_lane)
+
+
+def write(path: Path, text: bytes, model=None, config=None, threads=1):
+    return write_archive(path, text, model or make_model(), config or settings(), threads, silent)
+
+
+@pytest.fixture(scope="module")
+def sentencepiece():
+    """A tokenizer of 300 symbols."""
+    config = TokenizerConfig(kind="sentencepiece", vocab_size=300)
+    return train_tokenizer(config, iter([TEXT, b"another document, with other words in it"]))
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory) -> bytes:
+    """A file that holds TEXT in three waves of two blocks."""
+    path = tmp_path_factory.mktemp("archive") / "a.cl"
+    write(path, TEXT, config=settings(blocks=2))
+    return path.read_bytes()
+
+
+def repacked(archive: bytes, path: Path, change) -> Path:
+    """`archive` at `path`, rightly signed, after `change(head, sections)`."""
+    path.write_bytes(archive)
+    sections = read_sections(path)
+    head = unpack_json(sections["HEAD"], path)
+    change(head, sections)
+    sections["HEAD"] = pack_json(head)
+    path.write_bytes(pack_sections(sections))
+    return path
+
+
+def refusal(path: Path) -> str:
+    """The one line, naming the file, with which reading it is refused."""
+    with pytest.raises(UsageError) as caught:
+        read_archive(path, 1, silent)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert message.isprintable()
+    return message
+
+
+RANDOM = np.random.default_rng(9).bytes(700)
+TEXTS = {
+    "empty": b"",
+    "one byte": b"\0",
+    "last byte value": b"\xff",
+    "one chunk": TEXT[:CHUNK_BYTES],
+    "one chunk and a byte": TEXT[: CHUNK_BYTES + 1],
+    "several waves": TEXT,
+    "binary": RANDOM,
+    "bytes that are no text": b"\xff\xfe\0 \xe2\x96\x81 \xe2\x96 \r\n" * 30,
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("kind", ["bytes", "sentencepiece", "published"])
+def test_a_text_comes_back(tmp_path, name, kind, sentencepiece):
+    model = make_model(
+        tokenizer=sentencepiece if kind == "sentencepiece" else None,
+        architecture="published" if kind == "published" else "modern",
+    )
+    path = tmp_path / "a.cl"
+    report = write(path, TEXTS[name], model, settings(blocks=2))
+    assert read_archive(path, 1, silent) == TEXTS[name]
+    assert [file.name for file in tmp_path.iterdir()] == ["a.cl"]
+    parts = report.header_bytes + report.model_bytes + report.tokenizer_bytes + report.data_bytes
+    assert parts + report.checksum_bytes == report.total_bytes == path.stat().st_size
+    assert (report.tokenizer_bytes > 0) == (kind == "sentencepiece")
+    assert (report.data_bytes > 0) == bool(TEXTS[name])
+
+
+@pytest.mark.parametrize("length", [512, 513])
+def test_full_chunks_of_512_bytes_come_back(tmp_path, length):
+    path, text = tmp_path / "a.cl", (RANDOM + TEXT)[:length]
+    write(path, text, make_model(context=512), settings(chunk_bytes=512))
+    assert read_archive(path, 1, silent) == text
+
+
+def test_the_same_file_and_text_whatever_the_threads(tmp_path):
+    files = []
+    for threads in (1, 2, 3):
+        path = tmp_path / f"{threads}.cl"
+        write(path, TEXT + RANDOM, config=settings(blocks=7), threads=threads)
+        files.append(path.read_bytes())
+    assert files[0] == files[1] == files[2]
+    for threads in (1, 2, 3):
+        assert read_archive(path, threads, silent) == TEXT + RANDOM
+
+
+def test_the_data_take_the_loss_of_the_rebuilt_model_first_bytes_included(tmp_path):
+    model = make_model()
+    report = write(tmp_path / "a.cl", TEXT, model)
+    nats_sum = 0.0
+    with torch.no_grad():
+        for start in range(0, len(TEXT), CHUNK_BYTES):
+            chunk = torch.tensor(list(TEXT[start : start + CHUNK_BYTES]))
+            logits = model.transformer().eval()(chunk[None])[0]
+            nats_sum += F.cross_entropy(logits.double(), chunk, reduction="sum").item()
+    assert report.ideal_data_bits == pytest.approx(nats_sum / np.log(2), rel=1e-5)
+    assert report.quantised_data_bits == pytest.approx(report.ideal_data_bits, rel=1e-4)
+    assert -64 <= 8 * report.data_bytes - report.quantised_data_bits <= 2e-4 * report.quantised_data_bits + 64
+
+
+@pytest.mark.parametrize("kind", ["bytes", "sentencepiece"])
+def test_chunks_are_coded_independently_of_each_other(tmp_path, kind, sentencepiece):
+    model = make_model(sentencepiece if kind == "sentencepiece" else None)
+
+    def bits(text):
+        return write(tmp_path / "a.cl", text, model).quantised_data_bits
+
+    first, other, second = TEXT[:CHUNK_BYTES], RANDOM[:CHUNK_BYTES], TEXT[CHUNK_BYTES : 2 * CHUNK_BYTES]
+    assert bits(first) != bits(other)
+    for before in (first, other):
+        assert bits(before + second) == pytest.approx(bits(before) + bits(second), rel=1e-12)
+
+
+def test_progress_ends_at_the_whole_text(tmp_path):
+    seen = []
+    path = tmp_path / "a.cl"
+    config = settings(blocks=2)
+    for work in (
+        lambda report: write_archive(path, TEXT, make_model(), config, 1, report),
+        lambda report: read_archive(path, 1, report),
+    ):
+        seen.clear()
+        work(lambda done, total: seen.append((done, total)))
+        done = [pair[0] for pair in seen]
+        assert done == sorted(done)
+        assert seen[-1] == (len(TEXT), len(TEXT))
+        assert len(set(done)) > 10
+
+
+def test_damaged_and_foreign_files_are_refused(tmp_path, archive):
+    path = tmp_path / "a.cl"
+    rng = np.random.default_rng(0)
+    for at in [0, 9, 11, 15, *rng.integers(0, len(archive), 40), len(archive) - 1]:
+        path.write_bytes(archive[:at] + bytes([archive[at] ^ 1 << int(rng.integers(8))]) + archive[at + 1 :])
+        refusal(path)
+        path.write_bytes(archive[:at])
+        refusal(path)
+    path.write_bytes(pack_sections({"HEAD": b"", "DA\nT": b""}))
+    refusal(path)
+
+
+def test_other_arithmetic_is_refused_with_both_environments(tmp_path, archive):
+    def other_machine(head, sections):
+        head["predictor_sha256"] = "0" * 64
+        head["environment"] = {"torch": "1.2.3", "cpu": "ABACUS\n\x1b[31m"}
+
+    message = refusal(repacked(archive, tmp_path / "a.cl", other_machine))
+    assert "torch 1.2.3, cpu ABACUS[31m" in message
+    assert f"here torch {torch.__version__.split('+')[0]}, cpu {torch.backends.cpu.get_cpu_capability()}" in message
+
+
+def test_other_weights_or_other_data_are_refused(tmp_path, archive):
+    other_path = tmp_path / "other.cl"
+    write(other_path, TEXT, make_model(seed=1), settings(blocks=2))
+    other = read_sections(other_path)
+    noise = np.random.default_rng(3).bytes(400)
+    changes = {
+        "weights of another model": lambda head, s: s.update(MODL=other["MODL"]),
+        "no weights": lambda head, s: s.update(MODL=b""),
+        "weights cut": lambda head, s: s.update(MODL=s["MODL"][:-8]),
+        "weights of noise": lambda head, s: s.update(MODL=s["MODL"][: 4 * 14] + noise),
+        "steps of noise": lambda head, s: s.update(MODL=b"\xff" * 56 + s["MODL"][56:]),
+        "huge steps": lambda head, s: s.update(MODL=np.full(10, 3e38, "<f4").tobytes() + s["MODL"][40:]),
+        "data of another model": lambda head, s: s.update(DATA=other["DATA"]),
+        "no data": lambda head, s: s.update(DATA=b""),
+        "data cut": lambda head, s: s.update(DATA=s["DATA"][:-8]),
+        "data of an odd length": lambda head, s: s.update(DATA=s["DATA"][:-1]),
+        "data of noise": lambda head, s: s.update(DATA=noise),
+        "data of ones": lambda head, s: s.update(DATA=b"\xff" * 400),
+        "a tokenizer too many": lambda head, s: s.update(TOKN=b"abc"),
+    }
+    for change in changes.values():
+        refusal(repacked(archive, tmp_path / "a.cl", change))
+
+
+HOSTILE = {
+    "width": [0, -16, 3, 10**5, 10**9, 2**70, 16.0, "16", None, [16], True],
+    "layers": [0, -1, 10**5, 10**9, 1.5, "2", None],
+    "heads": [0, -2, 3, 10**9, 2.0, None],
+    "context": [0, -1, CHUNK_BYTES - 1, 10**11, 10**12, 10**400, 32.0, None],
+    "architecture": ["", "unknown\nlines", 1, None, ["modern"]],
+    "raw_bytes": [-1, 10**12, 10**30, 333.0, "333", None, True, float("inf"), float("nan")],
+    "chunk_bytes": [0, -32, CHUNK_BYTES + 1, 10**12, "32", None],
+    "lanes": [0, -2, 10**9, 10**12, 2.0, None],
+    "blocks": [0, -2, 10**9, 10**12, 2.0, None],
+    "tokenizer": ["", "words\nand lines", "sentencepiece", None, 1],
+    "sha256": [None, 1, "", "0" * 64],
+    "predictor_sha256": [None, 1, ""],
+    "environment": [None, 1, "text", []],
+    "model": [None, 1, "text", [], {}, {"width": 16}],
+}
+
+
+@pytest.mark.parametrize("key", HOSTILE)
+def test_hostile_headers_are_refused_before_anything_is_allocated(tmp_path, archive, key):
+    def place(head):
+        return head["model"] if key in head["model"] else head
+
+    def without(head, sections):
+        del place(head)[key]
+
+    kib_before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    refusal(repacked(archive, tmp_path / "a.cl", without))
+    for value in HOSTILE[key]:
+        refusal(repacked(archive, tmp_path / "a.cl", lambda head, _, value=value: place(head).update({key: value})))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - kib_before < 100_000
+    assert time.monotonic() - start < 10
+
+
+def test_an_unknown_key_of_the_model_is_refused(tmp_path, archive):
+    refusal(repacked(archive, tmp_path / "a.cl", lambda head, _: head["model"].update(dropout=0.1)))
+
+
+def test_an_archive_too_large_for_this_machine_says_so(tmp_path, archive):
+    message = refusal(repacked(archive, tmp_path / "a.cl", lambda head, _: head["model"].update(width=10**6)))
+    assert "GB of memory to decode" in message
+
+
+def test_a_file_that_cannot_be_written_leaves_the_earlier_one(tmp_path):
+    path = tmp_path / "a.cl"
+    path.write_bytes(b"earlier")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(RunFailure, match="not written"):
+            write(path, RANDOM)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == b"earlier"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.cl"]
+    with pytest.raises(RunFailure, match="not written"):
+        write(tmp_path / "missing" / "a.cl", TEXT)
+
+
+def test_a_model_with_the_smallest_probabilities_codes_any_bytes(tmp_path):
+    # Weights 40 times as large make probabilities that underflow in float32.
+    model = make_model()
+    model = replace(model, steps={name: np.float32(40 * step) for name, step in model.steps.items()})
+    path = tmp_path / "a.cl"
+    report = write(path, RANDOM + b"\xff" * 50, model)
+    assert read_archive(path, 1, silent) == RANDOM + b"\xff" * 50
+    assert np.isfinite([report.ideal_data_bits, report.quantised_data_bits]).all()
+    # No byte costs more than the 24 bits of the coder's tables.
+    assert report.data_bytes <= 3 * (len(RANDOM) + 50) + 8

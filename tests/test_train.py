@@ -1,0 +1,210 @@
+"""Training as a user starts it: the ledger is the loss that trained, whatever the number of ranks and micro-batches."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import ROOT, run_command
+from safetensors.torch import load_file
+
+from harness.config import load_config
+from harness.errors import RunFailure, UsageError
+from harness.ledger import part_paths, read_online_code
+from harness.train import train_run
+
+TEXT_BYTES = 20_300
+NUM_SEQUENCES = 40
+LAST_TOKENS = TEXT_BYTES - 39 * 512
+CONFIG = f"""
+corpus: {{kind: wiki-mini, subset_bytes: {TEXT_BYTES}, heldout_bytes: 3000}}
+model: {{width: 32, layers: 1, heads: 1}}
+train: {{epochs: 2, finetune_epochs: 1, batch_sequences: 16, precision: fp32, log_every_steps: 1}}
+rule: {{kind: rl1, alpha: 0.01}}
+prune: {{kind: tamade, sample_sequences: 8, resolution: 1e-4}}
+"""
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("train")
+    (folder / "config.yaml").write_text(CONFIG + f"runs_dir: {folder}/runs\ndata_dir: {folder}/data\n")
+    return folder
+
+
+def train(place: Path, name: str, *overrides: str) -> Path:
+    train_run(load_config(place / "config.yaml", [f"name={name}", *overrides]))
+    return place / "runs" / name
+
+
+@pytest.fixture(scope="session")
+def one(place) -> Path:
+    return train(place, "one")
+
+
+@pytest.fixture(scope="session")
+def four_micro_batches(place) -> Path:
+    return train(place, "four-micro-batches", "train.micro_batch_sequences=4")
+
+
+@pytest.fixture(scope="session")
+def two_ranks(place) -> Path:
+    command = f"torchrun --standalone --nproc-per-node 2 -m harness.train {place}/config.yaml name=two-ranks"
+    done = run_command(command, ROOT)
+    assert done.returncode == 0, done.stderr
+    return place / "runs" / "two-ranks"
+
+
+@pytest.fixture(params=["one", "four_micro_batches", "two_ranks"])
+def run(request) -> Path:
+    return request.getfixturevalue(request.param)
+
+
+def rows(run_dir: Path) -> pa.Table:
+    return pa.concat_tables([pq.read_table(path) for path in part_paths(run_dir)]).sort_by(
+        [("step", "ascending"), ("sequence", "ascending")]
+    )
+
+
+def metrics(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_ledger_is_the_loss_that_trained(run):
+    trained_nats_sum = sum(line["loss_nats_sum"] for line in metrics(run))
+    ledger_nats_sum = rows(run)["nats_sum"].to_numpy().sum()
+    assert ledger_nats_sum == pytest.approx(trained_nats_sum, rel=1e-9)
+
+
+def test_every_token_is_coded_exactly_once(run):
+    first = rows(run).filter(pa.compute.equal(rows(run)["epoch"], 0))
+    ids = [
+        sequence * 512 + position
+        for sequence, nats in zip(first["sequence"].to_pylist(), first["nats"].to_pylist(), strict=True)
+        for position in range(len(nats))
+    ]
+    assert sorted(ids) == list(range(TEXT_BYTES))
+
+
+def test_a_row_holds_its_tokens_and_their_sum(run):
+    table = rows(run)
+    assert set(table["num_tokens"].to_pylist()) == {512, LAST_TOKENS}
+    for epoch, nats, nats_sum in zip(*(table[c].to_pylist() for c in ("epoch", "nats", "nats_sum")), strict=True):
+        assert (nats is None) == (epoch > 0)
+        if epoch == 0:
+            assert np.float32(nats).astype(np.float64).sum() == pytest.approx(nats_sum, rel=1e-12)
+
+
+def test_later_epochs_do_not_count(run):
+    online = read_online_code(run, NUM_SEQUENCES, TEXT_BYTES)
+    assert (online.tokens, online.raw_bytes) == (TEXT_BYTES, TEXT_BYTES)
+    assert online.aulc_bits == pytest.approx(metrics(run)[-1]["online_bits"], rel=1e-9)
+    assert 3 < online.bits_per_byte < 8
+
+
+@pytest.mark.parametrize("other", ["four_micro_batches", "two_ranks"])
+def test_neither_ranks_nor_micro_batches_change_the_code_length(one, other, request):
+    expected = read_online_code(one, NUM_SEQUENCES, TEXT_BYTES)
+    found = read_online_code(request.getfixturevalue(other), NUM_SEQUENCES, TEXT_BYTES)
+    assert found.aulc_bits == pytest.approx(expected.aulc_bits, rel=1e-5)
+    assert np.array_equal(found.step_raw_bytes, expected.step_raw_bytes)
+
+
+def test_ranks_read_the_order_that_one_process_reads(one, two_ranks):
+    columns = ["step", "sequence", "epoch", "num_tokens"]
+    assert rows(one).select(columns).equals(rows(two_ranks).select(columns))
+
+
+def test_fine_tuning_keeps_zeros(one):
+    lines = metrics(one)
+    last_main = [line for line in lines if line["phase"] == "main"][-1]
+    tuned = [line["nonzeros"] for line in lines if line["phase"] == "finetune"]
+    weights = load_file(one / "weights.safetensors")
+    assert len(set(tuned)) == 1 and tuned[0] < last_main["nonzeros"]
+    assert sum(int(w.count_nonzero()) for w in weights.values()) == tuned[-1]
+
+
+def test_weights_are_float32(one):
+    assert {w.dtype for w in load_file(one / "weights.safetensors").values()} == {torch.float32}
+
+
+def test_without_learning_the_code_is_uniform(place):
+    run_dir = train(
+        place, "uniform", "optimizer.learning_rate=1e-30", "optimizer.muon_learning_rate=1e-30", "rule.kind=none",
+        "rule.alpha=0", "prune.kind=none", "train.epochs=1",
+    )  # fmt: skip
+    online = read_online_code(run_dir, NUM_SEQUENCES, TEXT_BYTES)
+    assert online.aulc_bits == pytest.approx(8 * TEXT_BYTES, rel=1e-7)
+
+
+def test_sentencepiece_is_charged_for_bytes(place):
+    run_dir = train(place, "pieces", "tokenizer.kind=sentencepiece", "tokenizer.vocab_size=400", "train.epochs=1")
+    table = rows(run_dir)
+    first = table.filter(pa.compute.equal(table["epoch"], 0))
+    assert first["raw_bytes"].to_numpy().sum() == TEXT_BYTES
+    assert first["num_tokens"].to_numpy().sum() < 0.8 * TEXT_BYTES
+
+
+def test_a_complete_run_is_left_alone(place, one, capsys):
+    before = (one / "weights.safetensors").stat().st_mtime_ns
+    train(place, "one")
+    assert "training is complete" in capsys.readouterr().out
+    assert (one / "weights.safetensors").stat().st_mtime_ns == before
+
+
+def test_another_configuration_under_the_same_name_is_refused(place, one):
+    with pytest.raises(UsageError, match=r"model\.width: 32 -> 64") as caught:
+        train(place, "one", "model.width=64")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(place):
+    with pytest.raises(RunFailure, match=r"step \d+, rank 0: the loss is"):
+        train(place, "diverged", "optimizer.learning_rate=1e30", "optimizer.muon_learning_rate=1e30")
+    assert not (place / "runs" / "diverged" / "DONE").exists()
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused(place):
+    command = f"{sys.executable} -m launch train --processes 3 {place}/config.yaml name=odd"
+    done = run_command(command, ROOT)
+    assert done.returncode == 2 and not (place / "runs" / "odd").exists()
+    assert len(done.stderr.splitlines()) == 1 and "train.batch_sequences=16: must be a multiple" in done.stderr
+
+
+def test_an_incomplete_ledger_is_refused(place):
+    run_dir = train(place, "incomplete", "train.epochs=1", "prune.kind=none")
+    part = part_paths(run_dir)[0]
+    table = pq.read_table(part)
+    pq.write_table(table.slice(1), part)
+    with pytest.raises(UsageError, match="holds 39 of 40 sequences"):
+        read_online_code(run_dir, NUM_SEQUENCES, TEXT_BYTES)
+    part.write_bytes(part.read_bytes()[:-3])
+    with pytest.raises(UsageError, match="damaged ledger part"):
+        read_online_code(run_dir, NUM_SEQUENCES, TEXT_BYTES)
+
+
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(place):
+    longer = ("train.epochs=12", "train.log_every_steps=2")
+    whole = train(place, "whole", *longer)
+    command = [sys.executable, "-m", "harness.train", str(place / "config.yaml"), "name=stopped", *longer]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log = place / "runs" / "stopped" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (log.exists() and len(log.read_text().splitlines()) >= 3):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and "stopped after step" in errors and "Traceback" not in errors
+    resumed = train(place, "stopped", *longer)
+    assert rows(resumed).equals(rows(whole))
+    ours, theirs = load_file(resumed / "weights.safetensors"), load_file(whole / "weights.safetensors")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    sums = [[line["loss_nats_sum"] for line in metrics(r)] for r in (resumed, whole)]
+    assert sums[0] == sums[1]
