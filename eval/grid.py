@@ -22,6 +22,7 @@ SAMPLE_CHUNKS = 64
 ROWS_PER_FORWARD = 16
 # Steps relative to the root mean square of a tensor's non-zero weights.
 FINE_STEP, PROBE_STEP, COARSEST_STEP = 2.0**-7, 0.5, 1.5
+SMALLEST_RMS = 1e-30
 # A tensor that hardly matters must not get a step without bound: the penalty per non-zero counts as this at least.
 SMALLEST_PENALTY_BITS = 0.02
 # The factor is searched between these powers of two.
@@ -153,6 +154,7 @@ def _scaled(steps: Steps, weights: Weights, factor: float) -> Steps:
 
 
 def _rms(tensor: np.ndarray) -> float:
-    """Root mean square of the non-zero weights; 1 where there is none."""
+    """Root mean square of the non-zero weights; 1 where there is none, or where a step would underflow."""
     nonzeros = tensor[tensor != 0]
-    return float(np.sqrt(np.mean(np.square(nonzeros, dtype=np.float64)))) if len(nonzeros) else 1.0
+    rms = float(np.sqrt(np.mean(np.square(nonzeros, dtype=np.float64)))) if len(nonzeros) else 1.0
+    return rms if rms > SMALLEST_RMS else 1.0

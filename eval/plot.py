@@ -47,7 +47,7 @@ def baseline_rates(report: dict) -> dict[str, float]:
     return {
         f"{baseline.program}{suffix}": bits_per_byte(bits_from_bytes(sizes[baseline.name]), raw_bytes)
         for baseline in BASELINES
-        if baseline.convention == "whole"
+        if baseline.convention == "whole" and baseline.name in sizes
     }
 
 

@@ -19,7 +19,13 @@ SECONDS_BETWEEN_PROGRESS_LINES = 10.0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns the exit status: 0, 1 (the work failed) or 2 (usage or input)."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, unknown = parser.parse_known_args(arguments)
+    # argparse takes no more positionals once an option has come; settings may stand anywhere.
+    if unknown and (not hasattr(options, "overrides") or any(text.startswith("-") for text in unknown)):
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if unknown:
+        options.overrides += unknown
     try:
         options.run(options)
         sys.stdout.flush()

@@ -1,0 +1,102 @@
+"""The main job as `make demo` does it: what it prints, and what report.json claims."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from conftest import run_command
+
+KEYS = {
+    "data": {"corpus", "train_bytes", "eval_split", "raw_bytes"},
+    "online": {"aulc_bits", "tokens", "bits_per_byte", "above_final_bits", "code_bytes"},
+    "offline": {
+        "method", "parameters", "nonzeros", "model_bytes", "data_bytes", "header_bytes", "total_bytes",
+        "bits_per_byte", "ideal_data_bits", "verified", "sha256", "encode_seconds", "decode_seconds",
+    },
+    "projected": {"dataset_bytes", "total_bytes"},
+    "conventions": {"paper_model_bytes", "csr_model_bytes", "dense_float32_bytes"},
+    "baselines": {
+        "lzma2_chunk", "lzma2_chunk_xz", "zstd_chunk", "lzma2_whole", "zstd_whole", "bz2_whole", "brotli_whole",
+        "ppmd_whole",
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def report(demo_run) -> dict:
+    return json.loads((demo_run / "report.json").read_text())
+
+
+def test_the_report_has_every_key(report):
+    assert {"run", "config_sha256"} <= report.keys()
+    for section, keys in KEYS.items():
+        assert keys <= report[section].keys(), section
+
+
+def test_progress_names_step_rate_total_speed_and_time_left(demo):
+    last = [line for line in demo.stderr.splitlines() if "bits/byte" in line and "left" in line][-1]
+    for part in ("finetune", "step", "online", "tokens/s", "MFU"):
+        assert part in last
+
+
+def test_the_archive_decodes_to_the_held_out_bytes(report, demo_run, tmp_path):
+    done = run_command(f"codelength decompress {demo_run}/offline/archive.cl -o {tmp_path}/out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "out").read_bytes()
+    assert len(text) == report["data"]["raw_bytes"] == 5000
+    assert hashlib.sha256(text).hexdigest() == report["offline"]["sha256"]
+    assert report["offline"]["verified"] is True
+
+
+def test_the_parts_add_up_to_the_file(report, demo_run):
+    offline = report["offline"]
+    parts = ("header_bytes", "model_bytes", "tokenizer_bytes", "data_bytes", "checksum_bytes")
+    size = (demo_run / "offline" / "archive.cl").stat().st_size
+    assert sum(offline[part] for part in parts) == offline["total_bytes"] == size
+
+
+def test_the_stream_takes_what_the_quantised_probabilities_say(report):
+    offline = report["offline"]
+    assert 8 * offline["data_bytes"] <= 1.0002 * offline["quantised_data_bits"] + 64
+    assert 8 * offline["data_bytes"] >= offline["quantised_data_bits"]
+
+
+def test_the_online_code_is_of_the_whole_training_subset(report):
+    online = report["online"]
+    assert online["tokens"] == online["raw_bytes"] == report["data"]["train_bytes"] == 40300
+    assert online["aulc_bits"] == pytest.approx(online["bits_per_byte"] * 40300)
+    rate = report["offline"]["ideal_data_bits"] / report["data"]["raw_bytes"]
+    assert online["above_final_bits"] == pytest.approx(online["aulc_bits"] - rate * 40300)
+
+
+def test_projection_is_model_plus_rate_times_corpus(report):
+    offline, projected = report["offline"], report["projected"]
+    expected = offline["model_bytes"] + offline["data_bytes"] / 5000 * 40300
+    assert projected["total_bytes"] == pytest.approx(expected)
+
+
+def test_pruning_left_zeros_and_conventions_count_the_same_weights(report):
+    assert 0 < report["offline"]["nonzeros"] < report["offline"]["parameters"]
+    assert report["conventions"]["paper_model_bytes"] == 4 * report["offline"]["nonzeros"]
+    assert report["conventions"]["dense_float32_bytes"] == 4 * report["offline"]["parameters"]
+
+
+def test_figures_table_and_environment_are_there(demo_run):
+    for name in ("online", "loss", "sparsity"):
+        assert (demo_run / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    assert "verified" in (demo_run / "table.md").read_text()
+    environment = json.loads((demo_run / "environment.json").read_text())
+    assert environment["world_size"] == 2 and environment["packages"]["torch"].startswith("2.13.0")
+
+
+def test_the_same_command_again_changes_nothing_but_the_evaluation(demo, demo_run, workspace):
+    from conftest import SMALL
+
+    before = (demo_run / "weights.safetensors").read_bytes(), (demo_run / "offline" / "archive.cl").read_bytes()
+    again = run_command("make demo", Path(workspace), DEMO=" ".join(SMALL))
+    assert again.returncode == 0 and "training is complete" in again.stdout
+    assert before == (
+        (demo_run / "weights.safetensors").read_bytes(),
+        (demo_run / "offline" / "archive.cl").read_bytes(),
+    )

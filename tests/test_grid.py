@@ -1,0 +1,116 @@
+"""The grid search: the step it finds is the best one, and its figures are those of the file."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from eval.archive import QuantisedModel, write_archive
+from eval.config import EvalConfig
+from eval.grid import SAMPLE_CHUNKS, choose_grid
+from eval.weights import quantise, rebuild
+from harness.model import ModelConfig, Transformer
+from harness.tokenizer import ByteTokenizer
+
+CHUNK_BYTES = 32
+CONFIG = ModelConfig(width=16, layers=1, heads=2, context=CHUNK_BYTES)
+TOKENIZER = ByteTokenizer()
+
+
+def sentences(seed: int, count: int) -> bytes:
+    """Text with something to learn."""
+    rng = np.random.default_rng(seed)
+    words = ["the ", "model ", "codes ", "every ", "byte ", "of ", "a ", "text. ", "and ", "the weights "]
+    return "".join(rng.choice(words, count)).encode()
+
+
+TEXT = sentences(1, 330)
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, np.ndarray]:
+    """A model trained for a few seconds, half of its weights pruned."""
+    torch.manual_seed(0)
+    model = Transformer(CONFIG, TOKENIZER.vocab_size)
+    tokens = torch.tensor(list(sentences(0, 5000)[: 500 * CHUNK_BYTES])).view(-1, CHUNK_BYTES)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+    for step in range(60):
+        batch = tokens[torch.arange(step * 8, step * 8 + 8) % len(tokens)]
+        F.cross_entropy(model(batch).flatten(0, 1), batch.flatten()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    trained = {name: p.detach().numpy().copy() for name, p in model.named_parameters()}
+    for tensor in trained.values():
+        tensor[np.abs(tensor) < np.median(np.abs(tensor))] = 0
+    return trained
+
+
+def choose(weights, text=TEXT, trained_steps=None):
+    return choose_grid(weights, trained_steps or {}, CONFIG, TOKENIZER, text, CHUNK_BYTES, torch.float32)
+
+
+def uniform(weights, relative_step) -> QuantisedModel:
+    """All steps the same share of the root mean square of each tensor's non-zeros."""
+    steps = {name: np.float32(relative_step * np.sqrt(np.mean(w[w != 0] ** 2))) for name, w in weights.items()}
+    return QuantisedModel(CONFIG, TOKENIZER, quantise(weights, steps), steps)
+
+
+def best_of(points):
+    return min(points, key=lambda point: point.total_bytes)
+
+
+def file_report(path, model, text=TEXT):
+    config = EvalConfig(chunk_bytes=CHUNK_BYTES, lanes=16)
+    return write_archive(path, text, model, config, 1, lambda done, total: None)
+
+
+def test_the_file_has_the_size_that_was_found_and_no_uniform_step_is_better(tmp_path, weights):
+    chosen, points = choose(weights)
+    assert [point.factor for point in points] == sorted((p.factor for p in points), reverse=True)
+    # All chunks are in the sample, so that the projected length is the file's.
+    assert len(TEXT) <= SAMPLE_CHUNKS * CHUNK_BYTES
+    report = file_report(tmp_path / "a.cl", chosen)
+    assert report.model_bytes == best_of(points).model_bytes
+    assert report.data_bytes == pytest.approx(best_of(points).data_bytes, rel=2e-3, abs=8)
+    total = report.model_bytes + report.data_bytes
+    for log2_step in (-4, -2, -1, -0.5, 0, 0.5):
+        other = file_report(tmp_path / "b.cl", uniform(weights, 2.0**log2_step))
+        assert total <= 1.005 * (other.model_bytes + other.data_bytes)
+
+
+def test_a_longer_text_pays_for_a_larger_model(weights):
+    (_, few), (_, many) = choose(weights, TEXT[:CHUNK_BYTES]), choose(weights, TEXT * 30)
+    assert best_of(many).model_bytes > best_of(few).model_bytes
+
+
+def test_a_sample_projects_the_whole_text(weights):
+    whole = TEXT * 4
+    assert len(whole) > 2 * SAMPLE_CHUNKS * CHUNK_BYTES
+    model, points = choose(weights, whole)
+    nats_sum = 0.0
+    with torch.inference_mode():
+        for start in range(0, len(whole), CHUNK_BYTES):
+            chunk = torch.tensor([list(whole[start : start + CHUNK_BYTES])])
+            nats_sum += F.cross_entropy(model.transformer()(chunk)[0], chunk[0], reduction="sum").item()
+    assert best_of(points).data_bytes == pytest.approx(nats_sum / np.log(2) / 8, rel=0.05)
+
+
+def test_an_empty_text_and_odd_tensors_have_a_grid(weights):
+    odd = {name: np.zeros_like(tensor) for name, tensor in weights.items()}
+    odd[next(iter(odd))].flat[3] = 1e-45
+    for these, text in ((weights, b""), (odd, b""), (odd, TEXT[:40])):
+        model, points = choose(these, text)
+        assert all(np.isfinite(step) and step > 0 for step in model.steps.values())
+        assert all(np.isfinite(point.total_bytes) for point in points)
+        assert (points[0].data_bytes == 0) == (text == b"")
+
+
+def test_weights_trained_on_a_grid_stay_on_it(weights):
+    on_grid = uniform(weights, 0.5)
+    rebuilt = rebuild(on_grid.integers, on_grid.steps)
+    model, points = choose(rebuilt, TEXT, on_grid.steps)
+    # A finer factor than one gains nothing in data and costs a bit per non-zero.
+    assert best_of(points).factor >= 1
+    assert 1 in [point.factor for point in points]
+    for name, tensor in rebuilt.items():
+        assert not model.integers[name][tensor == 0].any()
