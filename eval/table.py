@@ -8,24 +8,16 @@ import csv
 import io
 import json
 import math
-import shutil
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from eval.baselines import BASELINES, CHUNK_BYTES
+from eval.markup import Block, to_latex, to_markdown, to_rich
 from harness.errors import UsageError
 from harness.units import bits_from_bytes, bits_per_byte, bytes_from_bits
 
 FORMATS = ("rich", "md", "csv", "json", "latex")
-_WIDEST_COLUMNS = 10_000
 _IDEAL_NOTE = "ideal: the sum of the ledger (area under the loss curve), without the sources; not a file."
 _PROJECTED_NOTE = "projected: model bytes plus data bits/byte of the coded text times the dataset; not a file."
 _VERIFIED_NOTE = "verified: a fresh process decoded the file, compared by SHA-256; -: not tried in this run."
@@ -48,19 +40,6 @@ _FIELDS: dict[str, tuple[str, str]] = {
     **{key: ("conventions", key) for key in ("paper_model_bytes", "csr_model_bytes", "dense_float32_bytes")},
 }
 """Where each key of a flat record stands in the report."""
-
-
-@dataclass(kw_only=True, slots=True)
-class Block:
-    """One titled table of finished cells."""
-
-    title: str
-    header: list[str]
-    is_number: list[bool]
-    """For every column whether it stands right."""
-    rows: list[list[str]]
-    emphasised_rows: list[bool]
-    notes: list[str]
 
 
 def load_reports(run_dirs: list[Path]) -> list[dict]:
@@ -93,9 +72,9 @@ def render(reports: list[dict], fmt: str, width: int | None = None) -> str:
     Raises UsageError for a format that is not one of `FORMATS`.
     """
     renderers: dict[str, Callable[[], str]] = {
-        "rich": lambda: _rich(_blocks(reports), width),
-        "md": lambda: _markdown(_blocks(reports)),
-        "latex": lambda: _latex(_blocks(reports)),
+        "rich": lambda: to_rich(_blocks(reports), width),
+        "md": lambda: to_markdown(_blocks(reports)),
+        "latex": lambda: to_latex(_blocks(reports)),
         "csv": lambda: _csv([flat_record(report) for report in reports]),
         "json": lambda: json.dumps([flat_record(r) for r in reports], indent=2, ensure_ascii=False) + "\n",
     }
@@ -281,74 +260,6 @@ def _runs_blocks(records: list[Record]) -> list[Block]:
         _block("Model and training corpus", training, records, [_IDEAL_NOTE, _PROJECTED_NOTE]),
         _block("Other compressors of the same text, bytes", others, records, [others_note]),
     ]
-
-
-def _rich(blocks: list[Block], width: int | None) -> str:
-    columns = width or shutil.get_terminal_size((120, 24)).columns
-    console = Console(file=io.StringIO(), force_terminal=sys.stdout.isatty(), highlight=False)
-    for block in blocks:
-        style = {"box": box.SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)}
-        table = Table(title=Text(block.title, style="bold"), title_justify="left", **style)
-        for name, is_number in zip(block.header, block.is_number, strict=True):
-            # Numbers are narrow: their headers take a line a word.
-            heading = Text(name.replace(" ", "\n") if is_number else name)
-            table.add_column(heading, justify="right" if is_number else "left", no_wrap=True, vertical="bottom")
-        for row, is_emphasised in zip(block.rows, block.emphasised_rows, strict=True):
-            table.add_row(*map(Text, row), style="bold" if is_emphasised else None)
-        # In too narrow a terminal the lines wrap; a table cut to fit would lose digits.
-        console.width = _WIDEST_COLUMNS
-        console.width = max(columns, console.measure(table).maximum)
-        console.print(table)
-        for note in block.notes:
-            console.print(Text(note, style="dim"))
-        console.print()
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()).rstrip() + "\n"
-
-
-def _markdown(blocks: list[Block]) -> str:
-    lines = []
-    for block in blocks:
-        rule = ["---:" if is_number else ":---" for is_number in block.is_number]
-        lines += [f"**{_escape_markdown(block.title)}**", "", _row_markdown(block.header), f"| {' | '.join(rule)} |"]
-        lines += map(_row_markdown, block.rows, block.emphasised_rows)
-        lines += ["", *(f"- {_escape_markdown(note)}" for note in block.notes)] + [""] * bool(block.notes)
-    return "\n".join(lines).rstrip("\n") + "\n"
-
-
-def _row_markdown(cells: list[str], bold: bool = False) -> str:
-    escaped = [_escape_markdown(cell) for cell in cells]
-    return f"| {' | '.join(f'**{cell}**' if bold and cell else cell for cell in escaped)} |"
-
-
-def _escape_markdown(text: str) -> str:
-    return "".join(f"\\{c}" if c in "\\`*_[]<>|#~$&" else c for c in text)
-
-
-def _latex(blocks: list[Block]) -> str:
-    lines = ["% needs \\usepackage{booktabs}"]
-    for block in blocks:
-        columns = "".join("r" if is_number else "l" for is_number in block.is_number)
-        lines += ["\\begin{table}", "\\centering\\small", f"\\caption{{{_escape_latex(block.title)}}}"]
-        lines += [f"\\begin{{tabular}}{{{columns}}}", "\\toprule", _row_latex(block.header), "\\midrule"]
-        lines += map(_row_latex, block.rows, block.emphasised_rows)
-        lines += ["\\bottomrule", "\\end{tabular}"]
-        lines += [f"\\par {_escape_latex(note)}" for note in block.notes]
-        lines += ["\\end{table}"]
-    return "\n".join(lines) + "\n"
-
-
-def _row_latex(cells: list[str], bold: bool = False) -> str:
-    escaped = [_escape_latex(cell) for cell in cells]
-    return " & ".join(f"\\textbf{{{cell}}}" if bold and cell else cell for cell in escaped) + r" \\"
-
-
-def _escape_latex(text: str) -> str:
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    special |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
-    special |= {c: f"\\{c}" for c in "&%$#_{}"}
-    # A row that starts with a bracket would be an option of the line break before it; two hyphens would be a dash.
-    special |= {c: f"{{{c}}}" for c in "[]-"}
-    return "".join(special.get(c, c) for c in text)
 
 
 def _csv(records: list[Record]) -> str:

@@ -136,8 +136,8 @@ class RuledAdamW(_Ruled, torch.optim.AdamW):
     """AdamW with a rule."""
 
     def update_size(self, parameter: Tensor) -> float:
-        """Usual size of a weight's update, in learning rates."""
-        return 1.0
+        """Usual root mean square of a weight's update, in learning rates (Liu et al. 2025, "Muon is scalable")."""
+        return 0.2
 
 
 class RuledMuon(_Ruled, torch.optim.Muon):
@@ -174,6 +174,7 @@ class Optimizer:
 
     def set_rule(self, rule: Rule | None) -> None:
         """Use `rule` from the next step on."""
+        self.rule = rule
         for part in self.parts:
             part.rule = rule
 

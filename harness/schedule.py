@@ -78,9 +78,14 @@ class Phase:
         return self.first_step + self.num_steps
 
 
+def ramp_factor(step: int, ramp_steps: float) -> float:
+    """Linear rise from just above 0 to 1 over `ramp_steps` steps."""
+    return min(1.0, (step + 1) / ramp_steps) if ramp_steps else 1.0
+
+
 def learning_rate_factor(step: int, num_steps: int, warmup_steps: int, shape: str, final_fraction: float) -> float:
     """Factor on the peak learning rate at `step` of a phase: linear warm-up, then linear or cosine decay."""
-    warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+    warmup = ramp_factor(step, warmup_steps)
     progress = step / num_steps
     decay = 1.0 - progress if shape == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
     return warmup * (final_fraction + (1.0 - final_fraction) * decay)

@@ -36,7 +36,7 @@ from harness.rundir import (
     open_run_directory,
     prepared_on_first_rank,
 )
-from harness.schedule import Phase
+from harness.schedule import Phase, ramp_factor
 from harness.sparsity.prune import tamade
 from harness.sparsity.rules import make_rule
 
@@ -109,6 +109,8 @@ class Trainer:
                 # one optimizer step
                 is_finetune = phase.name == "finetune"
                 self.optimizer.set_learning_rate(step - phase.first_step, phase.num_steps, is_finetune)
+                if self.optimizer.rule:
+                    self.optimizer.rule.strength = ramp_factor(step, phase.num_steps * self.config.rule.ramp)
                 self._train_step(step, meter)
                 self.state.step = step + 1
 

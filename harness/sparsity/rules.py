@@ -2,8 +2,8 @@
 
 A rule has two couplings: `adam` adds its gradient before Adam's scaling (the published way), `decoupled` applies it to
 the weights with the learning rate after the step, as AdamW does with decay. There the learning rate counts in units of
-a weight's usual update, which is 1 for AdamW and smaller for Muon: an alpha of 0.2 then pulls every weight towards zero
-with a fifth of the force of the optimizer, whichever that is.
+a weight's usual update: an alpha of 0.5 pulls every weight towards zero with half the force of its optimizer,
+whichever that is.
 """
 
 import math
@@ -24,6 +24,8 @@ class RuleConfig:
     """`none` or `rl1`."""
     alpha: float = 0.0
     """Strength: `adam` in nats of the mean loss per unit of the penalty; `decoupled` as a share of the update."""
+    ramp: float = 0.0
+    """Share of the main phase over which the strength rises linearly from 0."""
     coupling: str = "decoupled"
     """`adam` or `decoupled`; matrices trained by Muon need `decoupled`."""
 
@@ -36,6 +38,8 @@ class RuleConfig:
             found.append(f"rule.coupling={self.coupling}: unknown; use one of {', '.join(COUPLINGS)}")
         if not (math.isfinite(self.alpha) and self.alpha >= 0):
             found.append(f"rule.alpha={self.alpha}: must be finite and not negative")
+        if not 0 <= self.ramp <= 1:
+            found.append(f"rule.ramp={self.ramp}: must be between 0 and 1 (a share of the main phase)")
         if self.kind == "rl1" and self.alpha == 0:
             found.append("rule.alpha=0: rl1 needs a positive strength, or set rule.kind=none")
         return found
@@ -45,6 +49,8 @@ class Rule(Protocol):
     """What an optimizer calls for each regularised parameter; `state` is the optimizer's state of that parameter."""
 
     coupling: str
+    strength: float
+    """Factor on the rule's force, between 0 and 1; a ramp sets it before each step."""
 
     def add_gradient(self, parameter: Tensor, gradient: Tensor, state: dict) -> None:
         """Add the rule's gradient in place, before the optimizer's step (coupling `adam`)."""
@@ -60,15 +66,15 @@ class RL1:
     """
 
     def __init__(self, alpha: float, coupling: str):
-        self.alpha, self.coupling = alpha, coupling
+        self.alpha, self.coupling, self.strength = alpha, coupling, 1.0
 
     def add_gradient(self, parameter: Tensor, gradient: Tensor, state: dict) -> None:
         """g += alpha sign(theta), with sign(0) = 0."""
-        gradient.add_(parameter.sign(), alpha=self.alpha)
+        gradient.add_(parameter.sign(), alpha=self.strength * self.alpha)
 
     def shrink(self, parameter: Tensor, learning_rate: float, state: dict) -> None:
         """Theta moves towards zero by learning_rate * alpha and stops there."""
-        threshold = learning_rate * self.alpha
+        threshold = learning_rate * self.strength * self.alpha
         parameter.sub_(parameter.clamp(-threshold, threshold))
 
 
