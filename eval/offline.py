@@ -52,6 +52,8 @@ def load_weights(
     shapes = {name: tuple(p.shape) for name, p in Transformer(config.model, vocab_size).named_parameters()}
     if {name: tensor.shape for name, tensor in weights.items()} != shapes or not steps.keys() <= shapes.keys():
         raise UsageError(f"{path}: tensors do not fit {run_dir}/config.yaml; train again")
+    if not all(np.isfinite(tensor).all() for tensor in weights.values()):
+        raise UsageError(f"{path}: holds weights that are not finite; train again with lower learning rates")
     return {name: weights[name] for name in shapes}, steps
 
 

@@ -17,6 +17,8 @@ KINDS = ("bytes", "sentencepiece")
 NUM_BYTE_VALUES = 256
 MIN_SENTENCEPIECE_VOCAB = NUM_BYTE_VALUES + 2
 MAX_VOCAB = 1 << 16
+# A damaged or hostile model must not fill the memory when it is decompressed; 65,536 pieces take far less.
+MAX_MODEL_BYTES = 1 << 23
 # Merges found in the first 64 MB hardly change with more text, while sentencepiece holds all of it in memory.
 TRAINING_TEXT_BYTES = 64_000_000
 SPAN_CHARACTERS = 4096
@@ -112,11 +114,18 @@ def from_model_bytes(kind: str, data: bytes) -> ByteTokenizer | SentencePieceTok
         return ByteTokenizer()
     if kind == "sentencepiece":
         try:
-            pieces = brotli.decompress(data).decode().split("\0")
-        except (brotli.error, UnicodeDecodeError) as error:
+            decompressor = brotli.Decompressor()
+            pieces = decompressor.process(data, output_buffer_limit=MAX_MODEL_BYTES).decode().split("\0")
+            is_whole = decompressor.is_finished()
+            if (
+                is_whole
+                and all(pieces)
+                and FIRST_PIECE_ID + len(pieces) <= MAX_VOCAB
+                and len(set(pieces)) == len(pieces)
+            ):
+                return SentencePieceTokenizer(pieces)
+        except (brotli.error, UnicodeDecodeError, RuntimeError) as error:
             raise UsageError("tokenizer.kind=sentencepiece: its model is damaged; make it again") from error
-        if all(pieces) and FIRST_PIECE_ID + len(pieces) <= MAX_VOCAB and len(set(pieces)) == len(pieces):
-            return SentencePieceTokenizer(pieces)
     raise UsageError(f"tokenizer.kind={kind}: its model of {len(data)} bytes is not one; make it again")
 
 

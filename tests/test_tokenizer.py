@@ -2,6 +2,7 @@
 
 from functools import cache
 
+import brotli
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -139,3 +140,14 @@ def test_the_config_lists_every_problem_and_is_an_omegaconf_schema():
     for vocab_size in (257, 65537):
         assert "258 to 65536" in TokenizerConfig(kind="sentencepiece", vocab_size=vocab_size).problems()[0]
     assert OmegaConf.to_object(OmegaConf.structured(TokenizerConfig)) == TokenizerConfig()
+
+
+def test_a_model_that_decompresses_without_end_is_refused_at_once():
+    bomb = brotli.compress(b"a" * 10**8)
+    with pytest.raises(UsageError, match="sentencepiece"):
+        from_model_bytes("sentencepiece", bomb)
+
+
+def test_a_model_with_a_piece_that_sentencepiece_refuses_is_refused():
+    with pytest.raises(UsageError, match="sentencepiece"):
+        from_model_bytes("sentencepiece", brotli.compress(b"x" * 200_000))
