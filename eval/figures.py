@@ -66,14 +66,14 @@ def online_curve(
 
 
 def loss_curve(path: Path, step: np.ndarray, bits_per_byte: np.ndarray, phases: list[tuple[str, int]]) -> None:
-    """Loss of every step in bits per byte (1-D arrays) with its running mean; `phases` are (name, first step)."""
+    """Logged losses in bits per byte (1-D arrays) with their running mean; `phases` are (name, first step)."""
     figure, axes = _new_figure("Training loss")
     step, bits_per_byte = np.asarray(step), np.asarray(bits_per_byte, dtype=np.float64)
     kept = _subsample(len(step))
     window = max(1, len(step) // 50)
     smooth = _running_mean(bits_per_byte, window)
-    axes.plot(step[kept], bits_per_byte[kept], color=_COLOURS[5], lw=0.7, label="each step")
-    axes.plot(step[kept], smooth[kept], color=_COLOURS[0], lw=1.8, label=f"mean of the last {window} steps")
+    axes.plot(step[kept], bits_per_byte[kept], color=_COLOURS[5], lw=0.7, label="as logged")
+    axes.plot(step[kept], smooth[kept], color=_COLOURS[0], lw=1.8, label=f"mean of the last {window} logs")
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss (bits/byte)")
     _limit_to_the_bulk(axes, bits_per_byte)

@@ -29,6 +29,15 @@ def resolve_precision(wanted: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if wanted == "bf16" else torch.float32
 
 
+def compute_deterministically() -> None:
+    """The same run twice gives the same bits."""
+    # cuBLAS reads this when it starts; without it the deterministic mode refuses to multiply on a GPU.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    # The mode also fills every new tensor before its first use, which costs time and which nothing here needs.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+
+
 def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
     """Peak FLOP/s of one rank: the data sheet's of a known GPU, else the best of a few measured matrix products."""
     if device.type == "cuda":

@@ -20,7 +20,7 @@ from harness.config import RunConfig, config_sha256, load_config
 from harness.data import Data
 from harness.distributed import Ranks, joined_ranks
 from harness.errors import CodelengthError, RunFailure, UsageError
-from harness.hardware import peak_flops, resolve_precision
+from harness.hardware import compute_deterministically, peak_flops, resolve_precision
 from harness.ledger import LedgerWriter
 from harness.meter import Meter
 from harness.model import Transformer
@@ -269,7 +269,7 @@ def train_run(config: RunConfig) -> None:
 
     Raises UsageError for wrong input and RunFailure where the work fails or is stopped.
     """
-    torch.use_deterministic_algorithms(True)
+    compute_deterministically()
     with joined_ranks(config.backend.timeout_seconds) as ranks:
         dtype = resolve_precision(config.train.precision, ranks.device)
         data = prepared_on_first_rank(config, ranks)

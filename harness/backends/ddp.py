@@ -23,7 +23,10 @@ class DDPBackend:
     def prepare(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Take both; the weights of rank 0 become those of all ranks."""
         self.model, self.optimizer = model, optimizer
-        self.module = DistributedDataParallel(model) if self.ranks.world_size > 1 else model
+        self.module = model
+        if self.ranks.world_size > 1:
+            # The only buffers are position tables, the same on every rank.
+            self.module = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def backward(self, compute_loss: Callable[[nn.Module], Tensor], last: bool) -> None:
         """Accumulate the gradient of `compute_loss(module)`; average over ranks with the `last` one of a step."""
