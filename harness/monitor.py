@@ -151,7 +151,8 @@ class Monitor(NullMonitor):
         print(text, flush=True)
 
     def _add_scalar(self, name: str, value: float, step: int) -> None:
-        self._writer.add_scalar(name, value, step, new_style=True, double_precision=True)
+        # TensorBoard's fast loader shows no float64 scalar at all; metrics.jsonl and the ledger have every digit.
+        self._writer.add_scalar(name, value, step, new_style=True)
 
 
 def make_monitor(run_dir: Path, total_steps: int, rank: int, purge_step: int | None = None) -> NullMonitor:
