@@ -20,7 +20,10 @@ from harness.units import bits_from_bytes, bits_per_byte, bytes_from_bits
 FORMATS = ("rich", "md", "csv", "json", "latex")
 _IDEAL_NOTE = "ideal: the sum of the ledger (area under the loss curve), without the sources; not a file."
 _PROJECTED_NOTE = "projected: model bytes plus data bits/byte of the coded text times the dataset; not a file."
-_VERIFIED_NOTE = "verified: a fresh process decoded the file, compared by SHA-256; -: not tried in this run."
+_VERIFIED_NOTE = (
+    "verified: a fresh process decoded the file, compared by SHA-256; "
+    "-: decoded by the same process, right after coding."
+)
 
 Record = dict[str, Any]
 Column = tuple[str, str, Callable[[Any], str]]

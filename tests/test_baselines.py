@@ -4,11 +4,13 @@ import bz2
 import importlib.util
 import lzma
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from eval.baselines import BASELINES, decodes, measure
+from eval.baselines import BASELINES, measure
+from harness.errors import RunFailure
 
 WORDS = ["the", "code", "of", "a", "text", "is", "as", "long", "as", "its", "model", "finds", "it", "surprising", "."]
 
@@ -41,14 +43,22 @@ INPUTS = {
 @pytest.mark.parametrize("baseline", BASELINES, ids=lambda b: b.name)
 @pytest.mark.parametrize("data", INPUTS.values(), ids=INPUTS.keys())
 def test_what_is_counted_decodes(baseline, data):
-    assert decodes(baseline, data)
+    streams = list(baseline.streams(data))
+    assert baseline.decode(b"".join(streams)) == data
+    assert measure(data, names=[baseline.name]) == {baseline.name: sum(map(len, streams))}
+
+
+def test_a_stream_that_does_not_decode_is_no_baseline(monkeypatch):
+    broken = replace(BASELINES[0], decode=lambda stream: b"something else")
+    monkeypatch.setattr("eval.baselines.BASELINES", (broken,))
+    with pytest.raises(RunFailure, match="does not decode"):
+        measure(b"text")
 
 
 @pytest.mark.parametrize("seed", [10, 14, 22])
 def test_ppmd_keeps_the_byte_that_one_large_call_loses(seed):
     """pyppmd writes these wrongly when they are fed in one call: a byte is lost after 32 kB of output."""
-    ppmd = next(b for b in BASELINES if b.name == "ppmd_whole")
-    assert decodes(ppmd, random.Random(seed).randbytes(33_500))
+    assert measure(random.Random(seed).randbytes(33_500), names=["ppmd_whole"])["ppmd_whole"] > 33_500
 
 
 def test_every_chunk_is_coded_alone():
