@@ -1,6 +1,7 @@
 """Training: `codelength train CONFIG [key=value ...]` or `torchrun --nproc-per-node 2 -m harness.train CONFIG ...`."""
 
 import json
+import os
 import signal
 import sys
 import time
@@ -289,7 +290,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UsageError("usage: torchrun --nproc-per-node N -m harness.train CONFIG [key=value ...]")
         train_run(load_config(arguments[0], arguments[1:]))
     except CodelengthError as error:
-        print(error, file=sys.stderr)
+        # What is wrong with the input is wrong on every rank: one of them says so.
+        if os.environ.get("RANK", "0") == "0" or not isinstance(error, UsageError):
+            print(error, file=sys.stderr)
         return error.exit_status
     return 0
 

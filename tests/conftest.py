@@ -41,7 +41,9 @@ def workspace(tmp_path_factory) -> Path:
 def run_command(command: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
     """Run a shell line in `folder` with the scripts of this Python first on PATH."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    settings = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"} | environment
+    # `make test` runs this: a make inside it must not take itself for a part of the outer one.
+    inherited = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    settings = inherited | {"PATH": path, "OMP_NUM_THREADS": "1"} | environment
     return subprocess.run(
         ["bash", "-c", command], cwd=folder, env=settings, capture_output=True, text=True, timeout=300
     )
