@@ -1,7 +1,7 @@
 """Two elementwise functions with hand-written gradients.
 
 Autograd's own chains keep and reread more intermediate tensors; on a CPU, where a 0.85 M-parameter step is bound by
-memory traffic, these take a third to a half of the time (tests/benchmarks/model_functions.py).
+memory traffic, these take a third to two thirds of the time (tests/benchmarks/model_functions.py).
 """
 
 import torch
