@@ -13,9 +13,8 @@ import torch
 
 from eval.archive import QuantisedModel
 from eval.weights import encode_weights, quantise
-from harness.model import ModelConfig
+from harness.model import ModelConfig, token_nats
 from harness.tokenizer import ByteTokenizer, SentencePieceTokenizer
-from harness.train import token_nats
 from harness.units import bits_from_bytes, bits_from_nats, bytes_from_bits
 
 SAMPLE_CHUNKS = 64

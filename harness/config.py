@@ -34,6 +34,8 @@ class RunConfig:
     """Directory of prepared shards and tokenizers."""
     seed: int = 0
     """Seed of weights and order."""
+    dry_run: bool = False
+    """Print the derived numbers, try one step, and stop without a run directory."""
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -55,8 +57,11 @@ class RunConfig:
         if not self.name or Path(self.name).name != self.name:
             found.append(f"name={self.name}: must be a plain directory name")
         sections = (self.corpus, self.tokenizer, self.model, self.train, self.optimizer, self.rule, self.prune)
-        for section in (*sections, self.backend, self.eval):
+        for section in (*sections, self.eval):
             found.extend(section.problems())
+        found.extend(self.backend.problems(self.optimizer))
+        if self.backend.bf16_weights and self.train.precision == "fp32":
+            found.append("backend.bf16_weights=true: contradicts train.precision=fp32; use bf16 or auto")
         if self.model.context < 1 or self.eval.chunk_bytes > self.model.context:
             found.append(
                 f"eval.chunk_bytes={self.eval.chunk_bytes}: must not exceed model.context ({self.model.context}), "

@@ -9,6 +9,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from harness.errors import RunFailure
+
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
@@ -40,13 +42,21 @@ class Ranks:
         """Whether any rank says so."""
         return self.sum(float(flag))[0] > 0
 
-    def share_error(self, error: Exception | None) -> Exception | None:
-        """The first rank's error on every rank, so that all stop together instead of waiting for one another."""
+    def share(self, value: object) -> object:
+        """The first rank's `value` on every rank; an error among other things, so that all stop together."""
         if self.world_size == 1:
-            return error
-        holder = [error]
+            return value
+        holder = [value]
         dist.broadcast_object_list(holder, src=0)
         return holder[0]
+
+    def gather(self, value: object) -> list:
+        """Every rank's `value` on every rank, by rank."""
+        if self.world_size == 1:
+            return [value]
+        values = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
 
 
 @contextmanager
@@ -61,8 +71,28 @@ def joined_ranks(timeout_seconds: float) -> Iterator[Ranks]:
     if world_size == 1:
         yield Ranks(rank=0, world_size=1, device=device)
         return
-    dist.init_process_group("nccl" if use_cuda else "gloo", timeout=timedelta(seconds=timeout_seconds))
     try:
-        yield Ranks(rank=dist.get_rank(), world_size=world_size, device=device)
+        dist.init_process_group("nccl" if use_cuda else "gloo", timeout=timedelta(seconds=timeout_seconds))
+        rank = dist.get_rank()
+        yield Ranks(rank=rank, world_size=world_size, device=device)
+    except RuntimeError as error:
+        if not _is_lost_contact(error):
+            raise
+        raise RunFailure(
+            f"rank {os.environ.get('RANK', '?')}: lost the other ranks: one has died, or took longer than "
+            f"backend.timeout_seconds={timeout_seconds:g} ({_first_line(error)}); the same command goes on"
+        ) from None
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _is_lost_contact(error: RuntimeError) -> bool:
+    """Whether a collective failed; gloo raises plain RuntimeErrors."""
+    words = ("gloo", "connection", "timed out", "timeout", "socket", "nccl", "store")
+    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
+
+
+def _first_line(error: RuntimeError) -> str:
+    """Its first line, without the place in PyTorch's sources that it begins with."""
+    return str(error).splitlines()[0].rpartition("] ")[2][:120]

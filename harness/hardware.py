@@ -1,8 +1,10 @@
 """What this machine is: precision it is fast at, its peak rate, and the environment a number was made in."""
 
+import hashlib
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 import time
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("torch", "numpy", "constriction", "pyarrow", "sentencepiece", "datasets", "safetensors")
+PACKAGES = ("torch", "deepspeed", "numpy", "constriction", "pyarrow", "sentencepiece", "datasets", "safetensors")
 
 # Dense bf16 peak in FLOP/s, from the vendors' data sheets; the first name found in the device's name counts.
 GPU_PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40": 181e12, "A10": 125e12, "V100": 125e12}
@@ -55,12 +57,60 @@ def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
     return 2 * size**3 / best
 
 
+def identity(device: torch.device, dtype: torch.dtype, packages: tuple[str, ...]) -> dict[str, str]:
+    """What decides the last bits of a run besides its configuration and data, and must not change in its middle."""
+    return {
+        "precision": str(dtype).removeprefix("torch."),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+        "code": code_sha256()[:16],
+        **{name: metadata.version(name) for name in packages},
+    }
+
+
+def code_sha256() -> str:
+    """Digest of the sources that train."""
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def random_state() -> dict[str, torch.Tensor]:
+    """State of this process's random numbers on the CPU and its GPU."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def load_random_state(state: dict[str, torch.Tensor]) -> None:
+    """Inverse of `random_state`."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def peak_memory_bytes() -> int:
+    """Most memory that this process has held: of its GPU, or resident on the CPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error of PyTorch says that memory has run out; on a CPU it is a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
 def environment(world_size: int, dtype: torch.dtype | None = None) -> dict:
     """Versions, instruction set, threads, world size and commit: what a claimed number was made with."""
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
-        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         "isa_limits": {k: os.environ[k] for k in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA") if k in os.environ},
@@ -69,6 +119,13 @@ def environment(world_size: int, dtype: torch.dtype | None = None) -> dict:
         "precision": str(dtype).removeprefix("torch.") if dtype else None,
         "git_commit": git_commit(),
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def git_commit() -> str | None:

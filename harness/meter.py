@@ -1,7 +1,7 @@
 """What happened since the last log, summed over ranks and turned into metrics."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from harness.checkpoint import RunState
 from harness.distributed import Ranks
@@ -18,7 +18,15 @@ class Meter:
     first_nats_sum: float = 0.0
     first_raw_bytes: int = 0
     steps: int = 0
+    seconds_before: float = 0.0
+    """Time that counts from before a run was stopped."""
     started: float = field(default_factory=time.perf_counter)
+
+    def state(self) -> dict[str, float]:
+        """What a run that goes on makes its meter from."""
+        state = asdict(self)
+        state["seconds_before"] += time.perf_counter() - state.pop("started")
+        return state
 
     def add(self, loss_nats_sum: float, tokens: int, raw_bytes: int, first_visit: bool) -> None:
         """Count one micro-batch."""
@@ -31,7 +39,7 @@ class Meter:
 
     def reduce(self, ranks: Ranks, state: RunState, flops_per_token: float, peak_flops: float) -> dict[str, float]:
         """Metrics over all ranks; adds the first visits to the totals in `state`."""
-        seconds = time.perf_counter() - self.started
+        seconds = self.seconds_before + time.perf_counter() - self.started
         nats_sum, tokens, raw_bytes, first_nats_sum, first_raw_bytes = ranks.sum(
             self.loss_nats_sum, self.tokens, self.raw_bytes, self.first_nats_sum, self.first_raw_bytes
         )

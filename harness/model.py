@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from harness.functions import rms_norm, squared_relu
 
@@ -62,6 +63,8 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig, vocab_size: int):
         super().__init__()
         self.config, self.vocab_size, self.begin = config, vocab_size, vocab_size
+        self.checkpoint_activations = False
+        """Whether a backward pass computes the inside of each block again instead of keeping it."""
         published = config.architecture == "published"
         self.embed = nn.Embedding(vocab_size + 1, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
@@ -93,7 +96,13 @@ class Transformer(nn.Module):
         x = self._embed(torch.cat([begin, targets[:, :-1]], dim=1), 0)
         rotary = None if self._published else (self.cos[: x.shape[1]], self.sin[: x.shape[1]])
         for block in self.blocks:
-            x = block(x, rotary)
+            recompute = self.checkpoint_activations and torch.is_grad_enabled()
+            # There is no dropout: no random state has to be kept for the second pass.
+            x = (
+                checkpoint(block, x, rotary, use_reentrant=False, preserve_rng_state=False)
+                if recompute
+                else block(x, rotary)
+            )
         return self.head(self.norm(x))
 
     def new_cache(self, lanes: int, length: int) -> Cache:
@@ -181,6 +190,13 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension."""
         return rms_norm(x)
+
+
+def token_nats(module: nn.Module, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+    """Code length in nats (float32) of each of `tokens` (n, length) given those before it in its row."""
+    with torch.autocast(tokens.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        logits = module(tokens)
+    return F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), reduction="none").view_as(tokens)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ everything with `kind: adamw`. Rule and mask live in the optimizer so that a bac
 """
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +16,11 @@ from harness.sparsity.rules import Rule
 
 OPTIMIZERS = ("muon", "adamw")
 SCHEDULES = ("linear", "cosine")
+
+# Usual root mean square of AdamW's update of a weight, in learning rates (Liu et al. 2025, "Muon is scalable").
+ADAMW_UPDATE_SIZE = 0.2
+
+MakeParts = Callable[[list[dict], "OptimizerConfig"], list["Ruled"]]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -66,110 +72,67 @@ class OptimizerConfig:
         return found
 
 
-class _Ruled:
+class Ruled:
     """Mixin before a torch optimizer: rule before or after its step, then the mask, then the grid.
 
-    All of it is elementwise, in tensors beside the optimizer's own state of a parameter.
+    All of it is elementwise, in tensors beside the optimizer's own state of a parameter, so that the parameters may
+    just as well be flat partitions of many tensors. What depends on a tensor's shape is in its parameter group:
+    `regularised`, `peak` (its largest learning rate) and `update_size` (usual root mean square of a weight's update,
+    in learning rates).
     """
 
     rule: Rule | None = None
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self, closure: None = None) -> None:
         """One optimizer step with the rule's part of it; weights with a mask of 0 stay exactly 0.
 
         Weights on a grid are seen rounded by the forward and backward pass, while the step moves their unrounded
         values (the straight-through estimator of Bengio et al. 2013).
         """
-        rule = self.rule
-        for _, parameter in self._regularised():
-            if "unrounded" in self.state[parameter]:
-                parameter.copy_(self.state[parameter]["unrounded"])
+        rule, regularised = self.rule, list(self.regularised())
+        for _, parameter, state in regularised:
+            if "unrounded" in state:
+                parameter.copy_(state["unrounded"])
         if rule and rule.coupling == "adam":
-            for _, parameter in self._regularised():
-                rule.add_gradient(parameter, parameter.grad, self.state[parameter])
+            for _, parameter, state in regularised:
+                rule.add_gradient(parameter, parameter.grad, state)
         super().step()
-        for group, parameter in self._regularised():
+        for group, parameter, _ in regularised:
+            state = self.state[parameter]
             if rule and rule.coupling == "decoupled":
-                rule.shrink(parameter, group["lr"] * self.update_size(parameter), self.state[parameter])
-            if "mask" in self.state[parameter]:
-                parameter.mul_(self.state[parameter]["mask"])
-            if "unrounded" in self.state[parameter]:
-                self.state[parameter]["unrounded"].copy_(parameter)
-                self._round(parameter)
+                rule.shrink(parameter, group["lr"] * group["update_size"], state)
+            if "mask" in state:
+                parameter.mul_(state["mask"])
+            if "unrounded" in state:
+                state["unrounded"].copy_(parameter)
+                parameter.copy_(rounded(parameter, state["grid_step"]))
 
-    @torch.no_grad()
-    def freeze_zeros(self) -> None:
-        """From now on every regularised weight that is 0 stays 0."""
-        for _, parameter in self._regularised():
-            self.state[parameter]["mask"] = (parameter != 0).to(parameter.dtype)
-
-    @torch.no_grad()
-    def zero_untrained(self) -> None:
-        """Zero every regularised weight that has never had a gradient, such as embeddings of symbols never seen.
-
-        It still holds its random initial value, which influenced no loss and would only cost bits.
-        """
-        for _, parameter in self._regularised():
-            if "exp_avg_sq" in self.state[parameter]:
-                parameter.mul_(self.state[parameter]["exp_avg_sq"] != 0)
-
-    @torch.no_grad()
-    def round_to_grid(self, relative_step: float) -> None:
-        """From now on regularised weights are multiples of a step per tensor, relative to its non-zeros' rms."""
-        for _, parameter in self._regularised():
-            state, nonzeros = self.state[parameter], parameter[parameter != 0]
-            rms = nonzeros.square().mean().sqrt() if len(nonzeros) else torch.ones(())
-            state["grid_step"] = torch.full_like(parameter, float(relative_step * rms))
-            state["unrounded"] = parameter.clone()
-            self._round(parameter)
-
-    def _round(self, parameter: Tensor) -> None:
-        step = self.state[parameter]["grid_step"]
-        parameter.div_(step).round_().mul_(step)
-
-    def _regularised(self) -> list[tuple[dict, Tensor]]:
-        return [(group, p) for group in self.param_groups if group["regularised"] for p in group["params"]]
+    def regularised(self) -> Iterator[tuple[dict, Tensor, dict]]:
+        """Group, parameter and state of everything that rules and masks touch."""
+        for group in self.param_groups:
+            if group["regularised"]:
+                for parameter in group["params"]:
+                    yield group, parameter, self.state[parameter]
 
 
-class RuledAdamW(_Ruled, torch.optim.AdamW):
+class RuledAdamW(Ruled, torch.optim.AdamW):
     """AdamW with a rule."""
 
-    def update_size(self, parameter: Tensor) -> float:
-        """Usual root mean square of a weight's update, in learning rates (Liu et al. 2025, "Muon is scalable")."""
-        return 0.2
 
-
-class RuledMuon(_Ruled, torch.optim.Muon):
+class RuledMuon(Ruled, torch.optim.Muon):
     """Muon with a rule."""
-
-    def update_size(self, parameter: Tensor) -> float:
-        """Root mean square of a weight's update, in learning rates: an orthogonal matrix times Muon's own factor."""
-        rows, columns = parameter.shape
-        return math.sqrt(max(1.0, rows / columns) / max(rows, columns))
 
 
 class Optimizer:
-    """The optimizers of a model as one: a shared schedule, one rule, one state."""
+    """The optimizers of a model as one: a shared schedule, one rule."""
 
-    def __init__(self, model: nn.Module, config: OptimizerConfig, rule: Rule | None):
+    def __init__(
+        self, model: nn.Module, config: OptimizerConfig, rule: Rule | None, make_parts: MakeParts | None = None
+    ):
+        """`make_parts` turns parameter groups into torch optimizers with the mixin `Ruled`; default `torch_parts`."""
         self.config = config
-        named = list(model.named_parameters())
-        by_muon = [p for name, p in named if config.kind == "muon" and is_block_matrix(name, p)]
-        chosen = {id(p) for p in by_muon}
-        rest = [(name, p) for name, p in named if id(p) not in chosen]
-        groups = [
-            {"params": [p for _, p in rest if is_regularised(p)], "regularised": True},
-            {"params": [p for _, p in rest if not is_regularised(p)], "regularised": False},
-        ]
-        decay, betas = config.weight_decay, tuple(config.betas)
-        adamw = RuledAdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=betas, weight_decay=decay)
-        self.parts: list[RuledAdamW | RuledMuon] = [adamw]
-        self.peaks = [config.learning_rate]
-        if by_muon:
-            group = {"params": by_muon, "regularised": True}
-            self.parts.append(RuledMuon([group], lr=config.muon_learning_rate, weight_decay=decay))
-            self.peaks.append(config.muon_learning_rate)
+        self.parts = (make_parts or torch_parts)(parameter_groups(model, config), config)
         self.set_rule(rule)
 
     def set_rule(self, rule: Rule | None) -> None:
@@ -178,36 +141,15 @@ class Optimizer:
         for part in self.parts:
             part.rule = rule
 
-    def freeze_zeros(self) -> None:
-        """From now on every regularised weight that is 0 stays 0."""
-        for part in self.parts:
-            part.freeze_zeros()
-
-    def round_to_grid(self, relative_step: float) -> None:
-        """From now on regularised weights are multiples of a step per tensor, relative to its non-zeros' rms."""
-        for part in self.parts:
-            part.round_to_grid(relative_step)
-
-    def grid_step(self, parameter: Tensor) -> float | None:
-        """Step of a parameter that lies on a grid."""
-        states = [part.state[parameter] for part in self.parts if parameter in part.state]
-        steps = states[0].get("grid_step") if states else None
-        return None if steps is None else float(steps.flatten()[0])
-
-    def zero_untrained(self) -> None:
-        """Zero every regularised weight that has never had a gradient."""
-        for part in self.parts:
-            part.zero_untrained()
-
     def set_learning_rate(self, step: int, num_steps: int, finetuning: bool) -> float:
         """Set the learning rates of `step` of a phase of `num_steps`; returns the factor on the peaks."""
         config = self.config
         warmup = 0 if finetuning else config.warmup_steps
         factor = learning_rate_factor(step, num_steps, warmup, config.schedule, config.final_fraction)
         factor *= config.finetune_fraction if finetuning else 1.0
-        for part, peak in zip(self.parts, self.peaks, strict=True):
+        for part in self.parts:
             for group in part.param_groups:
-                group["lr"] = peak * factor
+                group["lr"] = group["peak"] * factor
         return factor
 
     def step(self) -> None:
@@ -219,14 +161,39 @@ class Optimizer:
             part.step()
             part.zero_grad(set_to_none=True)
 
-    def state_dict(self) -> dict:
-        """State of every part."""
-        return {"parts": [part.state_dict() for part in self.parts]}
 
-    def load_state_dict(self, state: dict) -> None:
-        """Inverse of `state_dict`."""
-        for part, part_state in zip(self.parts, state["parts"], strict=True):
-            part.load_state_dict(part_state)
+def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
+    """Parameter groups of AdamW and, one for each size of update, of Muon (`muon` says which)."""
+    groups: dict[tuple, dict] = {}
+    for name, p in model.named_parameters():
+        by_muon = config.kind == "muon" and is_block_matrix(name, p)
+        size = muon_update_size(p) if by_muon else ADAMW_UPDATE_SIZE
+        settings = {"muon": by_muon, "regularised": is_regularised(p), "update_size": size}
+        peak = config.muon_learning_rate if by_muon else config.learning_rate
+        group = groups.setdefault(tuple(settings.values()), {"params": [], "peak": peak, **settings})
+        group["params"].append(p)
+    return list(groups.values())
+
+
+def torch_parts(groups: list[dict], config: OptimizerConfig) -> list[Ruled]:
+    """One of PyTorch's optimizers for each kind of group."""
+    parts = []
+    for by_muon, kind, extra in ((False, RuledAdamW, {"betas": tuple(config.betas)}), (True, RuledMuon, {})):
+        own = [group for group in groups if group["muon"] == by_muon]
+        if own:
+            parts.append(kind(own, lr=own[0]["peak"], weight_decay=config.weight_decay, **extra))
+    return parts
+
+
+def rounded(weights: Tensor, grid_step: Tensor | float) -> Tensor:
+    """The multiples of `grid_step` nearest to `weights`."""
+    return weights.div(grid_step).round_().mul_(grid_step)
+
+
+def muon_update_size(matrix: Tensor) -> float:
+    """Root mean square of Muon's update in learning rates: an orthogonal matrix times Muon's own factor."""
+    rows, columns = matrix.shape
+    return math.sqrt(max(1.0, rows / columns) / max(rows, columns))
 
 
 def is_block_matrix(name: str, parameter: Tensor) -> bool:

@@ -1,10 +1,12 @@
 """A run directory: made for one configuration, marked DONE at the end, never reused for another."""
 
+import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
 
-from harness.checkpoint import RunState, committed_checkpoints, read_state
 from harness.config import RunConfig, changed_keys, dump_config, load_config
 from harness.data import Data, open_data, prepare_data
 from harness.distributed import Ranks
@@ -26,7 +28,8 @@ def on_first_rank(ranks: Ranks, work, *arguments: object) -> None:
             error = problem
         except OSError as problem:
             error = RunFailure(f"{problem.filename}: {problem.strerror}")
-    error = ranks.share_error(error)
+    # So that all stop together instead of waiting for one another.
+    error = ranks.share(error)
     if error:
         raise error
 
@@ -55,10 +58,14 @@ def mark_done(run_dir: Path) -> None:
     (run_dir / DONE_MARKER).touch()
 
 
-def latest_state(run_dir: Path, expected: RunState) -> tuple[RunState, Path] | None:
-    """State and directory of the newest checkpoint, or None where there is none."""
-    checkpoints = committed_checkpoints(run_dir)
-    return (read_state(checkpoints[-1], expected), checkpoints[-1]) if checkpoints else None
+def write_weights(run_dir: Path, weights: dict[str, Tensor], grid_steps: dict[str, float]) -> None:
+    """Write the float32 weights, with the step of the grid that a tensor lies on."""
+    path = run_dir / WEIGHTS_FILE
+    temporary = path.with_suffix(".tmp")
+    # Adding zero turns -0.0 into 0.0, as gathering shares does: the file is the same on every backend.
+    tensors = {name: tensor.float().add(0.0).cpu().contiguous() for name, tensor in weights.items()}
+    save_file(tensors, temporary, {GRID_KEY: json.dumps(grid_steps)})
+    temporary.replace(path)
 
 
 def load_run_config(run_dir: Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:

@@ -1,6 +1,7 @@
 """How long a run trains, in which batches, and its learning rate at each step."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from harness.errors import UsageError
@@ -22,6 +23,8 @@ class TrainConfig:
     """Sequences per forward pass of one rank; default: the rank's whole share."""
     precision: str = "auto"
     """`bf16` or `fp32` arithmetic of the forward pass; `auto` takes bf16 where the hardware is fast at it."""
+    activation_checkpointing: bool = False
+    """Compute activations inside blocks again in the backward pass, instead of keeping them in memory."""
     checkpoint_minutes: float = 10.0
     """Time between checkpoints."""
     keep_checkpoints: int = 2
@@ -76,6 +79,13 @@ class Phase:
     def end_step(self) -> int:
         """The step after the last one."""
         return self.first_step + self.num_steps
+
+
+def plan_phases(config: TrainConfig, steps_of: Callable[[float], int], has_finetuning: bool) -> list[Phase]:
+    """The main phase and, after a pruning, fine-tuning; `steps_of(epochs)` are optimizer steps."""
+    main = Phase("main", 0, steps_of(config.epochs))
+    finetune = Phase("finetune", main.end_step, steps_of(config.finetune_epochs) if has_finetuning else 0)
+    return [phase for phase in (main, finetune) if phase.num_steps]
 
 
 def ramp_factor(step: int, ramp_steps: float) -> float:

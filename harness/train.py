@@ -1,8 +1,6 @@
 """Training: `codelength train CONFIG [key=value ...]` or `torchrun --nproc-per-node 2 -m harness.train CONFIG ...`."""
 
-import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -10,57 +8,54 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from harness.backends.base import Backend, load_local_state, local_state, reset
 from harness.backends.ddp import DDPBackend
+from harness.backends.deepspeed import DeepSpeedBackend
 from harness.batches import Batches, MicroBatch
-from harness.checkpoint import RunState, save_checkpoint
+from harness.checkpoint import (
+    RunState,
+    committed_checkpoints,
+    newest_checkpoint,
+    read_rank_state,
+    read_state,
+    save_checkpoint,
+)
 from harness.config import RunConfig, config_sha256, load_config
 from harness.data import Data
 from harness.distributed import Ranks, joined_ranks
 from harness.errors import CodelengthError, RunFailure, UsageError
-from harness.hardware import compute_deterministically, peak_flops, resolve_precision
+from harness.hardware import (
+    compute_deterministically,
+    identity,
+    is_out_of_memory,
+    load_random_state,
+    peak_flops,
+    peak_memory_bytes,
+    random_state,
+    resolve_precision,
+)
 from harness.ledger import LedgerWriter
 from harness.meter import Meter
-from harness.model import Transformer
+from harness.model import Transformer, token_nats
 from harness.monitor import make_monitor
 from harness.optimizer import Optimizer
-from harness.rundir import (
-    GRID_KEY,
-    WEIGHTS_FILE,
-    is_done,
-    latest_state,
-    mark_done,
-    on_first_rank,
-    open_run_directory,
-    prepared_on_first_rank,
-)
-from harness.schedule import Phase, ramp_factor
-from harness.sparsity.prune import tamade
+from harness.rundir import is_done, mark_done, on_first_rank, open_run_directory, prepared_on_first_rank, write_weights
+from harness.schedule import Phase, plan_phases, ramp_factor
+from harness.sparsity.phase import prune
 from harness.sparsity.rules import make_rule
+from harness.stop import StopRequest
+from harness.summary import derived_numbers
 
 LOGS_PER_HISTOGRAM = 20
 
 
-def token_nats(module: nn.Module, tokens: Tensor, dtype: torch.dtype) -> Tensor:
-    """Code length in nats (float32) of each of `tokens` (n, length) given those before it in its row."""
-    with torch.autocast(tokens.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-        logits = module(tokens)
-    return F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), reduction="none").view_as(tokens)
-
-
-class StopRequest:
-    """Set by SIGINT or SIGTERM; the loop looks at it between steps, nothing is saved inside a handler."""
-
-    def __init__(self):
-        self.requested = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._set)
-
-    def _set(self, number: int, frame: object) -> None:
-        self.requested = True
+def make_backend(config: RunConfig, ranks: Ranks, micro_batch: int) -> Backend:
+    """The backend that the configuration names."""
+    if config.backend.name == "deepspeed":
+        return DeepSpeedBackend(ranks, config.backend, config.optimizer.clip_norm, micro_batch)
+    return DDPBackend(ranks)
 
 
 class Trainer:
@@ -71,12 +66,14 @@ class Trainer:
         micro_batch = config.train.micro_batch(ranks.world_size)
         context, batch_sequences = config.model.context, config.train.batch_sequences
         self.batches = Batches(data.train, context, batch_sequences, micro_batch, config.seed, ranks)
-        self.phases = self._plan_phases()
+        self.phases = plan_phases(config.train, self.batches.order.steps, has_finetuning=config.prune.kind != "none")
         self.num_steps = self.phases[-1].end_step
         torch.manual_seed(config.seed)
-        self.model = Transformer(config.model, data.tokenizer.vocab_size).to(ranks.device)
-        self.optimizer = Optimizer(self.model, config.optimizer, make_rule(config.rule))
-        self.backend = DDPBackend(ranks)
+        self.model = self._new_model()
+        self.num_parameters, self.flops_per_token = self.model.num_parameters, self.model.flops_per_token()
+        self.backend = make_backend(config, ranks, micro_batch)
+        # The rule waits until the dry step is over.
+        self.optimizer = Optimizer(self.model, config.optimizer, None, self.backend.make_parts)
         self.backend.prepare(self.model, self.optimizer)
         self.state = RunState(
             step=0,
@@ -84,91 +81,144 @@ class Trainer:
             first_nats_sum=0.0,
             first_raw_bytes=0,
             ledger_parts=[0] * ranks.world_size,
-            world_size=ranks.world_size,
-            fingerprint=data.train.fingerprint,
-            config_sha256=config_sha256(config),
+            identity={
+                "config": config_sha256(config),
+                "data": data.train.fingerprint,
+                "world_size": str(ranks.world_size),
+                **identity(ranks.device, dtype, self.backend.packages),
+            },
         )
+        self.meter = Meter()
+
+    def describe(self) -> None:
+        """Print the derived numbers, then find out with one dry step whether they fit."""
+        if self.ranks.is_first:
+            config, shard = self.config, self.data
+            micro = self.batches.micro_batch
+            lines = derived_numbers(config, shard, self.phases, self.num_parameters, self.ranks, micro, self.dtype)
+            print("\n".join(lines), flush=True)
+        seconds = self._dry_step()
+        if self.ranks.is_first:
+            print(f"dry step    {seconds:.2f} s, peak memory of rank 0 {peak_memory_bytes() / 1e6:,.0f} MB", flush=True)
 
     def run(self) -> None:
         """Train from the newest checkpoint, or from the start, to the end."""
-        stop, config = StopRequest(), self.config.train
+        config, ranks, run_dir = self.config.train, self.ranks, self.config.run_dir
+        stop = StopRequest(run_dir)
         self._resume()
-        self.peak_flops = peak_flops(self.dtype, self.ranks.device) * self.ranks.world_size
-        run_dir, rank = self.config.run_dir, self.ranks.rank
-        self.ledger = LedgerWriter(run_dir, rank, self.state.ledger_parts[rank])
-        with make_monitor(run_dir, self.num_steps, rank, self.state.step + 1) as self.monitor:
-            self._describe()
-            meter, saved_at, num_logs = Meter(), time.monotonic(), 0
+        self.peak_flops = peak_flops(self.dtype, ranks.device) * ranks.world_size
+        self.ledger = LedgerWriter(run_dir, ranks.rank, self.state.ledger_parts[ranks.rank])
+        with make_monitor(run_dir, self.num_steps, ranks.rank, self.state.step + 1) as self.monitor:
+            saved_at = time.monotonic()
             for step in range(self.state.step, self.num_steps):
                 phase = next(p for p in self.phases if step < p.end_step)
 
                 # once: between main and fine-tuning
                 if phase.name == "finetune" and not self.state.pruned:
                     self._prune()
-                    meter = Meter()
+                    self.meter = Meter()
 
                 # one optimizer step
                 is_finetune = phase.name == "finetune"
                 self.optimizer.set_learning_rate(step - phase.first_step, phase.num_steps, is_finetune)
                 if self.optimizer.rule:
                     self.optimizer.rule.strength = ramp_factor(step, phase.num_steps * self.config.rule.ramp)
-                self._train_step(step, meter)
+                self._train_step(step)
                 self.state.step = step + 1
 
-                # once in a while: metrics, and what all ranks must agree on
-                if (step + 1) % config.log_every_steps == 0 or step + 1 == phase.end_step:
-                    self._log(phase, meter, with_tensors=num_logs % LOGS_PER_HISTOGRAM == 0)
-                    meter, num_logs = Meter(), num_logs + 1
-                    save_is_due = self.ranks.is_first and time.monotonic() - saved_at > 60 * config.checkpoint_minutes
-                    must_stop = self.ranks.any(stop.requested) and step + 1 < self.num_steps
-                    if self.ranks.any(save_is_due) or must_stop:
-                        path, saved_at = self._save(), time.monotonic()
-                    if must_stop:
-                        raise RunFailure(f"stopped after step {step + 1}, saved in {path}; the same command goes on")
+                # once in a while: metrics
+                if self.state.step % config.log_every_steps == 0 or self.state.step == phase.end_step:
+                    self._log(phase, with_tensors=step // config.log_every_steps % LOGS_PER_HISTOGRAM == 0)
+                    self.meter = Meter()
+
+                # once in a while: a checkpoint, when all ranks agree
+                save_is_due = ranks.is_first and time.monotonic() - saved_at > 60 * config.checkpoint_minutes
+                agreed = ranks.sum(save_is_due, stop.by_signal, ranks.is_first and stop.by_file)
+                must_save, by_signal, by_file = (count > 0 for count in agreed)
+                must_stop = (by_signal or by_file) and self.state.step < self.num_steps
+                if must_save or must_stop:
+                    path, saved_at = self._save(), time.monotonic()
+                if must_stop:
+                    text = f"stopped after step {self.state.step}, saved in {path}; the same command goes on"
+                    if by_signal:
+                        raise RunFailure(text)
+                    on_first_rank(ranks, stop.fulfil)
+                    self.monitor.message(text)
+                    return
             if not self.state.pruned:
                 self._prune()
-            self._finish()
+            self._finish(stop)
 
-    def _plan_phases(self) -> list[Phase]:
-        train, order = self.config.train, self.batches.order
-        main = Phase("main", 0, order.steps(train.epochs))
-        finetune_steps = order.steps(train.finetune_epochs) if self.config.prune.kind != "none" else 0
-        finetune = Phase("finetune", main.end_step, finetune_steps)
-        return [main, finetune] if finetune_steps else [main]
+    def _new_model(self) -> Transformer:
+        model = Transformer(self.config.model, self.data.tokenizer.vocab_size).to(self.ranks.device)
+        model.checkpoint_activations = self.config.train.activation_checkpointing
+        return model
 
-    def _train_step(self, step: int, meter: Meter) -> None:
+    def _backward(self, micro_batch: MicroBatch, num_tokens: int, last: bool) -> tuple[np.ndarray, float]:
+        """Nats of each token, float32, and their sum; the gradient of the sum over `num_tokens` is accumulated."""
+        tokens, mask = self._on_device(micro_batch)
+        seen: list[Tensor] = []
+
+        def compute_loss(module: nn.Module) -> Tensor:
+            nats = token_nats(module, tokens, self.dtype)
+            nats_sum = nats.masked_fill(~mask, 0.0).sum(dtype=torch.float64)
+            seen.extend((nats.detach(), nats_sum.detach()))
+            # Backends average gradients over ranks: the factor makes that the mean over the step's tokens.
+            return nats_sum * (self.ranks.world_size / num_tokens)
+
+        self.backend.backward(compute_loss, last)
+        return seen[0].cpu().numpy(), float(seen[1])
+
+    def _train_step(self, step: int) -> None:
         batch = self.batches.of_step(step)
         for index, micro_batch in enumerate(batch.micro_batches):
-            tokens, mask = self._on_device(micro_batch)
-            seen: list[Tensor] = []
-
-            def compute_loss(module: nn.Module, tokens=tokens, mask=mask, seen=seen) -> Tensor:
-                nats = token_nats(module, tokens, self.dtype)
-                nats_sum = nats.masked_fill(~mask, 0.0).sum(dtype=torch.float64)
-                seen.extend((nats.detach(), nats_sum.detach()))
-                # DDP averages gradients over ranks: the factor makes that the mean over the step's tokens.
-                return nats_sum * (self.ranks.world_size / batch.num_tokens)
-
-            self.backend.backward(compute_loss, last=index == len(batch.micro_batches) - 1)
-            nats, loss_nats_sum = seen[0].cpu().numpy(), float(seen[1])
+            last = index == len(batch.micro_batches) - 1
+            nats, loss_nats_sum = self._backward(micro_batch, batch.num_tokens, last)
             if not np.isfinite(loss_nats_sum):
-                raise RunFailure(
-                    f"step {step}, rank {self.ranks.rank}: the loss is {loss_nats_sum}; lower optimizer.learning_rate "
-                    "or optimizer.muon_learning_rate (earlier checkpoints are untouched)"
-                )
+                raise RunFailure(f"step {step}, rank {self.ranks.rank}: the loss is {loss_nats_sum}; {self._remedy()}")
             raw_bytes = (self.data.tokenizer.token_bytes[micro_batch.tokens] * micro_batch.mask).sum(axis=1)
             self.ledger.append(step, batch.epoch, micro_batch.sequences, nats, micro_batch.mask, raw_bytes)
-            meter.add(loss_nats_sum, int(micro_batch.mask.sum()), int(raw_bytes.sum()), batch.epoch == 0)
+            self.meter.add(loss_nats_sum, int(micro_batch.mask.sum()), int(raw_bytes.sum()), batch.epoch == 0)
         self.backend.step()
-        meter.steps += 1
+        self.meter.steps += 1
 
-    def _log(self, phase: Phase, meter: Meter, with_tensors: bool) -> None:
-        metrics = meter.reduce(self.ranks, self.state, self.model.flops_per_token(), self.peak_flops)
+    def _remedy(self) -> str:
+        saved = committed_checkpoints(self.config.run_dir)
+        kept = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint had been saved"
+        return f"lower optimizer.learning_rate or optimizer.muon_learning_rate ({kept})"
+
+    def _dry_step(self) -> float:
+        """One step that leaves no trace, to find what cannot work before anything is written; returns its seconds.
+
+        It also makes DDP arrange its gradients once and for all, so that a run that goes on sums them in the same order
+        as one that was never stopped.
+        """
+        started = time.perf_counter()
+        before = {name: tensor.clone() for name, tensor in self.backend.weights().items()}
+        batch = self.batches.of_step(0)
+        try:
+            _, loss_nats_sum = self._backward(batch.micro_batches[0], batch.num_tokens, last=True)
+            self.backend.step()
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise RunFailure(
+                f"dry step, rank {self.ranks.rank}: out of memory with micro-batches of {self.batches.micro_batch} "
+                "sequences; lower train.micro_batch_sequences, set train.activation_checkpointing=true or take a "
+                "higher backend.zero_stage (`codelength plan` tells what fits)"
+            ) from None
+        if not np.isfinite(loss_nats_sum):
+            raise RunFailure(f"dry step, rank {self.ranks.rank}: the loss is {loss_nats_sum} before any training")
+        reset(self.backend, self.optimizer, before)
+        return time.perf_counter() - started
+
+    def _log(self, phase: Phase, with_tensors: bool) -> None:
+        metrics = self.meter.reduce(self.ranks, self.state, self.flops_per_token, self.peak_flops)
         step = self.state.step
-        metrics["nonzeros"] = sum(int(p.count_nonzero()) for p in self.model.parameters())
+        metrics["nonzeros"] = self.backend.count_nonzeros()
         self.monitor.log_step(step, phase.name, metrics)
         if with_tensors or step == phase.end_step:
-            self.monitor.log_tensors(step, self.model.named_parameters())
+            self.monitor.log_tensors(step, self.backend.weights().items())
         self.monitor.progress(
             step,
             phase.name,
@@ -183,82 +233,58 @@ class Trainer:
     def _prune(self) -> None:
         sample = self.batches.sample(self.config.prune.sample_sequences)
 
-        def mean_loss() -> float:
+        def mean_loss(model: nn.Module) -> float:
             nats_sum = tokens = 0.0
             for micro_batch in sample:
                 ids, mask = self._on_device(micro_batch)
-                nats_sum += float(
-                    token_nats(self.model, ids, self.dtype).masked_fill(~mask, 0.0).sum(dtype=torch.float64)
-                )
+                nats_sum += float(token_nats(model, ids, self.dtype).masked_fill(~mask, 0.0).sum(dtype=torch.float64))
                 tokens += int(micro_batch.mask.sum())
             nats_sum, tokens = self.ranks.sum(nats_sum, tokens)
             return nats_sum / tokens
 
-        self.optimizer.zero_untrained()
-        report = tamade(self.model, mean_loss, self.config.prune.tolerance, self.config.prune.resolution)
-        self.optimizer.set_rule(None)
-        self.optimizer.freeze_zeros()
-        if self.config.prune.grid:
-            self.optimizer.round_to_grid(self.config.prune.grid)
+        report, self.state.grid_steps = prune(
+            self.backend, self.optimizer, self._new_model(), mean_loss, self.config.prune
+        )
         self.state.pruned = True
         self.monitor.message(
-            f"prune: |weight| >= {report.threshold:.3g} keeps {report.nonzeros:,} of {self.model.num_parameters:,} "
-            f"weights ({report.nonzeros / self.model.num_parameters:.1%}); loss {report.loss_before:.4f} -> "
+            f"prune: |weight| >= {report.threshold:.3g} keeps {report.nonzeros:,} of {self.num_parameters:,} "
+            f"weights ({report.nonzeros / self.num_parameters:.1%}); loss {report.loss_before:.4f} -> "
             f"{report.loss_after:.4f} nats/token on {self.config.prune.sample_sequences} training sequences"
         )
 
     def _resume(self) -> None:
-        found = latest_state(self.config.run_dir, self.state)
-        if found:
-            self.state, checkpoint = found
-            self.backend.load(checkpoint)
-            if self.state.pruned:
-                self.optimizer.set_rule(None)
+        checkpoint, messages = newest_checkpoint(self.config.run_dir, self.ranks)
+        if checkpoint:
+            self.state = read_state(checkpoint, self.state.identity)
+            own = read_rank_state(checkpoint, self.ranks)
+            load_local_state(self.backend, self.optimizer, own["backend"])
+            load_random_state(own["random"])
+            self.meter = Meter(**own["meter"])
+            messages.append(f"resume      from step {self.state.step:,} ({checkpoint})")
+        elif messages:
+            messages.append("resume      no undamaged checkpoint is left: from step 0")
+        self.optimizer.set_rule(None if self.state.pruned else make_rule(self.config.rule))
+        if self.ranks.is_first and messages:
+            print("\n".join(messages), flush=True)
 
     def _save(self) -> Path:
-        parts = [0.0] * self.ranks.world_size
-        parts[self.ranks.rank] = self.ledger.flush()
-        self.state.ledger_parts = [int(count) for count in self.ranks.sum(*parts)]
-        return save_checkpoint(
-            self.config.run_dir, self.state, self.backend, self.ranks, self.config.train.keep_checkpoints
-        )
+        self.state.ledger_parts = self.ranks.gather(self.ledger.flush())
+        own = {
+            "backend": local_state(self.backend, self.optimizer),
+            "random": random_state(),
+            "meter": self.meter.state(),
+        }
+        keep = self.config.train.keep_checkpoints
+        return save_checkpoint(self.config.run_dir, self.state, own, self.ranks, keep)
 
-    def _finish(self) -> None:
+    def _finish(self, stop: StopRequest) -> None:
         self.ledger.flush()
         self.ranks.barrier()
-        on_first_rank(self.ranks, self._write_weights)
+        weights = self.backend.weights()
+        on_first_rank(self.ranks, write_weights, self.config.run_dir, weights, self.state.grid_steps)
+        on_first_rank(self.ranks, stop.withdraw)
+        on_first_rank(self.ranks, mark_done, self.config.run_dir)
         self.monitor.message(f"weights, ledger and metrics are in {self.config.run_dir}")
-
-    def _write_weights(self) -> None:
-        path = self.config.run_dir / WEIGHTS_FILE
-        temporary = path.with_suffix(".tmp")
-        named = dict(self.model.named_parameters())
-        steps = {name: self.optimizer.grid_step(p) for name, p in named.items()}
-        metadata = {GRID_KEY: json.dumps({name: step for name, step in steps.items() if step})}
-        save_file({name: p.detach().float().cpu().contiguous() for name, p in named.items()}, temporary, metadata)
-        temporary.replace(path)
-        mark_done(self.config.run_dir)
-
-    def _describe(self) -> None:
-        """Derived numbers, before the first step."""
-        config, shard, model = self.config, self.data.train, self.model
-        tokens_per_step = config.train.batch_sequences * config.model.context
-        micro = self.batches.micro_batch
-        matrices = sum(p.numel() for p in model.parameters() if p.dim() >= 2)
-        lines = (
-            f"corpus      {config.corpus.kind}: {shard.raw_bytes:,} bytes = {shard.num_tokens:,} tokens "
-            f"({config.tokenizer.kind}); held out {self.data.heldout.raw_bytes:,} bytes",
-            f"model       {config.model.architecture}: {model.num_parameters:,} parameters, {matrices:,} in matrices",
-            f"steps       {', '.join(f'{p.name} {p.num_steps:,}' for p in self.phases)} of {tokens_per_step:,} tokens "
-            f"= {self.ranks.world_size} rank(s) x {config.train.batch_sequences // micro // self.ranks.world_size} "
-            f"micro-batch(es) x {micro} sequences x {config.model.context}",
-            f"arithmetic  {str(self.dtype).removeprefix('torch.')} products, float32 loss, {self.ranks.device.type}",
-            f"sizes       ledger about {5 * shard.num_tokens / 1e6:,.1f} MB, checkpoint about "
-            f"{12 * model.num_parameters / 1e6:,.1f} MB",
-        )
-        if self.state.step:
-            lines += (f"resume      from step {self.state.step:,}",)
-        self.monitor.message("\n".join(lines))
 
     def _on_device(self, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
         device = self.ranks.device
@@ -274,17 +300,24 @@ def train_run(config: RunConfig) -> None:
     with joined_ranks(config.backend.timeout_seconds) as ranks:
         dtype = resolve_precision(config.train.precision, ranks.device)
         data = prepared_on_first_rank(config, ranks)
-        open_run_directory(config, ranks, dtype)
-        if is_done(config.run_dir):
-            if ranks.is_first:
-                print(f"{config.run_dir}: training is complete; nothing to do")
-            return
-        Trainer(config, data, ranks, dtype).run()
+        if not config.dry_run:
+            open_run_directory(config, ranks, dtype)
+            if is_done(config.run_dir):
+                if ranks.is_first:
+                    print(f"{config.run_dir}: training is complete; nothing to do")
+                return
+        trainer = Trainer(config, data, ranks, dtype)
+        try:
+            trainer.describe()
+            if not config.dry_run:
+                trainer.run()
+            ranks.barrier()
+        finally:
+            trainer.backend.close()
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Entry point of one rank: CONFIG and `key=value` overrides; returns the exit status."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         if not arguments:
             raise UsageError("usage: torchrun --nproc-per-node N -m harness.train CONFIG [key=value ...]")
@@ -294,8 +327,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0" or not isinstance(error, UsageError):
             print(error, file=sys.stderr)
         return error.exit_status
+    except OSError as error:
+        print(f"{error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
+        return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Everything is written; what is left are destructors of process groups, which can wait for peers that are gone.
+    os._exit(status)

@@ -1,15 +1,20 @@
-"""The interface between the training loop and a way of distributing it."""
+"""The interface between the training loop and a way of distributing it.
+
+A backend owns *partitions*: the float32 tensors that this rank's optimizer steps, with their state. They are the
+parameters themselves, or flat shares of many of them; whatever is elementwise works on both.
+"""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
-from harness.optimizer import Optimizer
+from harness.optimizer import MakeParts, Optimizer, OptimizerConfig
 
-BACKENDS = ("ddp",)
+BACKENDS = ("ddp", "deepspeed")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -17,22 +22,45 @@ class BackendConfig:
     """How ranks share the work."""
 
     name: str = "ddp"
-    """`ddp`: weights on every rank, gradients averaged."""
+    """`ddp`: weights on every rank, gradients averaged; `deepspeed`: ZeRO, which shares them out."""
     timeout_seconds: float = 600.0
     """A collective that waits longer than this ends the job."""
+    zero_stage: int = 0
+    """DeepSpeed: what ranks share out: 1 optimizer state, 2 gradients too, 3 weights too; 0 nothing."""
+    offload_optimizer: bool = False
+    """DeepSpeed, stage 1 to 3: optimizer state lies in the memory of the host."""
+    bf16_weights: bool = False
+    """DeepSpeed, stage 1 to 3: weights and gradients are bf16, float32 weights are part of the optimizer's state."""
 
-    def problems(self) -> list[str]:
-        """Every bad value, a line each."""
+    def problems(self, optimizer: OptimizerConfig) -> list[str]:
+        """Every bad value, and every combination with `optimizer` that cannot work, a line each."""
         found = []
         if self.name not in BACKENDS:
             found.append(f"backend.name={self.name}: unknown; use one of {', '.join(BACKENDS)}")
         if not self.timeout_seconds > 0:
             found.append(f"backend.timeout_seconds={self.timeout_seconds}: must be positive")
+        if self.zero_stage not in range(4):
+            found.append(f"backend.zero_stage={self.zero_stage}: must be 0, 1, 2 or 3")
+        elif self.zero_stage and self.name != "deepspeed":
+            found.append(f"backend.zero_stage={self.zero_stage}: needs backend.name=deepspeed")
+        for key in ("offload_optimizer", "bf16_weights"):
+            if getattr(self, key) and not (self.name == "deepspeed" and self.zero_stage):
+                found.append(f"backend.{key}=true: needs backend.name=deepspeed and a backend.zero_stage of 1, 2 or 3")
+        if self.zero_stage and optimizer.kind == "muon" and optimizer.clip_norm is not None:
+            found.append(
+                f"optimizer.clip_norm={optimizer.clip_norm}: with Muon, ZeRO would clip the orthogonalised update; "
+                "use optimizer.clip_norm=null or optimizer.kind=adamw"
+            )
         return found
 
 
 class Backend(Protocol):
-    """Five methods; the loop knows nothing else about distribution."""
+    """All that the loop knows about distribution; methods without another word are called on all ranks together."""
+
+    packages: tuple[str, ...]
+    """Packages whose versions decide the last bits."""
+    make_parts: MakeParts
+    """What makes the torch optimizers that this backend can work with."""
 
     def prepare(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Take both; the weights of rank 0 become those of all ranks."""
@@ -43,8 +71,94 @@ class Backend(Protocol):
     def step(self) -> None:
         """One optimizer step on the averaged gradients."""
 
-    def save(self, directory: Path) -> None:
-        """Write this rank's part of the weights and of the optimizer's state."""
+    def partitions(self) -> AbstractContextManager:
+        """Inside it, the optimizer's parameter groups hold this rank's partitions."""
 
-    def load(self, directory: Path) -> None:
-        """Inverse of `save`."""
+    def weights(self) -> dict[str, Tensor]:
+        """The float32 weights in full, on every rank; not to be written to."""
+
+    def set_weights(self, weights: dict[str, Tensor]) -> None:
+        """Replace the weights, partitions included, by `weights`, which are the same on every rank."""
+
+    def refresh(self) -> None:
+        """Make the module's weights those of the partitions."""
+
+    def count_nonzeros(self) -> int:
+        """Number of weights that are not zero."""
+
+    def close(self) -> None:
+        """Let go of what the backend holds; called on each rank by itself."""
+
+
+def all_partitions(optimizer: Optimizer) -> list[tuple[Tensor, dict]]:
+    """Every partition of this rank with its state; inside `Backend.partitions()`."""
+    return [
+        (p, part.state[p]) for part in optimizer.parts for group in part.param_groups for p in group["params"]
+    ]  # fmt: skip
+
+
+@torch.no_grad()
+def local_state(backend: Backend, optimizer: Optimizer) -> dict:
+    """Partitions and their state of this rank, by reference: what a checkpoint holds."""
+    with backend.partitions():
+        found = all_partitions(optimizer)
+        return {"partitions": [p.detach() for p, _ in found], "state": [dict(state) for _, state in found]}
+
+
+@torch.no_grad()
+def load_local_state(backend: Backend, optimizer: Optimizer, saved: dict) -> None:
+    """Inverse of `local_state`, in place.
+
+    Raises ValueError where `saved` is the state of something else.
+    """
+    with backend.partitions():
+        for (p, state), tensor, saved_state in zip(
+            all_partitions(optimizer), saved["partitions"], saved["state"], strict=True
+        ):
+            if p.shape != tensor.shape:
+                raise ValueError(f"a partition of {tuple(tensor.shape)} where {tuple(p.shape)} is needed")
+            p.copy_(tensor)
+            for key, value in saved_state.items():
+                if isinstance(value, Tensor) and isinstance(state.get(key), Tensor):
+                    state[key].copy_(value)
+                else:
+                    state[key] = value.to(p.device) if isinstance(value, Tensor) and value.dim() else value
+    backend.refresh()
+
+
+@torch.no_grad()
+def reset(backend: Backend, optimizer: Optimizer, weights: dict[str, Tensor]) -> None:
+    """Back to before the first step: `weights`, and an optimizer that has seen nothing."""
+    backend.set_weights(weights)
+    with backend.partitions():
+        for _, state in all_partitions(optimizer):
+            for key, value in state.items():
+                state[key] = value.zero_() if isinstance(value, Tensor) else type(value)()
+
+
+@torch.no_grad()
+def gather_state(backend: Backend, optimizer: Optimizer, key: str, missing: float) -> dict[str, Tensor]:
+    """A tensor of the optimizer's state in full, by parameter, on every rank; `missing` where a partition has none.
+
+    It travels in the place of the weights, so that every backend that gathers weights gathers any state.
+    """
+    with backend.partitions():
+        found = all_partitions(optimizer)
+        kept = [p.clone() for p, _ in found]
+        for p, state in found:
+            p.copy_(state[key]) if key in state else p.fill_(missing)
+    full = {name: tensor.clone() for name, tensor in backend.weights().items()}
+    with backend.partitions():
+        for (p, _), weights in zip(all_partitions(optimizer), kept, strict=True):
+            p.copy_(weights)
+    return full
+
+
+@torch.no_grad()
+def scatter_state(backend: Backend, optimizer: Optimizer, key: str, full: dict[str, Tensor]) -> None:
+    """Give every regularised partition its share of `full` as `state[key]`; the weights become `full`."""
+    backend.set_weights(full)
+    with backend.partitions():
+        for part in optimizer.parts:
+            for _, p, state in part.regularised():
+                state[key] = p.detach().clone()

@@ -1,21 +1,22 @@
 """DistributedDataParallel, or the plain module where there is one process."""
 
-from collections.abc import Callable
-from contextlib import nullcontext
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from harness.distributed import Ranks
-from harness.optimizer import Optimizer
-
-STATE_FILE = "ddp.pt"
+from harness.optimizer import Optimizer, torch_parts
 
 
 class DDPBackend:
     """Weights and optimizer state on every rank; gradients averaged in one reduction per step."""
+
+    make_parts = staticmethod(torch_parts)
+
+    packages = ("torch",)
 
     def __init__(self, ranks: Ranks):
         self.ranks = ranks
@@ -26,7 +27,7 @@ class DDPBackend:
         self.module = model
         if self.ranks.world_size > 1:
             # The only buffers are position tables, the same on every rank.
-            self.module = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+            self.module = DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
     def backward(self, compute_loss: Callable[[nn.Module], Tensor], last: bool) -> None:
         """Accumulate the gradient of `compute_loss(module)`; average over ranks with the `last` one of a step."""
@@ -38,14 +39,28 @@ class DDPBackend:
         """One optimizer step on the averaged gradients."""
         self.optimizer.step()
 
-    def save(self, directory: Path) -> None:
-        """Rank 0 writes weights and optimizer state; they are the same on every rank."""
-        if self.ranks.is_first:
-            state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-            torch.save(state, directory / STATE_FILE)
+    @contextmanager
+    def partitions(self) -> Iterator[None]:
+        """The partitions are the parameters themselves."""
+        yield
 
-    def load(self, directory: Path) -> None:
-        """Read what `save` wrote, on every rank."""
-        state = torch.load(directory / STATE_FILE, map_location=self.ranks.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+    def weights(self) -> dict[str, Tensor]:
+        """The weights, by reference."""
+        return {name: p.detach() for name, p in self.model.named_parameters()}
+
+    @torch.no_grad()
+    def set_weights(self, weights: dict[str, Tensor]) -> None:
+        """Replace the weights."""
+        for name, p in self.model.named_parameters():
+            p.copy_(weights[name])
+
+    def refresh(self) -> None:
+        """Nothing to do: the partitions are the module's weights."""
+
+    def count_nonzeros(self) -> int:
+        """Number of weights that are not zero."""
+        return sum(int(p.count_nonzero()) for p in self.model.parameters())
+
+    def close(self) -> None:
+        """Let go of the reducer, which would otherwise outlive its process group and wait for it."""
+        self.module = self.model

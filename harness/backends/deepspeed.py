@@ -1,0 +1,203 @@
+"""DeepSpeed's ZeRO: optimizer state (stage 1), gradients (2) and weights (3) shared out among the ranks.
+
+Rajbhandari et al. 2020, "ZeRO: memory optimizations toward training trillion parameter models". DeepSpeed gets the
+process group, the optimizer and every setting from here; its own launcher, optimizers and checkpoints are not used.
+"""
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from harness.backends.base import BackendConfig
+from harness.distributed import Ranks
+from harness.errors import RunFailure, UsageError
+from harness.optimizer import Optimizer, OptimizerConfig, Ruled, torch_parts
+
+MUON_MOMENTUM = 0.95
+
+
+class DeepSpeedBackend:
+    """An engine of DeepSpeed at one of its ZeRO stages."""
+
+    packages = ("torch", "deepspeed")
+
+    def __init__(self, ranks: Ranks, config: BackendConfig, clip_norm: float | None, micro_batch: int):
+        """`micro_batch` is in sequences.
+
+        Raises UsageError where DeepSpeed is not installed.
+        """
+        self.ranks, self.config = ranks, config
+        self.deepspeed = import_deepspeed(ranks.device)
+        self.settings = engine_settings(config, clip_norm, micro_batch)
+
+    def make_parts(self, groups: list[dict], config: OptimizerConfig) -> list[Ruled]:
+        """A single optimizer, as an engine needs it: AdamW, or DeepSpeed's Muon with an AdamW of its own."""
+        if config.kind == "adamw":
+            return torch_parts(groups, config)
+        for group in groups:
+            for p in group["params"]:
+                p.use_muon = group["muon"]
+            group |= {"use_muon": group["muon"], "lr": group["peak"], "weight_decay": config.weight_decay}
+            # PyTorch's Muon iterates in the same way, "standard", as the published one.
+            group |= {"momentum": MUON_MOMENTUM, "ns_method": "standard"} if group["muon"] else {
+                "betas": tuple(config.betas), "eps": 1e-8
+            }  # fmt: skip
+        return [_ruled_muon()(groups)]
+
+    def prepare(self, model: nn.Module, optimizer: Optimizer) -> None:
+        """Take both; the weights of rank 0 become those of all ranks.
+
+        Raises RunFailure where DeepSpeed runs another stage than the one that it was told to.
+        """
+        self.model, self.optimizer = model, optimizer
+        self.is_own_group = not dist.is_initialized()
+        if self.is_own_group:
+            backend = "nccl" if self.ranks.device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            os.environ.setdefault("LOCAL_RANK", "0")
+        self.engine, *_ = self.deepspeed.initialize(
+            model=model, optimizer=optimizer.parts[0], config=self.settings, dist_init_required=False
+        )
+        found, wanted = self.engine.zero_optimization_stage(), self.config.zero_stage
+        if int(found) != wanted:
+            raise RunFailure(
+                f"backend.zero_stage={wanted}: DeepSpeed runs stage {int(found)}; try another version of it"
+            )
+
+    def backward(self, compute_loss: Callable[[nn.Module], Tensor], last: bool) -> None:
+        """Accumulate the gradient of `compute_loss(module)`; average over ranks with the `last` one of a step."""
+        self.engine.set_gradient_accumulation_boundary(last)
+        self.engine.backward(compute_loss(self.engine), scale_wrt_gas=False)
+
+    def step(self) -> None:
+        """One optimizer step on the averaged gradients."""
+        self.engine.step()
+
+    @contextmanager
+    def partitions(self) -> Iterator[None]:
+        """Stage 3 puts a partition into its group only while it is stepped; here all of them are."""
+        if self.config.zero_stage < 3:
+            yield
+            return
+        zero = self.engine.optimizer
+        part, *_ = self.optimizer.parts
+        for group in part.param_groups:
+            group["params"] = []
+        for index, flat in enumerate(zero.fp32_partitioned_groups_flat):
+            part.param_groups[zero.sub_group_to_group_id[index]]["params"].append(flat)
+        try:
+            yield
+        finally:
+            for group in part.param_groups:
+                group["params"] = []
+
+    @torch.no_grad()
+    def weights(self) -> dict[str, Tensor]:
+        """The float32 weights, gathered from the partitions."""
+        if self.config.zero_stage == 0:
+            return {name: p.detach() for name, p in self.model.named_parameters()}
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        return {name: safe_get_full_fp32_param(p).detach() for name, p in self.model.named_parameters()}
+
+    @torch.no_grad()
+    def set_weights(self, weights: dict[str, Tensor]) -> None:
+        """Replace the weights of partitions and module."""
+        if self.config.zero_stage:
+            from deepspeed.utils import safe_set_full_fp32_param
+
+            for name, p in self.model.named_parameters():
+                safe_set_full_fp32_param(p, weights[name])
+        self._set_module(weights)
+
+    def refresh(self) -> None:
+        """Make the module's weights those of the partitions."""
+        if self.config.zero_stage:
+            self._set_module(self.weights())
+
+    def count_nonzeros(self) -> int:
+        """Number of weights that are not zero; padding is zero."""
+        with self.partitions():
+            own = sum(int(p.count_nonzero()) for group in self.optimizer.parts[0].param_groups for p in group["params"])
+        return int(self.ranks.sum(own)[0]) if self.config.zero_stage else own
+
+    def close(self) -> None:
+        """Leave the process group that a single process made for itself."""
+        if self.is_own_group:
+            dist.destroy_process_group()
+
+    @torch.no_grad()
+    def _set_module(self, weights: dict[str, Tensor]) -> None:
+        named = dict(self.model.named_parameters())
+        if self.config.zero_stage < 3:
+            for name, p in named.items():
+                p.copy_(weights[name])
+            return
+        with self.deepspeed.zero.GatheredParameters(list(named.values()), modifier_rank=0):
+            if self.ranks.is_first:
+                for name, p in named.items():
+                    p.copy_(weights[name])
+
+
+def engine_settings(config: BackendConfig, clip_norm: float | None, micro_batch: int) -> dict:
+    """DeepSpeed's own configuration; it ignores keys that it does not know, so all of them come from here."""
+    zero = {"stage": config.zero_stage}
+    if config.zero_stage:
+        # On a GPU a reduction that overlaps the backward pass sums in an order that differs from run to run.
+        zero |= {"overlap_comm": False, "contiguous_gradients": True}
+    if config.zero_stage == 3:
+        # Muon's stage 3 wants whole gradients. Weights of any size are shared out: small ones too.
+        zero |= {"reduce_scatter": False, "stage3_param_persistence_threshold": 0}
+    if config.offload_optimizer:
+        zero |= {"offload_optimizer": {"device": "cpu"}}
+    settings = {
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": 1,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "gradient_clipping": clip_norm or 0.0,
+        "steps_per_print": 2**62,
+    }
+    if config.bf16_weights:
+        settings["bf16"] = {"enabled": True}
+    return settings
+
+
+def import_deepspeed(device: torch.device) -> ModuleType:
+    """The package for this kind of device, quiet, and with nothing that it would have to compile.
+
+    Raises UsageError where it is not installed.
+    """
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    # It calls collectives by the names that PyTorch is about to rename.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.c10d_logger")
+    try:
+        import deepspeed
+    except ImportError:
+        raise UsageError(
+            "backend.name=deepspeed: DeepSpeed is not installed; pip install 'codelength[deepspeed]', or use "
+            "backend.name=ddp"
+        ) from None
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # On a CPU the first start would compile a shared-memory all-reduce (90 s with g++ and ninja); gloo's gives the same
+    # bits. And its Muon compiles through torch.compile: run as written, it needs no compiler.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    torch.compiler.set_stance("force_eager")
+    return deepspeed
+
+
+def _ruled_muon() -> type[Ruled]:
+    from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
+
+    class RuledMuonWithAuxAdam(Ruled, MuonWithAuxAdam):
+        """DeepSpeed's Muon and AdamW in one optimizer, with a rule."""
+
+    return RuledMuonWithAuxAdam

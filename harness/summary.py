@@ -1,0 +1,36 @@
+"""The numbers that follow from a configuration, printed before the first step."""
+
+import torch
+
+from harness.config import RunConfig
+from harness.data import Data
+from harness.distributed import Ranks
+from harness.schedule import Phase
+
+LEDGER_BYTES_PER_TOKEN = 5
+CHECKPOINT_BYTES_PER_PARAMETER = 12
+
+
+def derived_numbers(
+    config: RunConfig,
+    data: Data,
+    phases: list[Phase],
+    num_parameters: int,
+    ranks: Ranks,
+    micro_batch: int,
+    dtype: torch.dtype,
+) -> list[str]:
+    """Lines for the user; `micro_batch` is in sequences."""
+    shard, batch = data.train, config.train.batch_sequences
+    steps, tokens = ", ".join(f"{p.name} {p.num_steps:,}" for p in phases), batch * config.model.context
+    backend = config.backend.name + (f" ZeRO-{config.backend.zero_stage}" if config.backend.name == "deepspeed" else "")
+    return [
+        f"corpus      {config.corpus.kind}: {shard.raw_bytes:,} bytes = {shard.num_tokens:,} tokens "
+        f"({config.tokenizer.kind}); held out {data.heldout.raw_bytes:,} bytes",
+        f"model       {config.model.architecture}: {num_parameters:,} parameters",
+        f"steps       {steps} of {tokens:,} tokens = {ranks.world_size} rank(s)"
+        f" x {batch // micro_batch // ranks.world_size} micro-batch(es) x {micro_batch} x {config.model.context}",
+        f"arithmetic  {str(dtype).removeprefix('torch.')} products, float32 loss, {ranks.device.type}, {backend}",
+        f"sizes       ledger about {LEDGER_BYTES_PER_TOKEN * shard.num_tokens / 1e6:,.1f} MB, checkpoint about "
+        f"{CHECKPOINT_BYTES_PER_PARAMETER * num_parameters / 1e6:,.1f} MB",
+    ]
