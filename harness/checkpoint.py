@@ -5,6 +5,7 @@ SHA-256 of every file. `state.json` is the same for all ranks; `rank-RRRRR.pt` h
 of weights and optimizer state, its random numbers, its running sums.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from harness.errors import RunFailure, UsageError
 FORMAT_VERSION = 2
 MARKER = "COMMITTED"
 STATE_FILE = "state.json"
+SMALL_FILE_BYTES = 1 << 16
 
 
 @dataclass(kw_only=True)
@@ -66,7 +68,7 @@ def checkpoint_path(run_dir: Path, step: int) -> Path:
 
 def committed_checkpoints(run_dir: Path) -> list[Path]:
     """Checkpoints with their marker, oldest first."""
-    return sorted(marker.parent for marker in (run_dir / "checkpoints").glob(f"step-*/{MARKER}"))
+    return sorted(marker.parent for marker in (run_dir / "checkpoints").glob(f"step-{8 * '[0-9]'}/{MARKER}"))
 
 
 def newest_checkpoint(run_dir: Path, ranks: Ranks) -> tuple[Path | None, list[str]]:
@@ -142,9 +144,12 @@ def _together(ranks: Ranks, final: Path, work, *arguments: object) -> object:
     failure, result = "", None
     try:
         result = work(*arguments)
-    except (OSError, RuntimeError) as error:
-        # torch.save turns a full disk into a RuntimeError of its zip writer.
-        failure = f"rank {ranks.rank}: {getattr(error, 'strerror', None) or str(error).splitlines()[0]}"
+    except OSError as error:
+        failure = f"rank {ranks.rank}: {error.strerror}"
+    except RuntimeError as error:
+        # What torch.save makes of a write that fails.
+        is_full = shutil.disk_usage(final.parent).free < SMALL_FILE_BYTES
+        failure = f"rank {ranks.rank}: {os.strerror(errno.ENOSPC) if is_full else str(error).splitlines()[0]}"
     failures = [text for text in ranks.gather(failure) if text]
     if failures:
         if ranks.is_first:

@@ -1,6 +1,7 @@
 """The configuration of a run: structured defaults -> YAML files -> command line -> one checked object."""
 
 import hashlib
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +21,17 @@ from harness.sparsity.rules import RuleConfig
 from harness.tokenizer import TokenizerConfig
 
 MAX_INCLUDE_DEPTH = 8
+# Keys, or sections with their dot, that decide no bit of what training computes: they may change in its middle.
+FREE_KEYS = (
+    "name",
+    "runs_dir",
+    "data_dir",
+    "dry_run",
+    "train.checkpoint_minutes",
+    "train.keep_checkpoints",
+    "backend.timeout_seconds",
+    "eval.",
+)
 
 
 @dataclass(kw_only=True)
@@ -108,11 +120,24 @@ def config_sha256(config: RunConfig) -> str:
     return hashlib.sha256(dump_config(config).encode()).hexdigest()
 
 
-def changed_keys(old: RunConfig, new: RunConfig, prefix: str = "") -> list[str]:
-    """Lines `key: old -> new` for every leaf that differs."""
-    before, after = (dict(_leaves(OmegaConf.to_container(OmegaConf.structured(c)))) for c in (old, new))
-    keys = [key for key in before if before[key] != after[key] and key.startswith(prefix)]
-    return [f"{key}: {before[key]} -> {after[key]}" for key in keys]
+def training_sha256(config: RunConfig) -> str:
+    """Digest of what decides the bits of training."""
+    return hashlib.sha256(json.dumps(_deciding(config)).encode()).hexdigest()
+
+
+def changed_keys(old: RunConfig, new: RunConfig) -> list[str]:
+    """Lines `key: old -> new` for every leaf that differs and decides the bits of training."""
+    before, after = _deciding(old), _deciding(new)
+    return [f"{key}: {before[key]} -> {after[key]}" for key in before if before[key] != after[key]]
+
+
+def _deciding(config: RunConfig) -> dict[str, object]:
+    leaves = _leaves(OmegaConf.to_container(OmegaConf.structured(config)))
+    return {
+        key: value
+        for key, value in leaves
+        if not any(key == f or (key.startswith(f) and f[-1] == ".") for f in FREE_KEYS)
+    }
 
 
 def _read_layers(path: Path, depth: int = 0) -> list[dict]:

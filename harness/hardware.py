@@ -35,7 +35,8 @@ def compute_deterministically() -> None:
     """The same run twice gives the same bits."""
     # cuBLAS reads this when it starts; without it the deterministic mode refuses to multiply on a GPU.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
+    # The same as use_deterministic_algorithms(True), which would import the compiler, for two seconds.
+    torch.set_deterministic_debug_mode("error")
     # The mode also fills every new tensor before its first use, which costs time and which nothing here needs.
     torch.utils.deterministic.fill_uninitialized_memory = False
 

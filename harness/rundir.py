@@ -81,7 +81,7 @@ def load_run_config(run_dir: Path, overrides: list[str] | tuple[str, ...] = ()) 
 def _open(config: RunConfig, world_size: int, dtype: torch.dtype) -> None:
     run_dir = config.run_dir
     if (run_dir / CONFIG_FILE).exists():
-        changes = [line for line in changed_keys(load_run_config(run_dir), config) if not line.startswith("eval.")]
+        changes = changed_keys(load_run_config(run_dir), config)
         if changes:
             raise UsageError(
                 f"{run_dir}: this run was started with another configuration ({'; '.join(changes)}); "

@@ -22,7 +22,7 @@ from harness.checkpoint import (
     read_state,
     save_checkpoint,
 )
-from harness.config import RunConfig, config_sha256, load_config
+from harness.config import RunConfig, load_config, training_sha256
 from harness.data import Data
 from harness.distributed import Ranks, joined_ranks
 from harness.errors import CodelengthError, RunFailure, UsageError
@@ -82,7 +82,7 @@ class Trainer:
             first_raw_bytes=0,
             ledger_parts=[0] * ranks.world_size,
             identity={
-                "config": config_sha256(config),
+                "config": training_sha256(config)[:16],
                 "data": data.train.fingerprint,
                 "world_size": str(ranks.world_size),
                 **identity(ranks.device, dtype, self.backend.packages),

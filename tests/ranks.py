@@ -1,0 +1,90 @@
+"""Ranks of a training job, started one by one as torchrun would, so that a test can kill or stop any of them."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file
+
+from harness.ledger import part_paths
+
+
+def rows(run_dir: Path) -> pa.Table:
+    """The ledger of all ranks in the order of the steps."""
+    return pa.concat_tables([pq.read_table(path) for path in part_paths(run_dir)]).sort_by(
+        [("step", "ascending"), ("sequence", "ascending")]
+    )
+
+
+def assert_same_run(run_dir: Path, other: Path) -> None:
+    """Ledgers and weights are equal bit by bit."""
+    assert rows(run_dir).equals(rows(other))
+    ours, theirs = (load_file(r / "weights.safetensors") for r in (run_dir, other))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert (run_dir / "weights.safetensors").read_bytes() == (other / "weights.safetensors").read_bytes()
+
+
+class Ranks:
+    """A job of `count` processes; a context manager that leaves none behind."""
+
+    def __init__(self, count: int, config: Path, *overrides: str):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        job = {
+            "WORLD_SIZE": str(count),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": "1",
+        }
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "harness.train", str(config), *overrides],
+                cwd=ROOT,
+                env=os.environ | job | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(count)
+        ]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL to all at once."""
+        for process in self.processes:
+            process.send_signal(signal.SIGKILL)
+        for process in self.processes:
+            process.communicate(timeout=60)
+
+    def wait(self, timeout: float = 120) -> list[tuple[int, str, str]]:
+        """Exit status, stdout and stderr of every rank."""
+        outputs = [process.communicate(timeout=timeout) for process in self.processes]
+        return [(p.returncode, *texts) for p, texts in zip(self.processes, outputs, strict=True)]
+
+    def wait_until(self, condition: Callable[[], bool], timeout: float = 90) -> None:
+        """Wait for `condition` or for the end of the job."""
+        deadline = time.monotonic() + timeout
+        while not condition() and any(p.poll() is None for p in self.processes):
+            assert time.monotonic() < deadline, "nothing happened"
+            time.sleep(0.005)
+
+
+def finish(count: int, config: Path, *overrides: str) -> list[tuple[int, str, str]]:
+    """Run a job to its end."""
+    with Ranks(count, config, *overrides) as job:
+        return job.wait()
