@@ -61,7 +61,10 @@ class Ranks:
 
 @contextmanager
 def joined_ranks(timeout_seconds: float) -> Iterator[Ranks]:
-    """Join the process group that torchrun (or srun through torchrun) describes; one process needs none."""
+    """Join the process group that torchrun (or srun through torchrun) describes; one process needs none.
+
+    A group that this process is in already is used and left as it is. Raises RunFailure where contact is lost.
+    """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     use_cuda = torch.cuda.is_available()
@@ -71,8 +74,10 @@ def joined_ranks(timeout_seconds: float) -> Iterator[Ranks]:
     if world_size == 1:
         yield Ranks(rank=0, world_size=1, device=device)
         return
+    is_own_group = not dist.is_initialized()
     try:
-        dist.init_process_group("nccl" if use_cuda else "gloo", timeout=timedelta(seconds=timeout_seconds))
+        if is_own_group:
+            dist.init_process_group("nccl" if use_cuda else "gloo", timeout=timedelta(seconds=timeout_seconds))
         rank = dist.get_rank()
         yield Ranks(rank=rank, world_size=world_size, device=device)
     except RuntimeError as error:
@@ -83,7 +88,7 @@ def joined_ranks(timeout_seconds: float) -> Iterator[Ranks]:
             f"backend.timeout_seconds={timeout_seconds:g} ({_first_line(error)}); the same command goes on"
         ) from None
     finally:
-        if dist.is_initialized():
+        if is_own_group and dist.is_initialized():
             dist.destroy_process_group()
 
 

@@ -337,5 +337,6 @@ if __name__ == "__main__":
     status = main(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
-    # Everything is written; what is left are destructors of process groups, which can wait for peers that are gone.
+    # Everything is written. What is left are destructors, and that of gloo's process group can wait, holding the
+    # interpreter's lock, for a thread of its own that waits for this lock.
     os._exit(status)

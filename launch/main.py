@@ -111,6 +111,35 @@ def _plot(options: argparse.Namespace) -> None:
             print(path)
 
 
+def _sweep(options: argparse.Namespace) -> None:
+    if options.count:
+        from launch.grid import read_sweep
+
+        print(len(read_sweep(options.sweep, options.overrides).runs))
+        return
+    from launch.sweep import describe, sweep
+
+    if options.dry_run:
+        describe(options.sweep, options.overrides, options.index)
+        return
+    sweep(options.sweep, options.overrides, options.at_a_time, options.processes, options.index)
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from launch.plan import Question
+    from launch.plan_tables import print_plan
+
+    names = ("gpus", "gpu", "mfu", "train_bytes", "tokens", "gpu_hours")
+    question = Question(**{name: getattr(options, name) for name in names})
+    print_plan(options.config, options.overrides, question, options.json)
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from launch.doctor import doctor
+
+    doctor(options.runs_dir, options.json)
+
+
 def _compress(options: argparse.Namespace) -> None:
     from eval.offline import compress
     from harness.data import open_data
@@ -139,6 +168,31 @@ def _decompress(options: argparse.Namespace) -> None:
     write_atomically(options.output, text)
     if not options.quiet:
         print(f"{options.output}: {len(text):,} bytes, SHA-256 verified")
+
+
+def _submit(options: argparse.Namespace) -> None:
+    from launch import submit
+
+    names = ("nodes", "gpus_per_node", "processes_per_node", "cpus_per_task", "time", "mem", "partition", "account")
+    resources = submit.Resources(**{name: getattr(options, name) for name in (*names, "name")})
+    if options.at_a_time and not options.sweep:
+        raise UsageError(f"--at-a-time {options.at_a_time}: is for --sweep FILE")
+    if options.sweep and options.eval:
+        raise UsageError("--sweep, --eval: choose one; a sweep evaluates its runs")
+    if options.sweep:
+        submission = submit.prepare_sweep(options.sweep, options.overrides, options.at_a_time, resources)
+    elif options.eval:
+        submission = submit.prepare_evaluation([*options.eval, *options.overrides], resources)
+    elif options.overrides:
+        submission = submit.prepare_training(options.overrides[0], options.overrides[1:], resources)
+    else:
+        raise UsageError("submit: give CONFIG, --sweep FILE or --eval RUN")
+    if submission is None:
+        print("training is complete; nothing to submit")
+    elif options.dry_run:
+        print(submission.text, end="")
+    else:
+        print(submit.describe(submit.submit(submission), submission))
 
 
 def _check_output(path: Path, force: bool) -> None:
@@ -200,6 +254,26 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--format", default="rich", metavar="rich|md|csv|json|latex")
     sub = command("plot", _plot, "draw the figures of evaluated runs again")
     sub.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    sub = command("sweep", _sweep, "train and evaluate a grid of runs; a stopped sweep goes on; one table at the end")
+    sub.add_argument("--at-a-time", type=_positive, default=1, metavar="N", help="runs side by side (default: 1)")
+    sub.add_argument("--processes", type=_positive, default=1, help="processes of every run (default: 1)")
+    sub.add_argument("--index", type=_natural, metavar="I", help="only run I, counted from 0, as in a job array")
+    sub.add_argument("--count", action="store_true", help="print the number of runs and stop")
+    sub.add_argument("--dry-run", action="store_true", help="print the runs with settings and states, and stop")
+    sub.add_argument("sweep", type=Path, metavar="SWEEP", help="a YAML file, see configs/sweeps/")
+    sub.add_argument("overrides", nargs="*", metavar="key=value", help="settings of all runs")
+    sub = command("plan", _plan, "memory, time and disk space of a run before it starts; refuses what cannot fit")
+    sub.add_argument("--gpus", type=_positive, default=1, metavar="N", help="ranks, one a GPU (default: 1)")
+    sub.add_argument("--gpu", required=True, metavar="NAME", help="such as a100-80g; cpu: processes of this machine")
+    sub.add_argument("--mfu", type=_share, default=0.4, metavar="F", help="share of the peak (default: %(default)s)")
+    sub.add_argument("--gpu-hours", type=_positive, metavar="H", help="say which share of the peak so many hours are")
+    sub.add_argument("--train-bytes", type=_positive, metavar="N", help="size of a corpus that is not prepared")
+    sub.add_argument("--tokens", type=_positive, metavar="N", help="the same in tokens")
+    sub.add_argument("--json", action="store_true", help="for programs; sizes in bytes")
+    _add_config(sub)
+    sub = command("doctor", _doctor, "what this machine has, what is missing, and the command that mends it")
+    sub.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="default: %(default)s")
+    sub.add_argument("--json", action="store_true", help="for programs")
     sub = command("compress", _compress, "code any file with the model of a run")
     sub.add_argument("--run", dest="run_dir", type=Path, required=True, metavar="RUN")
     sub.add_argument("input", type=Path, metavar="INPUT")
@@ -209,6 +283,19 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("archive", type=Path, metavar="FILE.cl")
     _add_output(sub)
     add_work_options(sub)
+    sub = command("submit", _submit, "write a SLURM job and submit it: a run, the array of a sweep, or evaluations")
+    sub.add_argument("overrides", nargs="*", metavar="CONFIG key=value", help="a YAML file, then settings")
+    sub.add_argument("--sweep", type=Path, metavar="FILE", help="submit the runs of a sweep as an array")
+    sub.add_argument("--at-a-time", type=_positive, metavar="K", help="runs of a sweep at a time (default: all)")
+    sub.add_argument("--eval", nargs="+", metavar="RUN", help="evaluate trained runs; eval.* settings may follow")
+    sub.add_argument("--nodes", type=_positive, default=1, metavar="N", help="(default: 1)")
+    sub.add_argument("--gpus-per-node", type=_positive, default=0, metavar="N", help="(default: none)")
+    sub.add_argument("--processes-per-node", type=_positive, metavar="N", help="(default: one a GPU, or 1)")
+    sub.add_argument("--cpus-per-task", type=_positive, metavar="N", help="CPUs on each node (default: one a process)")
+    for name, shown in (("time", "D-HH:MM:SS"), ("mem", "64G"), ("partition", "NAME"), ("account", "NAME")):
+        sub.add_argument(f"--{name}", metavar=shown, help="(default: the cluster's)")
+    sub.add_argument("--name", metavar="NAME", help="name of the job (default: the run's)")
+    sub.add_argument("--dry-run", action="store_true", help="print the job script and submit nothing")
     return parser
 
 
@@ -225,4 +312,20 @@ def _add_output(sub: argparse.ArgumentParser) -> None:
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: must be a whole number, at least 1")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be above 0 and at most 1")
+    return share
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number, 0 or more")
     return int(text)

@@ -1,5 +1,6 @@
 """Ranks of a training job, started one by one as torchrun would, so that a test can kill or stop any of them."""
 
+import json
 import os
 import signal
 import socket
@@ -36,7 +37,8 @@ def assert_same_run(run_dir: Path, other: Path) -> None:
 class Ranks:
     """A job of `count` processes; a context manager that leaves none behind."""
 
-    def __init__(self, count: int, config: Path, *overrides: str):
+    def __init__(self, count: int, config: Path, *overrides: str, program: list[str] | None = None):
+        program = program or ["-m", "harness.train", str(config), *overrides]
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -48,7 +50,7 @@ class Ranks:
         }
         self.processes = [
             subprocess.Popen(
-                [sys.executable, "-m", "harness.train", str(config), *overrides],
+                [sys.executable, *program],
                 cwd=ROOT,
                 env=os.environ | job | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
                 stdout=subprocess.PIPE,
@@ -82,6 +84,31 @@ class Ranks:
         while not condition() and any(p.poll() is None for p in self.processes):
             assert time.monotonic() < deadline, "nothing happened"
             time.sleep(0.005)
+
+
+JOBS = """
+import json, os, sys
+from datetime import timedelta
+import torch.distributed as dist
+from harness.train import main
+dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+for arguments in json.loads(sys.argv[1]):
+    status = main(arguments)
+    if status:
+        print(arguments, file=sys.stderr)
+        break
+sys.stdout.flush(), sys.stderr.flush()
+os._exit(status)
+"""
+
+
+def finish_all(count: int, config: Path, jobs: dict[str, tuple[str, ...]]) -> None:
+    """Run named jobs one after another in the same processes, which saves their start; each must succeed in silence."""
+    arguments = [[str(config), f"name={name}", *overrides] for name, overrides in jobs.items()]
+    with Ranks(count, config, program=["-c", JOBS, json.dumps(arguments)]) as job:
+        for status, _, errors in job.wait(timeout=300):
+            assert status == 0, errors
+            assert "warning" not in errors.lower(), errors
 
 
 def finish(count: int, config: Path, *overrides: str) -> list[tuple[int, str, str]]:

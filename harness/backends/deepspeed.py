@@ -57,8 +57,7 @@ class DeepSpeedBackend:
         Raises RunFailure where DeepSpeed runs another stage than the one that it was told to.
         """
         self.model, self.optimizer = model, optimizer
-        self.is_own_group = not dist.is_initialized()
-        if self.is_own_group:
+        if not dist.is_initialized():
             backend = "nccl" if self.ranks.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
             os.environ.setdefault("LOCAL_RANK", "0")
@@ -129,9 +128,7 @@ class DeepSpeedBackend:
         return int(self.ranks.sum(own)[0]) if self.config.zero_stage else own
 
     def close(self) -> None:
-        """Leave the process group that a single process made for itself."""
-        if self.is_own_group:
-            dist.destroy_process_group()
+        """Nothing can be let go of: DeepSpeed keeps the process group of a process for good."""
 
     @torch.no_grad()
     def _set_module(self, weights: dict[str, Tensor]) -> None:

@@ -1,0 +1,231 @@
+"""A sweep file: a base configuration, settings common to all runs, and a grid of settings that differ."""
+
+import itertools
+import json
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from harness.config import RunConfig, load_config
+from harness.errors import UsageError
+
+KEYS = ("name", "config", "settings", "grid")
+MAX_RUNS = 1000
+MAX_NAME_CHARS = 200
+# What a shell, `key=value` and every file system take as it is.
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._,+-]*")
+_REMEDY = "see configs/sweeps/ for examples"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """One point of the grid."""
+
+    name: str
+    labels: tuple[str, ...]
+    """Its position on every axis, as shown."""
+    settings: tuple[str, ...]
+    """`key=value` settings of its position."""
+    overrides: tuple[str, ...]
+    """All settings that make the run from the base configuration, its name and directory included."""
+    config: RunConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sweep:
+    """All runs of a sweep file, in the order of its grid: the last axis changes fastest."""
+
+    name: str
+    directory: Path
+    """`runs_dir`/NAME: holds the run directories, their logs and the table."""
+    config_path: Path
+    common: tuple[str, ...]
+    """`key=value` settings of all runs."""
+    axes: tuple[str, ...]
+    """Names of the axes, as written in the file."""
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """A value of an axis."""
+
+    label: str
+    name: str
+    """Its part of the names of runs."""
+    settings: tuple[tuple[str, Any], ...]
+
+
+def read_sweep(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Sweep:
+    """Read a sweep file; `key=value` overrides hold for all runs, and `name=...` names the sweep.
+
+    Raises UsageError with one line per problem of the file and of the configurations of all runs together.
+    """
+    content, problems = _load(path), []
+    overrides = list(overrides)
+    for text in [text for text in overrides if text.startswith("name=")]:
+        overrides.remove(text)
+        content["name"] = text.removeprefix("name=")
+    name, config = (content.get(key) for key in ("name", "config"))
+    if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name):
+        problems.append(f"name={name}: must be a plain name of letters, digits and . _ , + -")
+    if not isinstance(config, str):
+        problems.append(f"config={config}: must be the path of a configuration, relative to {path.name}")
+    common = [*_common_settings(content.get("settings"), problems), *overrides]
+    grid = _read_grid(content.get("grid"), problems)
+    problems += _conflicts(grid, common)
+    if problems:
+        raise UsageError("\n".join(problems))
+    config_path = path.parent / config
+    runs = _make_runs(name, config_path, common, list(grid.values()))
+    directory = Path(runs[0].config.runs_dir)
+    return Sweep(
+        name=name, directory=directory, config_path=config_path, common=tuple(common), axes=tuple(grid), runs=runs
+    )
+
+
+def _load(path: Path) -> dict:
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such sweep file; {_REMEDY}") from None
+    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
+        raise UsageError(f"{path}: not readable as YAML ({' '.join(str(error).split())[:160]})") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: must be a YAML mapping of {', '.join(KEYS)}; {_REMEDY}")
+    unknown = [f"{path}: {key}: unknown key; known here: {', '.join(KEYS)}" for key in content if key not in KEYS]
+    if unknown:
+        raise UsageError("\n".join(unknown))
+    return content
+
+
+def _common_settings(settings: Any, problems: list[str]) -> list[str]:
+    if settings is None:
+        return []
+    if isinstance(settings, dict):
+        return [_setting(key, value) for key, value in _leaves(settings)]
+    if isinstance(settings, list) and all(isinstance(text, str) for text in settings):
+        return settings
+    problems.append(f"settings={settings}: must be a mapping of settings, or a list of key=value")
+    return []
+
+
+def _read_grid(grid: Any, problems: list[str]) -> dict[str, list[_Point]]:
+    """The points of every axis."""
+    if not isinstance(grid, dict) or not grid:
+        problems.append(f"grid={grid}: must be a mapping of at least one axis; {_REMEDY}")
+        return {}
+    axes = {str(axis): _read_axis(str(axis), values, list(map(str, grid)), problems) for axis, values in grid.items()}
+    num_runs = math.prod(len(points) for points in axes.values())
+    if num_runs > MAX_RUNS:
+        problems.append(f"grid: {num_runs:,} runs; at most {MAX_RUNS:,}, so split it into several sweeps")
+    return axes
+
+
+def _read_axis(axis: str, values: Any, axes: list[str], problems: list[str]) -> list[_Point]:
+    if isinstance(values, list) and values and not any(isinstance(value, dict) for value in values):
+        short = axis.rpartition(".")[2]
+        # The last part of a key names it, unless another axis ends alike.
+        shown = short if [other.rpartition(".")[2] for other in axes].count(short) == 1 else axis
+        points = [_Point(_text(v), f"{shown}-{_as_name(_text(v))}", ((axis, v),)) for v in values]
+    elif isinstance(values, dict) and values and all(isinstance(v, dict) and v for v in values.values()):
+        points = [_Point(str(label), str(label), tuple(_leaves(settings))) for label, settings in values.items()]
+    else:
+        problems.append(
+            f"grid.{axis}={values}: must be a key of the configuration with a list of values, "
+            "or a mapping of labels to settings"
+        )
+        return []
+    for point in points:
+        if not _PLAIN_NAME.fullmatch(point.name):
+            problems.append(f"grid.{axis}: {point.name}: must be a plain name of letters, digits and . _ , + -")
+    names = [point.name for point in points]
+    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+        problems.append(f"grid.{axis}: two values are named {name}; give them labels of their own")
+    return points
+
+
+def _conflicts(grid: dict[str, list[_Point]], common: list[str]) -> list[str]:
+    """Keys that only one place may set, set in another."""
+    found = []
+    owner: dict[str, str] = {}
+    for axis, points in grid.items():
+        for key in dict.fromkeys(key for point in points for key, _ in point.settings):
+            if key in ("name", "runs_dir", "data_dir", "dry_run"):
+                found.append(f"grid.{axis}: {key}: belongs to the whole sweep; the runs differ in other settings")
+            if owner.setdefault(key, axis) != axis:
+                found.append(f"grid.{axis}: {key}: the axis {owner[key]} sets it already; leave one of them")
+    for text in common:
+        key = text.partition("=")[0]
+        if key in owner:
+            found.append(f"{text}: the axis {owner[key]} of the grid sets {key}; change the sweep file instead")
+        if key == "name":
+            found.append(f"settings: {text}: the runs are named by their settings; name the sweep")
+        if key == "dry_run":
+            found.append(f"{text}: would train nothing; use --dry-run")
+    return found
+
+
+def _make_runs(sweep: str, config_path: Path, common: list[str], axes: list[list[_Point]]) -> tuple[Run, ...]:
+    runs: list[Run] = []
+    refusals: dict[str, list[str]] = {}
+    points = list(itertools.product(*axes))
+    for combination in points:
+        name = "_".join(point.name for point in combination)
+        settings = [_setting(key, value) for point in combination for key, value in point.settings]
+        lines = []
+        try:
+            config = load_config(config_path, [*common, *settings])
+            if len(name) > MAX_NAME_CHARS:
+                lines = [f"{name}: the name of a run must not exceed {MAX_NAME_CHARS} characters; use labels"]
+        except UsageError as error:
+            lines = str(error).splitlines()
+        for line in dict.fromkeys(lines):
+            refusals.setdefault(line, []).append(name)
+        if not lines:
+            config.name, config.runs_dir = name, str(Path(config.runs_dir) / sweep)
+            place = (_setting("runs_dir", config.runs_dir), _setting("name", name))
+            labels, overrides = tuple(point.label for point in combination), (*common, *settings, *place)
+            runs.append(Run(name=name, labels=labels, settings=tuple(settings), overrides=overrides, config=config))
+    problems = [_attributed(line, names, len(points)) for line, names in refusals.items()]
+    counts = Counter(run.name for run in runs)
+    problems += [f"grid: {n} runs are named {name}; change the labels" for name, n in counts.items() if n > 1]
+    if problems:
+        raise UsageError("\n".join(problems))
+    return tuple(runs)
+
+
+def _attributed(line: str, names: list[str], num_runs: int) -> str:
+    """A problem of some runs names the first of them; one of all runs needs no name."""
+    if len(names) == num_runs:
+        return line
+    return f"{line} (run {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''})"
+
+
+def _leaves(tree: dict, prefix: str = "") -> list[tuple[str, Any]]:
+    found = []
+    for key, value in tree.items():
+        dotted = f"{prefix}{key}"
+        found.extend(_leaves(value, f"{dotted}.") if isinstance(value, dict) else [(dotted, value)])
+    return found
+
+
+def _setting(key: str, value: Any) -> str:
+    """`key=value` that reads back as the same value: JSON is YAML."""
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _as_name(text: str) -> str:
+    """`[0.9, 0.95]` as `0.9,0.95`, `corpora/a.txt` as `corpora_a.txt`."""
+    return re.sub(r"[^A-Za-z0-9._,+-]+", "_", text.replace(" ", "").strip("[]"))

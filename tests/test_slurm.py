@@ -1,0 +1,204 @@
+"""Jobs on a real SLURM of two nodes: preempted, cancelled and resubmitted runs end as if nothing had happened."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file
+from slurm_cluster import Cluster, running_cluster
+
+from harness.checkpoint import committed_checkpoints
+from harness.config import dump_config, load_config
+from harness.ledger import part_paths
+from launch.main import main
+
+CONFIG = """
+corpus: {{kind: wiki-mini, subset_bytes: 20300, heldout_bytes: 1000}}
+model: {{width: 32, layers: 1, heads: 1}}
+train: {{epochs: {epochs}, finetune_epochs: 1, batch_sequences: 16, precision: fp32, log_every_steps: 1}}
+rule: {{kind: rl1, alpha: 0.001}}
+prune: {{kind: tamade, sample_sequences: 8, resolution: 1e-2}}
+eval: {{lanes: 8}}
+runs_dir: {folder}/runs
+data_dir: {folder}/data
+"""
+# 3 steps an epoch: seconds of training, so that a signal meets it in the middle.
+EPOCHS = 8
+STEPS_BEFORE_SIGNAL = 3
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    with running_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("slurm")
+    (folder / "long.yaml").write_text(CONFIG.format(folder=folder, epochs=EPOCHS))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(cluster, folder) -> Path:
+    """A run of two processes that nothing disturbs, outside SLURM."""
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "harness.train"]
+    done = python(cluster, *command, str(folder / "long.yaml"), "name=uninterrupted")
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / "uninterrupted"
+
+
+def python(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess:
+    environment = cluster.environment | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def submit(cluster, monkeypatch, capsys) -> Callable[..., str]:
+    """`codelength submit` in this process, which spares its start; returns the job's id."""
+    monkeypatch.chdir(ROOT)
+    for name in ("PATH", "SLURM_CONF"):
+        monkeypatch.setenv(name, cluster.environment[name])
+
+    def submit(*arguments: str, status: int = 0) -> str:
+        assert main(["submit", *arguments]) == status
+        said = capsys.readouterr()
+        if status:
+            assert said.out == ""
+            return said.err
+        return said.out.split()[1]
+
+    return submit
+
+
+def output(run_dir: Path) -> str:
+    return "\n".join(path.read_text() for path in sorted(run_dir.glob("slurm-*.out")))
+
+
+def rows(run_dir: Path) -> pa.Table:
+    tables = [pq.read_table(path) for path in part_paths(run_dir)]
+    return pa.concat_tables(tables).sort_by([("step", "ascending"), ("sequence", "ascending")])
+
+
+def steps_trained(run_dir: Path) -> int:
+    path = run_dir / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def wait_until_it_trains(cluster: Cluster, run_dir: Path) -> None:
+    cluster.wait_until(lambda: steps_trained(run_dir) >= STEPS_BEFORE_SIGNAL, 60, f"steps of {run_dir}")
+    assert not (run_dir / "DONE").exists()
+
+
+def contents(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Time of change, in ns, and size in bytes of every file."""
+    return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in folder.rglob("*") if p.is_file()}
+
+
+def assert_same_run(run_dir: Path, expected: Path) -> None:
+    assert rows(run_dir).equals(rows(expected))
+    found, wanted = load_file(run_dir / "weights.safetensors"), load_file(expected / "weights.safetensors")
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_preempted_job_is_requeued_and_ends_bit_identically(cluster, folder, uninterrupted, submit):
+    run_dir = folder / "runs" / "preempted"
+    config = folder / "preempted.yaml"
+    config.write_text((folder / "long.yaml").read_text())
+    job = submit(str(config), "name=preempted", "--nodes", "2")
+    # The job goes on with what was submitted, whatever becomes of the file.
+    config.write_text("name: another\n")
+    wait_until_it_trains(cluster, run_dir)
+    assert cluster.job(job)["NumNodes"] == "2"
+    cluster.run("scancel", "--batch", "--signal=USR1", job)
+    cluster.wait_until(lambda: cluster.job(job)["Restarts"] == "1", 60, f"requeue of job {job}")
+    assert (run_dir / "STOPPED").exists() and not (run_dir / "DONE").exists()
+    assert cluster.wait_for_end(job) == "COMPLETED", output(run_dir)
+    assert cluster.job(job)["Restarts"] == "1" and not (run_dir / "STOPPED").exists()
+    assert_same_run(run_dir, uninterrupted)
+
+
+def test_a_cancelled_job_leaves_a_run_that_the_next_submit_completes(
+    cluster, folder, uninterrupted, submit, monkeypatch
+):
+    # A name that shells, sbatch and its patterns could take amiss.
+    run_dir = folder / "runs" / "cancel'd $x at 5%j"
+    # GPUs that SLURM counts and PyTorch does not find: a process for each, on one node.
+    command = (str(folder / "long.yaml"), f"name={run_dir.name}", "--gpus-per-node", "2", "--partition", "main")
+    # A variable of the shell does not outdo an option.
+    monkeypatch.setenv("SBATCH_PARTITION", "nowhere")
+    first, second = submit(*command), submit(*command)
+    wait_until_it_trains(cluster, run_dir)
+    waiting = cluster.job(second)
+    assert (waiting["JobState"], waiting["Reason"]) == ("PENDING", "Dependency")
+    cluster.run("scancel", first)
+    assert cluster.wait_for_end(first) == "CANCELLED"
+    assert not (run_dir / "DONE").exists() and not (run_dir / "STOPPED").exists()
+    saved = committed_checkpoints(run_dir)
+    assert saved, output(run_dir)
+    assert cluster.wait_for_end(second) == "COMPLETED", output(run_dir)
+    assert_same_run(run_dir, uninterrupted)
+
+
+def test_an_array_skips_finished_runs_and_a_preempted_task_goes_on(cluster, folder, submit):
+    sweep = folder / "three.yaml"
+    lengths = f"{{short: {{train.epochs: 1}}, done: {{train.epochs: 2}}, long: {{train.epochs: {EPOCHS}}}}}"
+    sweep.write_text(f"name: three\nconfig: long.yaml\ngrid: {{length: {lengths}}}\n")
+    runs = [folder / "runs" / "three" / name for name in ("short", "done", "long")]
+    finished = python(cluster, "-m", "launch", "sweep", str(sweep), "--index", "1")
+    assert finished.returncode == 0, finished.stderr
+    before = contents(runs[1])
+    array = submit("--sweep", str(sweep), "--at-a-time", "3")
+    tasks = [f"{array}_{index}" for index in range(3)]
+    wait_until_it_trains(cluster, runs[2])
+    cluster.run("scancel", "--batch", "--signal=USR1", tasks[2])
+    assert [cluster.wait_for_end(task) for task in tasks] == ["COMPLETED"] * 3, output(runs[0].parent)
+    assert [cluster.job(task)["Restarts"] for task in tasks] == ["0", "0", "1"]
+    assert all((run / "DONE").exists() and (run / "report.json").exists() for run in runs)
+    assert contents(runs[1]) == before
+
+
+def test_a_job_submitted_by_hand_that_fails_is_not_requeued_for_an_old_marker(cluster, folder):
+    config, run_dir = folder / "long.yaml", folder / "runs" / "refused"
+    run_dir.mkdir(parents=True)
+    (run_dir / "config.yaml").write_text(dump_config(load_config(config, ["name=refused", "seed=1"])))
+    (run_dir / "STOPPED").touch()
+    options = [
+        f"--chdir={ROOT}",
+        f"--output={run_dir}/slurm-%j.out",
+        f"--export=ALL,CODELENGTH_PYTHON={sys.executable}",
+    ]
+    job = cluster.run(
+        "sbatch", "--parsable", *options, str(ROOT / "slurm" / "pretrain.sbatch"), str(config), "name=refused"
+    ).strip()
+    assert cluster.wait_for_end(job) == "FAILED" and cluster.job(job)["Restarts"] == "0"
+    assert "seed: 1 -> 0" in output(run_dir)
+
+
+def test_an_evaluation_runs_as_a_job(cluster, folder, uninterrupted, submit):
+    job = submit("--eval", str(uninterrupted), "eval.lanes=4", "--cpus-per-task", "2")
+    assert cluster.wait_for_end(job) == "COMPLETED", output(uninterrupted)
+    assert (uninterrupted / "offline" / "archive.cl").exists() and (uninterrupted / "report.json").exists()
+    assert len(list(uninterrupted.glob("slurm-eval-*.out"))) == 1
+
+
+def test_what_sbatch_refuses_is_said_in_one_line(cluster, folder):
+    done = python(cluster, "-m", "launch", "submit", str(folder / "long.yaml"), "name=x", "--partition", "nowhere")
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and "invalid partition specified: nowhere" in done.stderr
+
+
+def test_a_bad_key_is_refused_before_anything_is_submitted(cluster, folder, submit):
+    jobs = cluster.run("squeue", "--states=all", "--noheader", "--format=%i")
+    assert "train.epoch=1: unknown key" in submit(str(folder / "long.yaml"), "name=bad", "train.epoch=1", status=2)
+    assert cluster.run("squeue", "--states=all", "--noheader", "--format=%i") == jobs
+    assert not (folder / "runs" / "bad").exists()

@@ -1,0 +1,165 @@
+"""`codelength submit` up to sbatch: job scripts say what was asked for, and what is wrong is said before."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from harness.config import dump_config, load_config
+from launch.main import main
+from launch.submit import TEMPLATES
+
+CONFIG = """
+corpus: {kind: wiki-mini, subset_bytes: 20300, heldout_bytes: 1000}
+model: {width: 32, layers: 1, heads: 1}
+train: {batch_sequences: 16}
+"""
+SWEEP = "name: three\nconfig: run.yaml\ngrid: {seed: [0, 1, 2]}\n"
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """A working directory with an odd name, a configuration and a sweep; no SLURM in reach."""
+    place = tmp_path / "it's $HOME 100%j"
+    place.mkdir()
+    (place / "run.yaml").write_text(CONFIG)
+    (place / "three.yaml").write_text(SWEEP)
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("PATH", "/nowhere")
+    return place
+
+
+def dry_run(capsys, *arguments: str) -> str:
+    assert main(["submit", *arguments, "--dry-run"]) == 0
+    return capsys.readouterr().out
+
+
+def refusal(capsys, *arguments: str, status: int = 2) -> list[str]:
+    assert main(["submit", *arguments]) == status
+    said = capsys.readouterr()
+    assert said.out == ""
+    return said.err.splitlines()
+
+
+def directives(script: str) -> list[str]:
+    return [line.removeprefix("#SBATCH --") for line in script.splitlines() if line.startswith("#SBATCH")]
+
+
+def in_shell(script: str, words: str) -> list[str]:
+    """What `words` are to the shell below the lines that were filled in."""
+    lines = script.splitlines()
+    until = next(i for i, line in enumerate(lines) if line.startswith("set -- ")) + 1
+    command = "\n".join([*lines[:until], f"printf '%s\\0' {words}"])
+    return subprocess.run(["/bin/bash", "-c", command], capture_output=True, text=True).stdout.split("\0")[:-1]
+
+
+def mark_trained(place: Path, *overrides: str) -> Path:
+    config = load_config("run.yaml", overrides)
+    config.run_dir.mkdir(parents=True)
+    (config.run_dir / "config.yaml").write_text(dump_config(config))
+    (config.run_dir / "DONE").touch()
+    return config.run_dir
+
+
+@pytest.mark.parametrize("name", ["pretrain", "sweep", "eval"])
+def test_scripts_are_bash_and_say_how_to_use_them(name):
+    script = TEMPLATES / f"{name}.sbatch"
+    assert subprocess.run(["bash", "-n", script]).returncode == 0
+    done = subprocess.run(["bash", script], capture_output=True, text=True)
+    assert done.returncode != 0 and "usage: sbatch" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["pretrain", "sweep"])
+def test_jobs_that_train_save_before_their_end_and_go_on(name):
+    lines = directives((TEMPLATES / f"{name}.sbatch").read_text())
+    assert {"signal=B:USR1@180", "requeue", "open-mode=append"} <= set(lines)
+
+
+def test_what_is_asked_for_is_in_the_script(place, capsys):
+    sizes = ["--nodes", "4", "--gpus-per-node", "4", "--time", "1-00:00:00", "--mem", "64G"]
+    names = ["--partition", "gpu", "--account", "me", "--name", "big"]
+    script = dry_run(capsys, "run.yaml", "name=a b", *sizes, *names)
+    asked = ["nodes=4", "gpus-per-node=4", "cpus-per-task=4", "time=1-00:00:00", "partition=gpu", "account=me"]
+    assert {*asked, "mem=64G", "job-name=big", "dependency=singleton", "requeue"} <= set(directives(script))
+    assert len({line.partition("=")[0] for line in directives(script)}) == len(directives(script))
+    run_dir = str(place / "runs" / "a b")
+    variables = '"$CODELENGTH_PROCESSES" "$CODELENGTH_RUN_DIR" "$@"'
+    assert in_shell(script, variables) == ["4", run_dir, f"{run_dir}/submit.yaml"]
+    assert not (place / "runs").exists()
+
+
+def test_the_script_is_its_template_but_for_what_is_filled_in(place, capsys):
+    script = dry_run(capsys, "run.yaml").splitlines()
+    template = (TEMPLATES / "pretrain.sbatch").read_text().splitlines()
+    assert [line for line in template if not line.startswith("#SBATCH") and line not in script] == []
+    assert len(script) - len(template) < 12
+
+
+def test_settings_reach_the_job_as_they_were_written(place, capsys):
+    settings = ["data_dir=a 'b' \"c\" $HOME `ls`", "train.batch_sequences=32"]
+    script = dry_run(capsys, "--sweep", "three.yaml", "--at-a-time", "2", *settings)
+    assert "array=0-2%2" in directives(script)
+    assert in_shell(script, '"$@"') == [str(place / "three.yaml"), *settings]
+
+
+def test_an_evaluation_takes_trained_runs_and_settings(place, capsys):
+    run_dir = mark_trained(place, "name=x")
+    script = dry_run(capsys, "--eval", str(run_dir), "eval.lanes=8", "--cpus-per-task", "16")
+    assert "cpus-per-task=16" in directives(script)
+    assert in_shell(script, '"$@"') == [str(run_dir), "eval.lanes=8"]
+
+
+def test_a_complete_run_is_not_submitted(place, capsys):
+    mark_trained(place, "name=x")
+    assert main(["submit", "run.yaml", "name=x"]) == 0
+    assert "complete" in capsys.readouterr().out
+
+
+def test_another_configuration_under_an_old_name_is_refused(place, capsys):
+    mark_trained(place, "name=x")
+    (line,) = refusal(capsys, "run.yaml", "name=x", "seed=1")
+    assert "seed: 0 -> 1" in line
+
+
+def test_all_problems_are_said_before_anything_is_written(place, capsys):
+    lines = refusal(capsys, "run.yaml", "train.epoch=1", "model.width=x")
+    assert [line.split(":")[1].strip().partition("=")[0] for line in lines] == ["train.epoch", "model.width"]
+    assert not (place / "runs").exists()
+
+
+def test_a_batch_that_does_not_divide_is_refused(place, capsys):
+    (line,) = refusal(capsys, "run.yaml", "--nodes", "3")
+    assert "train.batch_sequences=16" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "CONFIG"),
+        (["--at-a-time", "2", "run.yaml"], "--at-a-time 2"),
+        (["--sweep", "three.yaml", "--nodes", "2"], "--nodes 2"),
+        (["--sweep", "three.yaml", "--eval", "runs/x"], "choose one"),
+        (["--eval", "runs/x"], "runs/x: not a run directory"),
+        (["--eval", "eval.lanes=8"], "at least one run directory"),
+        (["run.yaml", "--name", "a\nb"], "--job-name 'a\\nb'"),
+    ],
+)
+def test_what_makes_no_job_is_refused_in_one_line(place, capsys, arguments, words):
+    (line,) = refusal(capsys, *arguments)
+    assert words in line
+
+
+def test_an_untrained_run_is_not_evaluated(place, capsys):
+    run_dir = mark_trained(place, "name=x")
+    (run_dir / "DONE").unlink()
+    assert "training is not complete" in refusal(capsys, "--eval", str(run_dir))[0]
+
+
+def test_without_slurm_it_says_so_in_one_line(place, capsys):
+    (line,) = refusal(capsys, "run.yaml", status=1)
+    assert "sbatch: not found" in line
+
+
+def test_templates_are_found_from_anywhere():
+    assert TEMPLATES == ROOT / "slurm"
