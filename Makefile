@@ -16,7 +16,7 @@ demo: .venv/installed
 	$(BIN)/codelength eval $(RUN)
 
 test: .venv/installed lint
-	$(BIN)/pytest $(PYTEST)
+	$(BIN)/pytest --numprocesses 2 --dist loadfile $(PYTEST)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -13,6 +13,10 @@ class UsageError(CodelengthError):
     exit_status = 2
 
 
+class Stopped(CodelengthError):
+    """The run was asked to stop, and has saved; every rank says the same."""
+
+
 class RunFailure(CodelengthError):
     """The work itself failed (a full disk, a dead rank, a loss that is not finite)."""
 

@@ -15,8 +15,17 @@ import torch
 
 PACKAGES = ("torch", "deepspeed", "numpy", "constriction", "pyarrow", "sentencepiece", "datasets", "safetensors")
 
-# Dense bf16 peak in FLOP/s, from the vendors' data sheets; the first name found in the device's name counts.
-GPU_PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40": 181e12, "A10": 125e12, "V100": 125e12}
+# Dense peaks in FLOP/s from the vendors' data sheets, by a part of the device's name: bf16 (None: not native) and fp32
+# without tensor cores, since PyTorch leaves TF32 off. The first name found in the device's name counts.
+GPU_PEAK_FLOPS: dict[str, tuple[float | None, float]] = {
+    "H200": (989e12, 67e12),
+    "H100": (989e12, 67e12),
+    "A100": (312e12, 19.5e12),
+    "RTX 4090": (165e12, 82.6e12),
+    "L40S": (362e12, 91.6e12),
+    "A10": (125e12, 31.2e12),
+    "V100": (None, 15.7e12),
+}
 
 
 def resolve_precision(wanted: str, device: torch.device) -> torch.dtype:
@@ -45,9 +54,10 @@ def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
     """Peak FLOP/s of one rank: the data sheet's of a known GPU, else the best of a few measured matrix products."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        for known, flops in GPU_PEAK_FLOPS.items():
-            if known in name:
-                return flops if dtype == torch.bfloat16 else flops / 2
+        bf16, fp32 = next((peaks for known, peaks in GPU_PEAK_FLOPS.items() if known in name), (None, None))
+        known_peak = bf16 if dtype == torch.bfloat16 else fp32
+        if known_peak:
+            return known_peak
     size = 1024
     a = torch.ones(size, size, dtype=dtype, device=device)
     best = float("inf")

@@ -25,7 +25,7 @@ from harness.checkpoint import (
 from harness.config import RunConfig, load_config, training_sha256
 from harness.data import Data
 from harness.distributed import Ranks, joined_ranks
-from harness.errors import CodelengthError, RunFailure, UsageError
+from harness.errors import CodelengthError, RunFailure, Stopped, UsageError
 from harness.hardware import (
     compute_deterministically,
     identity,
@@ -141,7 +141,7 @@ class Trainer:
                 if must_stop:
                     text = f"stopped after step {self.state.step}, saved in {path}; the same command goes on"
                     if by_signal:
-                        raise RunFailure(text)
+                        raise Stopped(text)
                     on_first_rank(ranks, stop.fulfil)
                     self.monitor.message(text)
                     return
@@ -294,7 +294,7 @@ class Trainer:
 def train_run(config: RunConfig) -> None:
     """Prepare the data where needed, and train the run to its end on all ranks of this job.
 
-    Raises UsageError for wrong input and RunFailure where the work fails or is stopped.
+    Raises UsageError for wrong input, RunFailure where the work fails, and Stopped where it was asked to.
     """
     compute_deterministically()
     with joined_ranks(config.backend.timeout_seconds) as ranks:
@@ -323,8 +323,8 @@ def main(arguments: Sequence[str]) -> int:
             raise UsageError("usage: torchrun --nproc-per-node N -m harness.train CONFIG [key=value ...]")
         train_run(load_config(arguments[0], arguments[1:]))
     except CodelengthError as error:
-        # What is wrong with the input is wrong on every rank: one of them says so.
-        if os.environ.get("RANK", "0") == "0" or not isinstance(error, UsageError):
+        # What every rank would say, one of them says.
+        if os.environ.get("RANK", "0") == "0" or not isinstance(error, UsageError | Stopped):
             print(error, file=sys.stderr)
         return error.exit_status
     except OSError as error:

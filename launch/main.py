@@ -64,12 +64,10 @@ def _train(options: argparse.Namespace) -> None:
 
     config = load_config(options.config, options.overrides)
     if options.processes > 1:
+        from launch.workers import train_here
+
         config.train.micro_batch(options.processes)
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += [f"--nproc-per-node={options.processes}", "-m", "harness.train", options.config, *options.overrides]
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-        sys.stdout.flush()
-        os.execv(command[0], command)
+        sys.exit(train_here([options.config, *options.overrides], options.processes))
     from harness.train import train_run
 
     train_run(config)

@@ -149,20 +149,16 @@ def test_a_cancelled_job_leaves_a_run_that_the_next_submit_completes(
     assert_same_run(run_dir, uninterrupted)
 
 
-def test_an_array_skips_finished_runs_and_a_preempted_task_goes_on(cluster, folder, submit):
+def test_an_array_skips_finished_runs_and_completes_the_others(cluster, folder, submit):
     sweep = folder / "three.yaml"
-    lengths = f"{{short: {{train.epochs: 1}}, done: {{train.epochs: 2}}, long: {{train.epochs: {EPOCHS}}}}}"
-    sweep.write_text(f"name: three\nconfig: long.yaml\ngrid: {{length: {lengths}}}\n")
-    runs = [folder / "runs" / "three" / name for name in ("short", "done", "long")]
+    sweep.write_text("name: three\nconfig: long.yaml\nsettings: [train.epochs=1]\ngrid: {seed: [0, 1, 2]}\n")
+    runs = [folder / "runs" / "three" / f"seed-{seed}" for seed in range(3)]
     finished = python(cluster, "-m", "launch", "sweep", str(sweep), "--index", "1")
     assert finished.returncode == 0, finished.stderr
     before = contents(runs[1])
     array = submit("--sweep", str(sweep), "--at-a-time", "3")
     tasks = [f"{array}_{index}" for index in range(3)]
-    wait_until_it_trains(cluster, runs[2])
-    cluster.run("scancel", "--batch", "--signal=USR1", tasks[2])
     assert [cluster.wait_for_end(task) for task in tasks] == ["COMPLETED"] * 3, output(runs[0].parent)
-    assert [cluster.job(task)["Restarts"] for task in tasks] == ["0", "0", "1"]
     assert all((run / "DONE").exists() and (run / "report.json").exists() for run in runs)
     assert contents(runs[1]) == before
 

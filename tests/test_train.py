@@ -165,10 +165,52 @@ def test_another_configuration_under_the_same_name_is_refused(place, one):
     assert "\n" not in str(caught.value)
 
 
+DIVERGING = ("optimizer.learning_rate=1e30", "optimizer.muon_learning_rate=1e30")
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(place):
-    with pytest.raises(RunFailure, match=r"step \d+, rank 0: the loss is"):
-        train(place, "diverged", "optimizer.learning_rate=1e30", "optimizer.muon_learning_rate=1e30")
+    with pytest.raises(RunFailure, match=r"step \d+, rank 0: the loss is .*no checkpoint had been saved"):
+        train(place, "diverged", *DIVERGING)
     assert not (place / "runs" / "diverged" / "DONE").exists()
+
+
+def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(place):
+    with pytest.raises(RunFailure, match=r"last good checkpoint is .*saved-and-diverged/checkpoints/step-0000000\d\)"):
+        train(place, "saved-and-diverged", *DIVERGING, "train.checkpoint_minutes=1e-9", "optimizer.warmup_steps=0")
+
+
+def test_a_dry_run_prints_the_derived_numbers_and_leaves_nothing(place, capsys):
+    train(place, "dry", "dry_run=true")
+    printed = capsys.readouterr().out
+    for text in ("28,704 parameters", "main 6, finetune 3 of 8,192 tokens", "ledger about", "dry step", "peak memory"):
+        assert text in printed
+    assert not (place / "runs" / "dry").exists()
+
+
+def test_a_batch_that_needs_too_much_memory_is_found_before_the_first_step(place):
+    batch = "model.width=512 model.layers=8 train.batch_sequences=16"
+    command = f"ulimit -v 4000000; {sys.executable} -m harness.train {place}/config.yaml name=big {batch}"
+    done = run_command(command, ROOT)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "dry step, rank 0: out of memory with micro-batches of 16 sequences; lower" in done.stderr
+    assert not list((place / "runs" / "big").glob("ledger/*"))
+
+
+def test_recomputed_activations_change_no_bit(place, one):
+    again = train(place, "recomputed", "train.activation_checkpointing=true")
+    assert rows(again).equals(rows(one))
+    assert (again / "weights.safetensors").read_bytes() == (one / "weights.safetensors").read_bytes()
+
+
+def test_processes_started_by_the_command_end_with_the_status_of_the_rank_that_failed(place):
+    command = f"{sys.executable} -m launch train {place}/config.yaml --processes 2"
+    done = run_command(f"{command} name=split {' '.join(DIVERGING)}", ROOT)
+    lines = [line for line in done.stderr.splitlines() if "main  step" not in line]
+    assert done.returncode == 1 and "the loss is nan" in done.stderr
+    assert all("the loss is nan" in line or "lost the other ranks" in line for line in lines), done.stderr
+    done = run_command(f"{command} name=one model.width=64", ROOT)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "model.width: 32 -> 64" in done.stderr
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused(place):

@@ -21,6 +21,8 @@ from harness.errors import RunFailure, UsageError
 from harness.optimizer import Optimizer, OptimizerConfig, Ruled, torch_parts
 
 MUON_MOMENTUM = 0.95
+# Elements that are reduced in one piece; DeepSpeed's default, and it allocates as many, however small the model.
+BUCKET_ELEMENTS = 500_000_000
 
 
 class DeepSpeedBackend:
@@ -33,9 +35,8 @@ class DeepSpeedBackend:
 
         Raises UsageError where DeepSpeed is not installed.
         """
-        self.ranks, self.config = ranks, config
+        self.ranks, self.config, self.clip_norm, self.micro_batch = ranks, config, clip_norm, micro_batch
         self.deepspeed = import_deepspeed(ranks.device)
-        self.settings = engine_settings(config, clip_norm, micro_batch)
 
     def make_parts(self, groups: list[dict], config: OptimizerConfig) -> list[Ruled]:
         """A single optimizer, as an engine needs it: AdamW, or DeepSpeed's Muon with an AdamW of its own."""
@@ -61,8 +62,10 @@ class DeepSpeedBackend:
             backend = "nccl" if self.ranks.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
             os.environ.setdefault("LOCAL_RANK", "0")
+        bucket = min(BUCKET_ELEMENTS, sum(p.numel() for p in model.parameters()))
+        settings = engine_settings(self.config, self.clip_norm, self.micro_batch, bucket)
         self.engine, *_ = self.deepspeed.initialize(
-            model=model, optimizer=optimizer.parts[0], config=self.settings, dist_init_required=False
+            model=model, optimizer=optimizer.parts[0], config=settings, dist_init_required=False
         )
         found, wanted = self.engine.zero_optimization_stage(), self.config.zero_stage
         if int(found) != wanted:
@@ -143,12 +146,13 @@ class DeepSpeedBackend:
                     p.copy_(weights[name])
 
 
-def engine_settings(config: BackendConfig, clip_norm: float | None, micro_batch: int) -> dict:
+def engine_settings(config: BackendConfig, clip_norm: float | None, micro_batch: int, bucket_elements: int) -> dict:
     """DeepSpeed's own configuration; it ignores keys that it does not know, so all of them come from here."""
     zero = {"stage": config.zero_stage}
     if config.zero_stage:
         # On a GPU a reduction that overlaps the backward pass sums in an order that differs from run to run.
         zero |= {"overlap_comm": False, "contiguous_gradients": True}
+        zero |= {"reduce_bucket_size": bucket_elements, "allgather_bucket_size": bucket_elements}
     if config.zero_stage == 3:
         # Muon's stage 3 wants whole gradients. Weights of any size are shared out: small ones too.
         zero |= {"reduce_scatter": False, "stage3_param_persistence_threshold": 0}

@@ -1,0 +1,237 @@
+"""Memory of one rank at the crowded moments of a run, in bytes, from what model, optimizer and backend keep.
+
+tests/benchmarks/memory_model.py compares it with measured runs. On a GPU the tensors are the same as on a CPU; what
+differs is the fixed part and the rounding of the allocator.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from harness.backends.deepspeed import BUCKET_ELEMENTS
+from harness.config import RunConfig
+from harness.model import ModelConfig, Transformer
+from harness.optimizer import OptimizerConfig, parameter_groups
+
+FLOAT, HALF = 4, 2
+# DeepSpeed's own default (stage3_max_live_parameters).
+LIVE_ELEMENTS = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """Numbers of trained scalars."""
+
+    embedding: int
+    blocks: int
+    head: int
+    """Of the last norm and the output layer."""
+    muon: int
+    """Trained by Muon, part of `blocks`."""
+    regularised: int
+    """Touched by rules, masks and grids."""
+    largest: int
+    """Of the largest tensor."""
+    flops_per_token: float
+    """Floating-point operations of a forward and backward pass."""
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.embedding + self.blocks + self.head
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of one rank at one moment."""
+
+    moment: str
+    weights: float
+    """Those that the forward pass reads."""
+    gradients: float
+    optimizer: float
+    """State of the optimizer, with float32 weights of its own under ZeRO, mask and grid."""
+    buffers: float
+    """Copies that collectives and gathered weights need."""
+    activations: float
+    """Kept for the backward pass, with its working tensors."""
+    fixed: float
+    """Of process and driver."""
+    on_host: float
+    """Beside all this, in the memory of the host: what is offloaded."""
+
+    @property
+    def total(self) -> float:
+        """On the device."""
+        return self.weights + self.gradients + self.optimizer + self.buffers + self.activations + self.fixed
+
+
+def count_parameters(model: ModelConfig, optimizer: OptimizerConfig, vocab_size: int) -> Parameters:
+    """Counted on the model itself, which takes no memory here."""
+    with torch.device("meta"):
+        module = Transformer(model, vocab_size)
+    groups = parameter_groups(module, optimizer)
+
+    def count(key: str) -> int:
+        return sum(p.numel() for group in groups if group[key] for p in group["params"])
+
+    embedding, blocks = module.embed.weight.numel(), sum(p.numel() for p in module.blocks.parameters())
+    head = module.num_parameters - embedding - blocks
+    largest = max(p.numel() for p in module.parameters())
+    return Parameters(
+        embedding, blocks, head, count("muon"), count("regularised"), largest, module.flops_per_token()
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """Bytes of a number in each kind of tensor."""
+
+    product: int
+    """Operands and results of matrix products."""
+    weight: int
+    """The module's weights, and with them the residual stream."""
+
+    @property
+    def casts(self) -> bool:
+        """Whether autocast makes, and keeps, a copy of what enters a product, weights included."""
+        return self.product != self.weight
+
+    @property
+    def normalised(self) -> int:
+        """What `modern` keeps of a normalised residual stream: itself, and its cast."""
+        return self.weight + (self.product if self.casts else 0)
+
+
+def block_bytes(model: ModelConfig, kind: Arithmetic) -> int:
+    """What autograd keeps of one block, bytes per token; fused attention keeps no scores.
+
+    `modern`: both normalised inputs; queries, keys and values; normalised queries and keys and their rotation; mixed
+    values; positive part and square of the 4 * width units. `published`: input (float32) and output of both norms;
+    queries, keys and values; mixed values; the 4 * width units and their GELU.
+    """
+    width, heads = model.width, model.heads
+    log_sums = FLOAT * heads
+    if model.architecture == "published":
+        return (2 * (FLOAT + kind.product) + 12 * kind.product) * width + 4 * FLOAT + log_sums
+    return (2 * kind.normalised + 16 * kind.product) * width + 2 * FLOAT + 2 * heads * kind.product + log_sums
+
+
+def ends_bytes(model: ModelConfig, vocab_size: int, kind: Arithmetic) -> int:
+    """What autograd keeps of the last norm, the loss and the token ids, bytes per token."""
+    norm = FLOAT + kind.product if model.architecture == "published" else kind.normalised
+    return norm * model.width + FLOAT * vocab_size + 24
+
+
+def activation_bytes(
+    config: RunConfig, parameters: Parameters, vocab_size: int, micro_batch: int, kind: Arithmetic
+) -> tuple[float, float]:
+    """Bytes at the start of the backward pass, and at its end, with its working tensors; `micro_batch` in sequences."""
+    model, tokens = config.model, micro_batch * config.model.context
+    block = block_bytes(model, kind) * tokens
+    if model.architecture == "modern" and kind.product != FLOAT:
+        # Rotary tables, cast.
+        block += kind.product * model.context * model.width // model.heads
+    copies = kind.product * parameters.blocks if kind.casts else 0
+    # Gradients of the residual stream, and of the 4 * width units while those are still there.
+    working = tokens * model.width * (kind.normalised + 4 * kind.product)
+    loss = tokens * ends_bytes(model, vocab_size, kind) + (kind.product * parameters.head if kind.casts else 0)
+    loss_working = 2 * FLOAT * vocab_size * tokens
+    inside = block + copies / model.layers + working
+    if config.train.activation_checkpointing:
+        # Casts of all weights live until the forward pass ends; then those of one block at a time.
+        inputs = model.layers * kind.weight * model.width * tokens
+        return inputs + max(copies + loss, loss + loss_working, inside), inside
+    return model.layers * block + copies + max(loss + loss_working, working), inside
+
+
+def moments(
+    config: RunConfig, parameters: Parameters, vocab_size: int, ranks: int, is_bf16: bool, fixed: float, on_gpu: bool
+) -> Iterator[Memory]:
+    """Dry step, training, update, logging, pruning and fine-tuning, as far as the configuration has them.
+
+    `fixed` is in bytes; `on_gpu` decides which working tensors PyTorch and DeepSpeed allocate, and whether offloading
+    leaves the device. Raises UsageError where the batch cannot be shared among `ranks`.
+    """
+    backend, total = config.backend, parameters.total
+    stage = backend.zero_stage
+    share = 1 / ranks if stage else 1.0
+    width, full = HALF if backend.bf16_weights else FLOAT, FLOAT * total
+    weights = width * total * (share if stage == 3 else 1)
+    master = full * share if stage else 0.0
+    state = FLOAT * share * (2 * total - parameters.muon)
+    extra = FLOAT * share * parameters.regularised * (3 if config.prune.grid else 1)
+    gathered = full if stage else 0.0
+    held, working = _held(config, parameters, ranks, on_gpu), _update_bytes(parameters, stage, share, on_gpu)
+    micro_batch = config.train.micro_batch(ranks)
+    accumulated = held.backward if config.train.batch_sequences > micro_batch * ranks else held.always
+    kind = Arithmetic(product=HALF if is_bf16 else FLOAT, weight=width)
+    at_start, at_end = activation_bytes(config, parameters, vocab_size, micro_batch, kind)
+
+    def memory(moment: str, gradients: float, optimizer: float, buffers: float, activations: float) -> Memory:
+        if not (backend.offload_optimizer and on_gpu):
+            return Memory(moment, weights, gradients, master + optimizer, buffers, activations, fixed, 0.0)
+        on_host = master + optimizer + full * share
+        return Memory(moment, weights, gradients, 0.0, buffers, activations, fixed, on_host)
+
+    def step(name: str, before: float, after: float, copies: float) -> Iterator[Memory]:
+        yield memory(name, accumulated, before, held.start_buffers + copies, at_start)
+        yield memory(name, held.backward, before, held.end_buffers + copies, at_end)
+        yield memory(f"{name}, update", held.update, after, copies + held.update_buffers + working, 0.0)
+
+    # The dry step keeps the initial weights aside.
+    yield from step("dry step", 0.0, state, full)
+    yield from step("training", state, state, 0.0)
+    yield memory("logging", held.always, state, gathered, 0.0)
+    if config.prune.kind != "none":
+        # Whole tensors on every rank: second moments, a replica, and masks, or steps of the grid and rounded weights.
+        copies = full * (4 if config.prune.grid else 3) + gathered
+        yield memory("pruning", held.always, state + extra, copies, 0.0)
+        if config.train.finetune_epochs:
+            yield from step("fine-tuning", state + extra, state + extra, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """Bytes of gradients, and of the buffers of collectives."""
+
+    always: float = 0.0
+    """Gradients between steps."""
+    backward: float = 0.0
+    """Gradients at the end of a backward pass."""
+    update: float = 0.0
+    """Gradients during an update."""
+    start_buffers: float = 0.0
+    end_buffers: float = 0.0
+    """At the start and the end of a backward pass."""
+    update_buffers: float = 0.0
+
+
+def _held(config: RunConfig, parameters: Parameters, ranks: int, on_gpu: bool) -> _Held:
+    backend, total = config.backend, parameters.total
+    full, partition, stage = FLOAT * total, FLOAT * total / ranks, backend.zero_stage
+    if backend.name == "ddp":
+        # DDP's buckets outlive the step.
+        return _Held(full, full, full) if ranks > 1 else _Held(0.0, full, full)
+    if stage == 0:
+        return _Held(0.0, full, full, update_buffers=FLOAT * min(total, BUCKET_ELEMENTS))
+    width = HALF if backend.bf16_weights else FLOAT
+    # A GPU has the whole bucket at once; on a CPU its pages count when gradients are written to them.
+    bucket = width * min(total, BUCKET_ELEMENTS)
+    is_host = backend.offload_optimizer and on_gpu
+    if stage == 3:
+        # Below a billion parameters, gathered weights and the buffers of gathering stay until the end of a pass: twice
+        # the weights, as measured. The bucket is never freed.
+        passing = bucket + 2 * width * min(total, LIVE_ELEMENTS)
+        kept = 0.0 if is_host else partition
+        return _Held(kept, kept, 2 * kept, passing, passing, bucket)
+    backward = width * total * (1 if stage == 1 else 1 / ranks)
+    return _Held(0.0, backward, 0.0 if is_host else 2 * partition, bucket if on_gpu else 0.0, bucket, 0.0)
+
+
+def _update_bytes(parameters: Parameters, stage: int, share: float, on_gpu: bool) -> float:
+    """Working tensors of AdamW: of one tensor, or of all that are stepped together."""
+    adam = parameters.total - parameters.muon
+    together = adam * share if stage or on_gpu else 0.0
+    return 2 * FLOAT * max(together, parameters.largest * share)

@@ -1,0 +1,282 @@
+"""What a run needs in memory, time and disk space, before anyone pays for GPUs, and what to change if it cannot."""
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from harness.config import RunConfig
+from harness.data import data_directory, open_data
+from harness.errors import UsageError
+from harness.hardware import peak_flops, resolve_precision
+from harness.order import SequenceOrder
+from harness.schedule import plan_phases
+from harness.summary import LEDGER_BYTES_PER_TOKEN
+from harness.tokenizer import NUM_BYTE_VALUES
+from launch.gpus import GPUS, Device, find_device
+from launch.memory import FLOAT, Memory, count_parameters, moments
+
+WIKI_MINI_BYTES = 5_963_324
+SHOWN_MFU = (0.3, 0.4, 0.5)
+ASSUMED_BYTES_PER_TOKEN = 3.5
+# A backward pass costs two forward passes; recomputing activations is one more.
+RECOMPUTING = 4 / 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """What is asked about a configuration."""
+
+    gpus: int
+    """Ranks; processes on a CPU."""
+    gpu: str
+    """A name of `GPUS`, or cpu."""
+    mfu: float = 0.4
+    """Model FLOP/s utilisation: the share of the peak that useful operations reach."""
+    train_bytes: int | None = None
+    """Size of the training split, where it cannot be known."""
+    tokens: int | None = None
+    """The same in tokens."""
+    gpu_hours: float | None = None
+    """A budget, or what a known run took: the plan says which MFU that is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Size of the training split."""
+
+    raw_bytes: int
+    tokens: int
+    source: str
+    """Where the size comes from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Duration at a share of a peak."""
+
+    arithmetic: str
+    peak_flops: float
+    """FLOP/s of a rank."""
+    mfu: float
+    hours: float
+    gpu_hours: float
+    step_seconds: float
+
+
+class Plan:
+    """All numbers of a configuration on a number of devices."""
+
+    def __init__(self, config: RunConfig, question: Question):
+        """Raises UsageError where the question has no answer: see `find_device`, `TrainConfig.micro_batch`."""
+        self.config, self.question = config, question
+        self.device = find_device(question.gpu, question.gpus)
+        self.micro_batch = config.train.micro_batch(question.gpus)
+        self.is_bf16 = uses_bf16(config, self.device)
+        self.vocab_size = NUM_BYTE_VALUES if config.tokenizer.kind == "bytes" else config.tokenizer.vocab_size
+        self.corpus = corpus_size(config, question)
+        self.parameters = count_parameters(config.model, config.optimizer, self.vocab_size)
+        train = config.train
+        order = SequenceOrder(-(-self.corpus.tokens // config.model.context), train.batch_sequences, "", config.seed)
+        self.phases = plan_phases(train, order.steps, has_finetuning=config.prune.kind != "none")
+        self.step_tokens = train.batch_sequences * config.model.context
+        epochs = {"main": train.epochs, "finetune": train.finetune_epochs}
+        self.phase_tokens = {phase.name: round(epochs[phase.name] * self.corpus.tokens) for phase in self.phases}
+        self.total_flops = self.parameters.flops_per_token * sum(self.phase_tokens.values())
+
+    def memory(self, config: RunConfig, device: Device, ranks: int) -> list[Memory]:
+        """Moments of a rank with another configuration of the same model, the most crowded one first."""
+        fixed, is_bf16 = device.fixed_bytes(config.backend.name), uses_bf16(config, device)
+        found = moments(config, self.parameters, self.vocab_size, ranks, is_bf16, fixed, device.is_gpu)
+        return sorted(found, key=lambda memory: -memory.total)
+
+    def memory_rows(self) -> Iterator[tuple[str, bool, Memory, Memory]]:
+        """Of DDP and each ZeRO stage: name, whether it is the configured one, the training step, the peak."""
+        current = self.config.backend
+        for name, stage in (("ddp", 0), *(("deepspeed", stage) for stage in range(4))):
+            backend = {"name": name, "zero_stage": stage}
+            backend |= {} if stage else {"bf16_weights": False, "offload_optimizer": False}
+            config = changed(self.config, backend=backend)
+            label = "ddp" if name == "ddp" else f"ZeRO-{stage}"
+            found = self.memory(config, self.device, self.question.gpus)
+            training = next(memory for memory in found if memory.moment == "training")
+            yield label, (name, stage) == (current.name, current.zero_stage), training, found[0]
+
+    def peaks(self) -> dict[str, float]:
+        """FLOP/s of a rank by arithmetic; on a CPU the configured one is measured."""
+        if self.device.is_gpu:
+            peaks = {"fp32": self.device.fp32_flops, "bf16": self.device.bf16_flops}
+            return {name: flops for name, flops in peaks.items() if flops}
+        dtype = torch.bfloat16 if self.is_bf16 else torch.float32
+        return {self.arithmetic: peak_flops(dtype, torch.device("cpu"))}
+
+    @property
+    def arithmetic(self) -> str:
+        """The configured one."""
+        return "bf16" if self.is_bf16 else "fp32"
+
+    @property
+    def computed_flops(self) -> float:
+        """Those of the model, and those computed again."""
+        return self.total_flops * (RECOMPUTING if self.config.train.activation_checkpointing else 1.0)
+
+    def rates(self) -> Iterator[Rate]:
+        """Durations at each arithmetic and some MFU."""
+        gpus, steps = self.question.gpus, self.phases[-1].end_step
+        for arithmetic, flops in self.peaks().items():
+            for mfu in sorted({*SHOWN_MFU, self.question.mfu}):
+                hours = self.computed_flops / (flops * mfu * gpus) / 3600
+                yield Rate(arithmetic, flops, mfu, hours, hours * gpus, hours * 3600 / steps)
+
+    def implied_mfu(self) -> dict[str, float]:
+        """By arithmetic, the share of the peak at which the run takes `gpu_hours`."""
+        seconds = 3600 * (self.question.gpu_hours or math.inf)
+        return {name: self.total_flops / (flops * seconds) for name, flops in self.peaks().items()}
+
+    def disk_bytes(self) -> dict[str, float]:
+        """What a run leaves on the disk."""
+        parameters, config = self.parameters, self.config
+        copies = 1 if config.backend.zero_stage else self.question.gpus
+        tensors = 3 * parameters.total - parameters.muon
+        if config.prune.kind != "none":
+            tensors += parameters.regularised * (3 if config.prune.grid else 1)
+        checkpoint = FLOAT * tensors * copies
+        return {
+            "ledger": LEDGER_BYTES_PER_TOKEN * self.corpus.tokens,
+            "checkpoint": checkpoint,
+            # One more while it is written.
+            "checkpoints": checkpoint * (config.train.keep_checkpoints + 1),
+            "weights": FLOAT * parameters.total,
+            "training shard": self.corpus.tokens * (1 if self.vocab_size <= NUM_BYTE_VALUES else 2),
+        }
+
+    def refusal(self) -> str:
+        """Why it cannot run and the smallest change with which it can, or nothing."""
+        limit, gpus = self.device.memory_bytes, self.question.gpus
+        peak = self.memory(self.config, self.device, gpus)[0]
+        if peak.total <= limit:
+            return ""
+        text = (
+            f"{gpus} x {self.device.name}: a rank needs {peak.total / 1e9:,.2f} GB of {limit / 1e9:,.2f} GB "
+            f"({peak.moment})"
+        )
+        words = self._remedy(self.device, gpus)
+        if words is not None:
+            return f"{text}; it fits with {' '.join(words)}"
+        return f"{text}, and no setting makes it fit; {self._larger()}"
+
+    def _larger(self) -> str:
+        """More devices, or larger ones, that would do."""
+        options, ranks, batch = [], 2 * self.question.gpus, self.config.train.batch_sequences
+        if self.device.is_gpu:
+            options += [(f"--gpu {d.name}", d, self.question.gpus) for d in GPUS.values()]
+            options = [option for option in options if option[1].memory_bytes > self.device.memory_bytes]
+            while ranks <= batch and batch % ranks == 0:
+                options.append((f"--gpus {ranks}", self.device, ranks))
+                ranks *= 2
+        for flag, device, count in options:
+            words = self._remedy(device, count)
+            if words is not None:
+                return f"use {' '.join([flag, *words])}"
+        return "lower model.width, model.layers or model.context"
+
+    def _remedy(self, device: Device, ranks: int) -> list[str] | None:
+        """The smallest change that fits, as overrides."""
+        for words, config in remedies(self.config, ranks, uses_bf16(self.config, device)):
+            if self.memory(config, device, ranks)[0].total <= device.memory_bytes:
+                return words
+        return None
+
+
+def uses_bf16(config: RunConfig, device: Device) -> bool:
+    """Whether products are bf16 on `device`.
+
+    Raises UsageError where bf16 is wanted of a GPU that has none.
+    """
+    wanted = config.train.precision
+    if not device.is_gpu:
+        return resolve_precision(wanted, torch.device("cpu")) == torch.bfloat16
+    if device.bf16_flops is None and wanted == "bf16":
+        raise UsageError(f"train.precision=bf16: a {device.name} has no bf16 products; use fp32 or auto")
+    return device.bf16_flops is not None and wanted != "fp32"
+
+
+def corpus_size(config: RunConfig, question: Question) -> Corpus:
+    """From the command line, else prepared data, else the configuration.
+
+    Raises UsageError where none of them knows.
+    """
+    if question.tokens and question.train_bytes is None and config.tokenizer.kind == "bytes":
+        return Corpus(question.tokens, question.tokens, "--tokens")
+    if question.train_bytes is None and question.tokens is None and data_directory(config).exists():
+        shard = open_data(config).train
+        return Corpus(shard.raw_bytes, shard.num_tokens, "prepared data")
+    corpus = config.corpus
+    raw_bytes, source = question.train_bytes, "--train-bytes"
+    if raw_bytes is None:
+        whole = WIKI_MINI_BYTES - corpus.heldout_bytes if corpus.kind == "wiki-mini" else None
+        raw_bytes, source = (
+            (corpus.subset_bytes, "corpus.subset_bytes") if corpus.subset_bytes else (whole, "wiki-mini")
+        )
+    if question.tokens:
+        return Corpus(raw_bytes or round(question.tokens * ASSUMED_BYTES_PER_TOKEN), question.tokens, "--tokens")
+    if raw_bytes is None:
+        raise UsageError(
+            f"corpus.kind={corpus.kind}: its size is not known before it is prepared; run `codelength data`, set "
+            "corpus.subset_bytes or give --train-bytes N"
+        )
+    if config.tokenizer.kind == "bytes":
+        return Corpus(raw_bytes, raw_bytes, source)
+    tokens = round(raw_bytes / ASSUMED_BYTES_PER_TOKEN)
+    return Corpus(raw_bytes, tokens, f"{source}, assuming {ASSUMED_BYTES_PER_TOKEN} bytes/token (--tokens N knows)")
+
+
+def changed(config: RunConfig, **sections: dict) -> RunConfig:
+    """A copy with other values in its sections."""
+    result = copy.deepcopy(config)
+    for section, values in sections.items():
+        for key, value in values.items():
+            setattr(getattr(result, section), key, value)
+    return result
+
+
+def remedies(config: RunConfig, ranks: int, is_bf16: bool) -> Iterator[tuple[list[str], RunConfig]]:
+    """`key=value` words and configurations that take less memory, those that cost least first.
+
+    A smaller micro-batch before activation checkpointing, before a higher ZeRO stage, before bf16 weights, before the
+    memory of the host.
+    """
+    backend, train = config.backend, config.train
+    share = train.batch_sequences // ranks
+    own = math.gcd(train.micro_batch_sequences or share, share)
+    micro_batches = [n for n in range(own, 0, -1) if own % n == 0]
+    ladder = [(backend.name, backend.zero_stage, backend.bf16_weights, backend.offload_optimizer)]
+    ladder += [("deepspeed", stage, backend.bf16_weights, backend.offload_optimizer) for stage in (1, 2, 3)]
+    ladder += [("deepspeed", stage, True, backend.offload_optimizer) for stage in (1, 2, 3) if is_bf16]
+    ladder += [("deepspeed", stage, backend.bf16_weights or is_bf16, True) for stage in (2, 3)]
+    for name, stage, bf16_weights, offload in ladder:
+        if stage < backend.zero_stage:
+            continue
+        for checkpointing in sorted({train.activation_checkpointing, True}):
+            for micro_batch in micro_batches:
+                backend_values = {"name": name, "zero_stage": stage}
+                backend_values |= {"bf16_weights": bf16_weights, "offload_optimizer": offload}
+                train_values = {"activation_checkpointing": checkpointing}
+                if micro_batch != (train.micro_batch_sequences or share):
+                    train_values["micro_batch_sequences"] = micro_batch
+                candidate = changed(config, backend=backend_values, train=train_values)
+                words = _words(config, train=train_values, backend=backend_values)
+                if not candidate.problems():
+                    yield words, candidate
+
+
+def _words(config: RunConfig, **sections: dict) -> list[str]:
+    """The values that differ from those of `config`, as overrides."""
+    return [
+        f"{section}.{key}={str(value).lower()}"
+        for section, values in sections.items()
+        for key, value in values.items()
+        if getattr(getattr(config, section), key) != value
+    ]
