@@ -40,6 +40,9 @@ class NullMonitor:
 
     def log_tensors(self, step: int, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Record the histogram and the number of non-zeros of every tensor."""
+        for _ in named_tensors:
+            # A gathering in which every rank takes part.
+            pass
 
     def progress(
         self,

@@ -68,7 +68,6 @@ class Trainer:
         self.batches = Batches(data.train, context, batch_sequences, micro_batch, config.seed, ranks)
         self.phases = plan_phases(config.train, self.batches.order.steps, has_finetuning=config.prune.kind != "none")
         self.num_steps = self.phases[-1].end_step
-        torch.manual_seed(config.seed)
         self.model = self._new_model()
         self.num_parameters, self.flops_per_token = self.model.num_parameters, self.model.flops_per_token()
         self.backend = make_backend(config, ranks, micro_batch)
@@ -150,6 +149,8 @@ class Trainer:
             self._finish(stop)
 
     def _new_model(self) -> Transformer:
+        """The model before the first step, the same each time."""
+        torch.manual_seed(self.config.seed)
         model = Transformer(self.config.model, self.data.tokenizer.vocab_size).to(self.ranks.device)
         model.checkpoint_activations = self.config.train.activation_checkpointing
         return model
@@ -194,7 +195,6 @@ class Trainer:
         as one that was never stopped.
         """
         started = time.perf_counter()
-        before = {name: tensor.clone() for name, tensor in self.backend.weights().items()}
         batch = self.batches.of_step(0)
         try:
             _, loss_nats_sum = self._backward(batch.micro_batches[0], batch.num_tokens, last=True)
@@ -209,7 +209,7 @@ class Trainer:
             ) from None
         if not np.isfinite(loss_nats_sum):
             raise RunFailure(f"dry step, rank {self.ranks.rank}: the loss is {loss_nats_sum} before any training")
-        reset(self.backend, self.optimizer, before)
+        reset(self.backend, self.optimizer, {name: p.detach() for name, p in self._new_model().named_parameters()})
         return time.perf_counter() - started
 
     def _log(self, phase: Phase, with_tensors: bool) -> None:
@@ -218,7 +218,7 @@ class Trainer:
         metrics["nonzeros"] = self.backend.count_nonzeros()
         self.monitor.log_step(step, phase.name, metrics)
         if with_tensors or step == phase.end_step:
-            self.monitor.log_tensors(step, self.backend.weights().items())
+            self.monitor.log_tensors(step, self.backend.weights())
         self.monitor.progress(
             step,
             phase.name,
@@ -280,7 +280,8 @@ class Trainer:
     def _finish(self, stop: StopRequest) -> None:
         self.ledger.flush()
         self.ranks.barrier()
-        weights = self.backend.weights()
+        # All ranks gather; the first keeps what it gets.
+        weights = {name: tensor.cpu() for name, tensor in self.backend.weights() if self.ranks.is_first}
         on_first_rank(self.ranks, write_weights, self.config.run_dir, weights, self.state.grid_steps)
         on_first_rank(self.ranks, stop.withdraw)
         on_first_rank(self.ranks, mark_done, self.config.run_dir)

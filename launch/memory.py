@@ -180,10 +180,10 @@ def moments(
         yield memory(name, held.backward, before, held.end_buffers + copies, at_end)
         yield memory(f"{name}, update", held.update, after, copies + held.update_buffers + working, 0.0)
 
-    # The dry step keeps the initial weights aside.
-    yield from step("dry step", 0.0, state, full)
+    yield from step("dry step", 0.0, state, 0.0)
+    yield memory("reset after it", held.always, state, full, 0.0)
     yield from step("training", state, state, 0.0)
-    yield memory("logging", held.always, state, gathered, 0.0)
+    yield memory("logging", held.always, state, FLOAT * parameters.largest if stage else 0.0, 0.0)
     if config.prune.kind != "none":
         # Whole tensors on every rank: second moments, a replica, and masks, or steps of the grid and rounded weights.
         copies = full * (4 if config.prune.grid else 3) + gathered

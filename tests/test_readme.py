@@ -53,7 +53,11 @@ def test_the_readme_has_the_commands_of_every_step():
 
 def test_make_test_runs_lint_and_the_whole_suite(workspace):
     printed = run_command("make --dry-run test", workspace).stdout
-    assert "ruff check ." in printed and "ruff format --check ." in printed and ".venv/bin/pytest" in printed.splitlines()[-1]
+    assert (
+        "ruff check ." in printed
+        and "ruff format --check ." in printed
+        and ".venv/bin/pytest" in printed.splitlines()[-1]
+    )
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith(NOT_HERE)])

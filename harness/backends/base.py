@@ -4,7 +4,7 @@ A backend owns *partitions*: the float32 tensors that this rank's optimizer step
 parameters themselves, or flat shares of many of them; whatever is elementwise works on both.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -74,8 +74,8 @@ class Backend(Protocol):
     def partitions(self) -> AbstractContextManager:
         """Inside it, the optimizer's parameter groups hold this rank's partitions."""
 
-    def weights(self) -> dict[str, Tensor]:
-        """The float32 weights in full, on every rank; not to be written to."""
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and float32 weights of one tensor after another, in full, on every rank; not to be written to."""
 
     def set_weights(self, weights: dict[str, Tensor]) -> None:
         """Replace the weights, partitions included, by `weights`, which are the same on every rank."""
@@ -147,7 +147,7 @@ def gather_state(backend: Backend, optimizer: Optimizer, key: str, missing: floa
         kept = [p.clone() for p, _ in found]
         for p, state in found:
             p.copy_(state[key]) if key in state else p.fill_(missing)
-    full = {name: tensor.clone() for name, tensor in backend.weights().items()}
+    full = {name: tensor.clone() for name, tensor in backend.weights()}
     with backend.partitions():
         for (p, _), weights in zip(all_partitions(optimizer), kept, strict=True):
             p.copy_(weights)

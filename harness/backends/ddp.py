@@ -44,9 +44,9 @@ class DDPBackend:
         """The partitions are the parameters themselves."""
         yield
 
-    def weights(self) -> dict[str, Tensor]:
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
         """The weights, by reference."""
-        return {name: p.detach() for name, p in self.model.named_parameters()}
+        return ((name, p.detach()) for name, p in self.model.named_parameters())
 
     @torch.no_grad()
     def set_weights(self, weights: dict[str, Tensor]) -> None:

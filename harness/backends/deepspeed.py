@@ -7,7 +7,7 @@ process group, the optimizer and every setting from here; its own launcher, opti
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
@@ -21,8 +21,8 @@ from harness.errors import RunFailure, UsageError
 from harness.optimizer import Optimizer, OptimizerConfig, Ruled, torch_parts
 
 MUON_MOMENTUM = 0.95
-# Elements that are reduced in one piece; DeepSpeed's default, and it allocates as many, however small the model.
-BUCKET_ELEMENTS = 500_000_000
+# Most elements that are reduced or gathered in one piece. DeepSpeed's default is 500 million, and it allocates as many.
+BUCKET_ELEMENTS = 1 << 24
 
 
 class DeepSpeedBackend:
@@ -100,14 +100,14 @@ class DeepSpeedBackend:
             for group in part.param_groups:
                 group["params"] = []
 
-    @torch.no_grad()
-    def weights(self) -> dict[str, Tensor]:
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
         """The float32 weights, gathered from the partitions."""
-        if self.config.zero_stage == 0:
-            return {name: p.detach() for name, p in self.model.named_parameters()}
         from deepspeed.utils import safe_get_full_fp32_param
 
-        return {name: safe_get_full_fp32_param(p).detach() for name, p in self.model.named_parameters()}
+        for name, p in self.model.named_parameters():
+            with torch.no_grad():
+                full = safe_get_full_fp32_param(p) if self.config.zero_stage else p
+            yield name, full.detach()
 
     @torch.no_grad()
     def set_weights(self, weights: dict[str, Tensor]) -> None:
@@ -117,7 +117,7 @@ class DeepSpeedBackend:
 
             for name, p in self.model.named_parameters():
                 safe_set_full_fp32_param(p, weights[name])
-        self._set_module(weights)
+        self._set_module(weights.items())
 
     def refresh(self) -> None:
         """Make the module's weights those of the partitions."""
@@ -134,16 +134,15 @@ class DeepSpeedBackend:
         """Nothing can be let go of: DeepSpeed keeps the process group of a process for good."""
 
     @torch.no_grad()
-    def _set_module(self, weights: dict[str, Tensor]) -> None:
+    def _set_module(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         named = dict(self.model.named_parameters())
-        if self.config.zero_stage < 3:
-            for name, p in named.items():
-                p.copy_(weights[name])
-            return
-        with self.deepspeed.zero.GatheredParameters(list(named.values()), modifier_rank=0):
-            if self.ranks.is_first:
-                for name, p in named.items():
-                    p.copy_(weights[name])
+        for name, full in weights:
+            if self.config.zero_stage < 3:
+                named[name].copy_(full)
+                continue
+            with self.deepspeed.zero.GatheredParameters([named[name]], modifier_rank=0):
+                if self.ranks.is_first:
+                    named[name].copy_(full)
 
 
 def engine_settings(config: BackendConfig, clip_norm: float | None, micro_batch: int, bucket_elements: int) -> dict:
@@ -156,6 +155,9 @@ def engine_settings(config: BackendConfig, clip_norm: float | None, micro_batch:
     if config.zero_stage == 3:
         # Muon's stage 3 wants whole gradients. Weights of any size are shared out: small ones too.
         zero |= {"reduce_scatter": False, "stage3_param_persistence_threshold": 0}
+        # Gathered weights go again once a layer is done with them.
+        zero |= {"stage3_max_live_parameters": bucket_elements, "stage3_prefetch_bucket_size": bucket_elements}
+        zero |= {"stage3_max_reuse_distance": 0}
     if config.offload_optimizer:
         zero |= {"offload_optimizer": {"device": "cpu"}}
     settings = {

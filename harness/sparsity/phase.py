@@ -27,7 +27,7 @@ def prune(
     Returns the report and, by tensor, the step of its grid (empty without one).
     """
     trained = gather_state(backend, optimizer, "exp_avg_sq", missing=1.0)
-    weights = backend.weights()
+    weights = dict(backend.weights())
     for name, p in replica.named_parameters():
         p.copy_(weights[name])
         if is_regularised(p):
