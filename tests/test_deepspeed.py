@@ -57,8 +57,8 @@ JOBS = (
     | {f"zero-{stage}": zero(stage) for stage in range(4)}
     | {f"accumulated-{stage}": (*zero(stage), *ACCUMULATED) for stage in (1, 2, 3)}
     | {f"muon-{stage}": (*zero(stage), *MUON) for stage in (0, 1, 2, 3)}
-    | {f"muon-offload-{stage}": (*zero(stage), *MUON, "backend.offload_optimizer=true") for stage in (1, 3)}
-    | {f"bf16-{stage}": (*zero(stage), *BF16) for stage in (1, 2, 3)}
+    | {"muon-offload-3": (*zero(3), *MUON, "backend.offload_optimizer=true")}
+    | {f"bf16-{stage}": (*zero(stage), *BF16) for stage in (1, 3)}
     | {"bf16-ddp": ("train.precision=bf16",), "clipped": (*zero(2), "optimizer.clip_norm=0.1")}
     | {"clipped-ddp": ("optimizer.clip_norm=0.1",)}
 )
@@ -100,7 +100,7 @@ def test_offload_and_recomputed_activations_change_nothing_when_gradients_accumu
     assert_close_run(found, runs / "ddp-four", 1e-6)
 
 
-@pytest.mark.parametrize("name", ["muon-0", "muon-2", "muon-3", "muon-offload-1", "muon-offload-3"])
+@pytest.mark.parametrize("name", ["muon-0", "muon-2", "muon-3", "muon-offload-3"])
 def test_muon_and_a_decoupled_rule_give_the_same_bits_at_every_stage(runs, name):
     assert_same_run(runs / name, runs / "muon-1")
 
@@ -112,7 +112,7 @@ def test_muon_learns_and_its_rule_makes_zeros(runs):
     assert all(int(w.count_nonzero()) < w.numel() for name, w in weights.items() if "blocks" in name)
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("stage", [1, 3])
 def test_bf16_weights_are_consolidated_from_their_float32_masters(runs, stage):
     weights = load_file(runs / f"bf16-{stage}" / "weights.safetensors")["embed.weight"]
     assert weights.dtype == torch.float32 and not torch.equal(weights, weights.bfloat16().float())

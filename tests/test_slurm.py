@@ -5,17 +5,13 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import torch
 from conftest import ROOT
-from safetensors.torch import load_file
+from ranks import assert_same_run
 from slurm_cluster import Cluster, running_cluster
 
 from harness.checkpoint import committed_checkpoints
 from harness.config import dump_config, load_config
-from harness.ledger import part_paths
 from launch.main import main
 
 CONFIG = """
@@ -83,11 +79,6 @@ def output(run_dir: Path) -> str:
     return "\n".join(path.read_text() for path in sorted(run_dir.glob("slurm-*.out")))
 
 
-def rows(run_dir: Path) -> pa.Table:
-    tables = [pq.read_table(path) for path in part_paths(run_dir)]
-    return pa.concat_tables(tables).sort_by([("step", "ascending"), ("sequence", "ascending")])
-
-
 def steps_trained(run_dir: Path) -> int:
     path = run_dir / "metrics.jsonl"
     return len(path.read_text().splitlines()) if path.exists() else 0
@@ -101,13 +92,6 @@ def wait_until_it_trains(cluster: Cluster, run_dir: Path) -> None:
 def contents(folder: Path) -> dict[Path, tuple[int, int]]:
     """Time of change, in ns, and size in bytes of every file."""
     return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in folder.rglob("*") if p.is_file()}
-
-
-def assert_same_run(run_dir: Path, expected: Path) -> None:
-    assert rows(run_dir).equals(rows(expected))
-    found, wanted = load_file(run_dir / "weights.safetensors"), load_file(expected / "weights.safetensors")
-    assert found.keys() == wanted.keys()
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 def test_a_preempted_job_is_requeued_and_ends_bit_identically(cluster, folder, uninterrupted, submit):

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import ROOT, run_command
+from ranks import rows
 from safetensors.torch import load_file
 
 from harness.config import load_config
@@ -65,12 +66,6 @@ def two_ranks(place) -> Path:
 @pytest.fixture(params=["one", "four_micro_batches", "two_ranks"])
 def run(request) -> Path:
     return request.getfixturevalue(request.param)
-
-
-def rows(run_dir: Path) -> pa.Table:
-    return pa.concat_tables([pq.read_table(path) for path in part_paths(run_dir)]).sort_by(
-        [("step", "ascending"), ("sequence", "ascending")]
-    )
 
 
 def metrics(run_dir: Path) -> list[dict]:

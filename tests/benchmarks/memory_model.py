@@ -83,7 +83,7 @@ def measure_rank(settings: list[str]) -> None:
     from harness.distributed import joined_ranks
     from harness.hardware import compute_deterministically, resolve_precision
     from harness.rundir import open_run_directory, prepared_on_first_rank
-    from harness.train import Trainer
+    from harness.trainer import Trainer
 
     compute_deterministically()
     tiny = ("name=tiny", "model.width=32", "model.layers=1", "model.heads=1")
