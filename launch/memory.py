@@ -15,8 +15,6 @@ from harness.model import ModelConfig, Transformer
 from harness.optimizer import OptimizerConfig, parameter_groups
 
 FLOAT, HALF = 4, 2
-# DeepSpeed's own default (stage3_max_live_parameters).
-LIVE_ELEMENTS = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,9 +219,9 @@ def _held(config: RunConfig, parameters: Parameters, ranks: int, on_gpu: bool) -
     bucket = width * min(total, BUCKET_ELEMENTS)
     is_host = backend.offload_optimizer and on_gpu
     if stage == 3:
-        # Below a billion parameters, gathered weights and the buffers of gathering stay until the end of a pass: twice
-        # the weights, as measured. The bucket is never freed.
-        passing = bucket + 2 * width * min(total, LIVE_ELEMENTS)
+        # Gathered weights and the buffers of gathering stay as far as a bucket goes: twice its size, as measured. The
+        # bucket is never freed.
+        passing = bucket + 2 * width * min(total, BUCKET_ELEMENTS)
         kept = 0.0 if is_host else partition
         return _Held(kept, kept, 2 * kept, passing, passing, bucket)
     backward = width * total * (1 if stage == 1 else 1 / ranks)

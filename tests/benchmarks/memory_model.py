@@ -37,6 +37,10 @@ CASES: dict[str, tuple[int, tuple[str, ...]]] = {
         f"5 M, AdamW, 2 ranks ZeRO-{stage}": (2, (*SMALL, FP32, ADAMW, *ZERO, f"backend.zero_stage={stage}"))
         for stage in range(4)
     },
+    "25 M, AdamW, 2 ranks ZeRO-3": (
+        2,
+        (*LARGE, FP32, ADAMW, *ZERO[:1], "train.batch_sequences=4", "backend.zero_stage=3"),
+    ),
     "5 M, Muon, 2 ranks ZeRO-2": (2, (*SMALL, FP32, *ZERO, "backend.zero_stage=2")),
     "5 M, bf16 weights, ZeRO-2": (2, (*SMALL, BF16, ADAMW, *ZERO, "backend.zero_stage=2", "backend.bf16_weights=true")),
 }
