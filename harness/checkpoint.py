@@ -111,9 +111,9 @@ def read_state(checkpoint: Path, identity: dict[str, str]) -> RunState:
     return RunState(**content)
 
 
-def read_rank_state(checkpoint: Path, ranks: Ranks) -> dict:
-    """What this rank gave to `save_checkpoint`."""
-    path = checkpoint / f"rank-{ranks.rank:05d}.pt"
+def read_rank_state(checkpoint: Path, rank: int) -> dict:
+    """What a rank gave to `save_checkpoint`."""
+    path = checkpoint / f"rank-{rank:05d}.pt"
     return torch.load(path, map_location="cpu", weights_only=True)
 
 

@@ -251,8 +251,9 @@ class Trainer:
         checkpoint, messages = newest_checkpoint(self.config.run_dir, self.ranks)
         if checkpoint:
             self.state = read_state(checkpoint, self.state.identity)
-            own = read_rank_state(checkpoint, self.ranks)
-            load_local_state(self.backend, self.optimizer, own["backend"])
+            own = read_rank_state(checkpoint, self.ranks.rank)
+            holder = own if "backend" in own else read_rank_state(checkpoint, 0)
+            load_local_state(self.backend, self.optimizer, holder["backend"])
             load_random_state(own["random"])
             self.meter = Meter(**own["meter"])
             messages.append(f"resume      from step {self.state.step:,} ({checkpoint})")
@@ -264,11 +265,9 @@ class Trainer:
 
     def _save(self) -> Path:
         self.state.ledger_parts = self.ranks.gather(self.ledger.flush())
-        own = {
-            "backend": local_state(self.backend, self.optimizer),
-            "random": random_state(),
-            "meter": self.meter.state(),
-        }
+        own = {"random": random_state(), "meter": self.meter.state()}
+        if self.backend.shares_out or self.ranks.is_first:
+            own["backend"] = local_state(self.backend, self.optimizer)
         keep = self.config.train.keep_checkpoints
         return save_checkpoint(self.config.run_dir, self.state, own, self.ranks, keep)
 

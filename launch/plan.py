@@ -138,11 +138,10 @@ class Plan:
     def disk_bytes(self) -> dict[str, float]:
         """What a run leaves on the disk."""
         parameters, config = self.parameters, self.config
-        copies = 1 if config.backend.zero_stage else self.question.gpus
         tensors = 3 * parameters.total - parameters.muon
         if config.prune.kind != "none":
             tensors += parameters.regularised * (3 if config.prune.grid else 1)
-        checkpoint = FLOAT * tensors * copies
+        checkpoint = FLOAT * tensors
         return {
             "ledger": LEDGER_BYTES_PER_TOKEN * self.corpus.tokens,
             "checkpoint": checkpoint,

@@ -59,6 +59,8 @@ class Backend(Protocol):
 
     packages: tuple[str, ...]
     """Packages whose versions decide the last bits."""
+    shares_out: bool
+    """Whether each rank's partitions are its own; else they are the same on all."""
     make_parts: MakeParts
     """What makes the torch optimizers that this backend can work with."""
 

@@ -17,6 +17,7 @@ class DDPBackend:
     make_parts = staticmethod(torch_parts)
 
     packages = ("torch",)
+    shares_out = False
 
     def __init__(self, ranks: Ranks):
         self.ranks = ranks

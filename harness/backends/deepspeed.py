@@ -36,6 +36,7 @@ class DeepSpeedBackend:
         Raises UsageError where DeepSpeed is not installed.
         """
         self.ranks, self.config, self.clip_norm, self.micro_batch = ranks, config, clip_norm, micro_batch
+        self.shares_out = config.zero_stage > 0
         self.deepspeed = import_deepspeed(ranks.device)
 
     def make_parts(self, groups: list[dict], config: OptimizerConfig) -> list[Ruled]:
