@@ -69,9 +69,13 @@ class RunConfig:
         if not self.name or Path(self.name).name != self.name:
             found.append(f"name={self.name}: must be a plain directory name")
         sections = (self.corpus, self.tokenizer, self.model, self.train, self.optimizer, self.rule, self.prune)
-        for section in (*sections, self.eval):
+        for section in (*sections, self.backend, self.eval):
             found.extend(section.problems())
-        found.extend(self.backend.problems(self.optimizer))
+        if self.backend.zero_stage and self.optimizer.kind == "muon" and self.optimizer.clip_norm is not None:
+            found.append(
+                f"optimizer.clip_norm={self.optimizer.clip_norm}: with Muon, ZeRO would clip the orthogonalised "
+                "update; use optimizer.clip_norm=null or optimizer.kind=adamw"
+            )
         if self.backend.bf16_weights and self.train.precision == "fp32":
             found.append("backend.bf16_weights=true: contradicts train.precision=fp32; use bf16 or auto")
         if self.model.context < 1 or self.eval.chunk_bytes > self.model.context:
@@ -98,7 +102,7 @@ def load_config(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -
     merged = OmegaConf.structured(RunConfig)
     layers = [*_read_layers(Path(path)), *(_parse_override(text, problems) for text in overrides)]
     for layer in layers:
-        for dotted, value in _leaves(layer):
+        for dotted, value in leaves(layer):
             try:
                 OmegaConf.update(merged, dotted, value)
             except (OmegaConfBaseException, TypeError) as error:
@@ -132,26 +136,34 @@ def changed_keys(old: RunConfig, new: RunConfig) -> list[str]:
 
 
 def _deciding(config: RunConfig) -> dict[str, object]:
-    leaves = _leaves(OmegaConf.to_container(OmegaConf.structured(config)))
+    found = leaves(OmegaConf.to_container(OmegaConf.structured(config)))
     return {
         key: value
-        for key, value in leaves
+        for key, value in found
         if not any(key == f or (key.startswith(f) and f[-1] == ".") for f in FREE_KEYS)
     }
+
+
+def read_yaml(path: Path, what: str, content_words: str, remedy: str) -> dict:
+    """The mapping in a YAML file; `what` the file is and `content_words` what it holds go into the errors.
+
+    Raises UsageError where it is missing, not YAML or not a mapping.
+    """
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such {what}; {remedy}") from None
+    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
+        raise UsageError(f"{path}: not readable as YAML ({' '.join(str(error).split())[:160]})") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: must be a YAML mapping of {content_words}; {remedy}")
+    return content
 
 
 def _read_layers(path: Path, depth: int = 0) -> list[dict]:
     if depth > MAX_INCLUDE_DEPTH:
         raise UsageError(f"{path}: includes are nested deeper than {MAX_INCLUDE_DEPTH}; does a file include itself?")
-    try:
-        loaded = OmegaConf.load(path)
-        content = OmegaConf.to_container(loaded, resolve=True)
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such configuration file; see configs/ for examples") from None
-    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
-        raise UsageError(f"{path}: not readable as YAML ({' '.join(str(error).split())[:160]})") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"{path}: must be a YAML mapping of sections, see configs/ for examples")
+    content = read_yaml(path, "configuration file", "sections", "see configs/ for examples")
     includes = content.pop("include", [])
     includes = [includes] if isinstance(includes, str) else includes
     return [layer for name in includes for layer in _read_layers(path.parent / name, depth + 1)] + [content]
@@ -169,11 +181,12 @@ def _parse_override(text: str, problems: list[str]) -> dict:
         return {}
 
 
-def _leaves(tree: dict, prefix: str = "") -> list[tuple[str, object]]:
+def leaves(tree: dict, prefix: str = "") -> list[tuple[str, object]]:
+    """Dotted keys of a tree of mappings with what is not a mapping itself."""
     found = []
     for key, value in tree.items():
         dotted = f"{prefix}{key}"
-        found.extend(_leaves(value, f"{dotted}.") if isinstance(value, dict) else [(dotted, value)])
+        found.extend(leaves(value, f"{dotted}.") if isinstance(value, dict) else [(dotted, value)])
     return found
 
 

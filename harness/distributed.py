@@ -58,6 +58,12 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
+    def agreed(self, values: dict[str, str]) -> dict[str, str]:
+        """`values` of all ranks as one: where ranks differ, as machines of a cluster may, all of theirs by rank."""
+        everyone = self.gather(values)
+        columns = {key: [own[key] for own in everyone] for key in values}
+        return {key: column[0] if len(set(column)) == 1 else ", ".join(column) for key, column in columns.items()}
+
 
 @contextmanager
 def joined_ranks(timeout_seconds: float) -> Iterator[Ranks]:

@@ -51,18 +51,24 @@ def compute_deterministically() -> None:
 
 
 def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
-    """Peak FLOP/s of one rank: the data sheet's of a known GPU, else the best of a few measured matrix products."""
+    """Peak FLOP/s of one rank: the data sheet's of a known GPU, else as measured."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         bf16, fp32 = next((peaks for known, peaks in GPU_PEAK_FLOPS.items() if known in name), (None, None))
         known_peak = bf16 if dtype == torch.bfloat16 else fp32
         if known_peak:
             return known_peak
-    size = 1024
+    return matmul_flops(dtype, device)
+
+
+def matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
+    """FLOP/s of the best of a few square matrix products."""
+    size = 8192 if device.type == "cuda" else 1024
     a = torch.ones(size, size, dtype=dtype, device=device)
     best = float("inf")
     for _ in range(6):
         start = time.perf_counter()
+        # Reading one value waits for the GPU.
         (a @ a)[0, 0].item()
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best

@@ -84,7 +84,7 @@ class Ruled:
     rule: Rule | None = None
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self) -> None:
         """One optimizer step with the rule's part of it; weights with a mask of 0 stay exactly 0.
 
         Weights on a grid are seen rounded by the forward and backward pass, while the step moves their unrounded
@@ -127,12 +127,10 @@ class RuledMuon(Ruled, torch.optim.Muon):
 class Optimizer:
     """The optimizers of a model as one: a shared schedule, one rule."""
 
-    def __init__(
-        self, model: nn.Module, config: OptimizerConfig, rule: Rule | None, make_parts: MakeParts | None = None
-    ):
-        """`make_parts` turns parameter groups into torch optimizers with the mixin `Ruled`; default `torch_parts`."""
+    def __init__(self, model: nn.Module, config: OptimizerConfig, rule: Rule | None, make_parts: MakeParts):
+        """`make_parts` turns parameter groups into torch optimizers with the mixin `Ruled`."""
         self.config = config
-        self.parts = (make_parts or torch_parts)(parameter_groups(model, config), config)
+        self.parts = make_parts(parameter_groups(model, config), config)
         self.set_rule(rule)
 
     def set_rule(self, rule: Rule | None) -> None:

@@ -78,15 +78,22 @@ def load_run_config(run_dir: Path, overrides: list[str] | tuple[str, ...] = ()) 
     return load_config(run_dir / CONFIG_FILE, overrides)
 
 
+def check_same_run(config: RunConfig) -> None:
+    """Raises UsageError, naming the keys, where the run directory was started with another configuration."""
+    run_dir = config.run_dir
+    if not (run_dir / CONFIG_FILE).exists():
+        return
+    changes = changed_keys(load_run_config(run_dir), config)
+    if changes:
+        raise UsageError(
+            f"{run_dir}: this run was started with another configuration ({'; '.join(changes)}); "
+            "set name=... for a new run"
+        )
+
+
 def _open(config: RunConfig, world_size: int, dtype: torch.dtype) -> None:
     run_dir = config.run_dir
-    if (run_dir / CONFIG_FILE).exists():
-        changes = changed_keys(load_run_config(run_dir), config)
-        if changes:
-            raise UsageError(
-                f"{run_dir}: this run was started with another configuration ({'; '.join(changes)}); "
-                "set name=... for a new run"
-            )
+    check_same_run(config)
     run_dir.mkdir(parents=True, exist_ok=True)
     if not is_done(run_dir):
         (run_dir / CONFIG_FILE).write_text(dump_config(config))

@@ -4,10 +4,13 @@ import os
 import sys
 from collections.abc import Sequence
 
+import torch
+
 from harness.config import RunConfig, load_config
-from harness.distributed import joined_ranks
-from harness.errors import CodelengthError, Stopped, UsageError
-from harness.hardware import compute_deterministically, resolve_precision
+from harness.data import Data
+from harness.distributed import Ranks, joined_ranks
+from harness.errors import CodelengthError, RunFailure, Stopped, UsageError
+from harness.hardware import compute_deterministically, is_out_of_memory, resolve_precision
 from harness.rundir import is_done, open_run_directory, prepared_on_first_rank
 from harness.trainer import Trainer
 
@@ -27,14 +30,27 @@ def train_run(config: RunConfig) -> None:
                 if ranks.is_first:
                     print(f"{config.run_dir}: training is complete; nothing to do")
                 return
-        trainer = Trainer(config, data, ranks, dtype)
         try:
-            trainer.describe()
-            if not config.dry_run:
-                trainer.run()
-            ranks.barrier()
-        finally:
-            trainer.backend.close()
+            _train(config, data, ranks, dtype)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise RunFailure(
+                f"rank {ranks.rank}: out of memory with micro-batches of {config.train.micro_batch(ranks.world_size)} "
+                "sequences; lower train.micro_batch_sequences, set train.activation_checkpointing=true or take a "
+                "higher backend.zero_stage (`codelength plan` tells what fits)"
+            ) from None
+
+
+def _train(config: RunConfig, data: Data, ranks: Ranks, dtype: torch.dtype) -> None:
+    trainer = Trainer(config, data, ranks, dtype)
+    try:
+        trainer.describe()
+        if not config.dry_run:
+            trainer.run()
+        ranks.barrier()
+    finally:
+        trainer.backend.close()
 
 
 def main(arguments: Sequence[str]) -> int:

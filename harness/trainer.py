@@ -1,5 +1,6 @@
 """The training loop of one rank."""
 
+import pickle
 import time
 from pathlib import Path
 
@@ -22,10 +23,9 @@ from harness.checkpoint import (
 from harness.config import RunConfig, training_sha256
 from harness.data import Data
 from harness.distributed import Ranks
-from harness.errors import RunFailure, Stopped
+from harness.errors import RunFailure, Stopped, UsageError
 from harness.hardware import (
     identity,
-    is_out_of_memory,
     load_random_state,
     peak_flops,
     peak_memory_bytes,
@@ -79,7 +79,7 @@ class Trainer:
                 "config": training_sha256(config)[:16],
                 "data": data.train.fingerprint,
                 "world_size": str(ranks.world_size),
-                **identity(ranks.device, dtype, self.backend.packages),
+                **ranks.agreed(identity(ranks.device, dtype, self.backend.packages)),
             },
         )
         self.meter = Meter()
@@ -191,17 +191,8 @@ class Trainer:
         """
         started = time.perf_counter()
         batch = self.batches.of_step(0)
-        try:
-            _, loss_nats_sum = self._backward(batch.micro_batches[0], batch.num_tokens, last=True)
-            self.backend.step()
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise RunFailure(
-                f"dry step, rank {self.ranks.rank}: out of memory with micro-batches of {self.batches.micro_batch} "
-                "sequences; lower train.micro_batch_sequences, set train.activation_checkpointing=true or take a "
-                "higher backend.zero_stage (`codelength plan` tells what fits)"
-            ) from None
+        _, loss_nats_sum = self._backward(batch.micro_batches[0], batch.num_tokens, last=True)
+        self.backend.step()
         if not np.isfinite(loss_nats_sum):
             raise RunFailure(f"dry step, rank {self.ranks.rank}: the loss is {loss_nats_sum} before any training")
         reset(self.backend, self.optimizer, {name: p.detach() for name, p in self._new_model().named_parameters()})
@@ -250,18 +241,27 @@ class Trainer:
     def _resume(self) -> None:
         checkpoint, messages = newest_checkpoint(self.config.run_dir, self.ranks)
         if checkpoint:
-            self.state = read_state(checkpoint, self.state.identity)
-            own = read_rank_state(checkpoint, self.ranks.rank)
-            holder = own if "backend" in own else read_rank_state(checkpoint, 0)
-            load_local_state(self.backend, self.optimizer, holder["backend"])
-            load_random_state(own["random"])
-            self.meter = Meter(**own["meter"])
+            self._load(checkpoint)
             messages.append(f"resume      from step {self.state.step:,} ({checkpoint})")
         elif messages:
             messages.append("resume      no undamaged checkpoint is left: from step 0")
         self.optimizer.set_rule(None if self.state.pruned else make_rule(self.config.rule))
         if self.ranks.is_first and messages:
             print("\n".join(messages), flush=True)
+
+    def _load(self, checkpoint: Path) -> None:
+        self.state = read_state(checkpoint, self.state.identity)
+        try:
+            own = read_rank_state(checkpoint, self.ranks.rank)
+            holder = own if "backend" in own else read_rank_state(checkpoint, 0)
+            load_local_state(self.backend, self.optimizer, holder["backend"])
+            load_random_state(own["random"])
+            self.meter = Meter(**own["meter"])
+        except (OSError, KeyError, TypeError, ValueError, RuntimeError, pickle.UnpicklingError):
+            # Its digests are right: somebody else has written it.
+            raise UsageError(
+                f"{checkpoint}: not a checkpoint of this run; remove it to go on from the one before"
+            ) from None
 
     def _save(self) -> Path:
         self.state.ledger_parts = self.ranks.gather(self.ledger.flush())

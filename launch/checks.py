@@ -98,7 +98,7 @@ def check_precision() -> Finding:
     """Which of bf16 and fp32 is faster, and which one `train.precision=auto` takes."""
     import torch
 
-    from harness.hardware import resolve_precision
+    from harness.hardware import matmul_flops, resolve_precision
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     fp32, bf16 = (matmul_flops(dtype, device) for dtype in (torch.float32, torch.bfloat16))
@@ -114,24 +114,11 @@ def check_precision() -> Finding:
     return Finding("ok", found)
 
 
-def matmul_flops(dtype: object, device: object) -> float:
-    """FLOP/s of the best of a few square matrix products."""
-    import torch
-
-    size = 8192 if str(device) == "cuda" else 1024
-    a = torch.ones(size, size, dtype=dtype, device=device)
-    best = float("inf")
-    for _ in range(6):
-        start = time.perf_counter()
-        # Reading one value waits for the GPU.
-        (a @ a)[0, 0].item()
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
-
-
 def check_threads() -> Finding:
     """Threads per process; more than one only helps on cores that nobody else uses."""
     import torch
+
+    from harness.hardware import matmul_flops
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     setting = os.environ.get("OMP_NUM_THREADS")

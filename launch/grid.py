@@ -9,11 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
-from harness.config import RunConfig, load_config
+from harness.config import RunConfig, leaves, load_config, read_yaml
 from harness.errors import UsageError
 
 KEYS = ("name", "config", "settings", "grid")
@@ -92,14 +88,7 @@ def read_sweep(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Sweep
 
 
 def _load(path: Path) -> dict:
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such sweep file; {_REMEDY}") from None
-    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
-        raise UsageError(f"{path}: not readable as YAML ({' '.join(str(error).split())[:160]})") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"{path}: must be a YAML mapping of {', '.join(KEYS)}; {_REMEDY}")
+    content = read_yaml(path, "sweep file", ", ".join(KEYS), _REMEDY)
     unknown = [f"{path}: {key}: unknown key; known here: {', '.join(KEYS)}" for key in content if key not in KEYS]
     if unknown:
         raise UsageError("\n".join(unknown))
@@ -110,7 +99,7 @@ def _common_settings(settings: Any, problems: list[str]) -> list[str]:
     if settings is None:
         return []
     if isinstance(settings, dict):
-        return [_setting(key, value) for key, value in _leaves(settings)]
+        return [_setting(key, value) for key, value in leaves(settings)]
     if isinstance(settings, list) and all(isinstance(text, str) for text in settings):
         return settings
     problems.append(f"settings={settings}: must be a mapping of settings, or a list of key=value")
@@ -136,7 +125,7 @@ def _read_axis(axis: str, values: Any, axes: list[str], problems: list[str]) -> 
         shown = short if [other.rpartition(".")[2] for other in axes].count(short) == 1 else axis
         points = [_Point(_text(v), f"{shown}-{_as_name(_text(v))}", ((axis, v),)) for v in values]
     elif isinstance(values, dict) and values and all(isinstance(v, dict) and v for v in values.values()):
-        points = [_Point(str(label), str(label), tuple(_leaves(settings))) for label, settings in values.items()]
+        points = [_Point(str(label), str(label), tuple(leaves(settings))) for label, settings in values.items()]
     else:
         problems.append(
             f"grid.{axis}={values}: must be a key of the configuration with a list of values, "
@@ -207,14 +196,6 @@ def _attributed(line: str, names: list[str], num_runs: int) -> str:
     if len(names) == num_runs:
         return line
     return f"{line} (run {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''})"
-
-
-def _leaves(tree: dict, prefix: str = "") -> list[tuple[str, Any]]:
-    found = []
-    for key, value in tree.items():
-        dotted = f"{prefix}{key}"
-        found.extend(_leaves(value, f"{dotted}.") if isinstance(value, dict) else [(dotted, value)])
-    return found
 
 
 def _setting(key: str, value: Any) -> str:

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.config import changed_keys, dump_config, load_config
+from harness.config import dump_config, load_config
 from harness.errors import CodelengthError, RunFailure, UsageError
-from harness.rundir import CONFIG_FILE, is_done, load_run_config
+from harness.rundir import check_same_run, is_done, load_run_config
 
 TEMPLATES = Path(__file__).parents[1] / "slurm"
 DIRECTIVE = "#SBATCH --"
@@ -88,13 +88,7 @@ def prepare_training(path: Path | str, overrides: Sequence[str], resources: Reso
     config = load_config(path, list(overrides))
     config.train.micro_batch(resources.nodes * resources.processes)
     run_dir = config.run_dir.absolute()
-    if (run_dir / CONFIG_FILE).exists():
-        changes = [line for line in changed_keys(load_run_config(run_dir), config) if not line.startswith("eval.")]
-        if changes:
-            raise UsageError(
-                f"{config.run_dir}: this run was started with another configuration ({'; '.join(changes)}); "
-                "set name=... for a new run"
-            )
+    check_same_run(config)
     if is_done(run_dir):
         return None
     frozen = run_dir / "submit.yaml"

@@ -98,14 +98,15 @@ def state_of(run: Run) -> str:
         saved = load_run_config(run_dir)
     except UsageError:
         return "started"
-    # The evaluation may be repeated with other settings; training may not.
-    if any(not line.startswith("eval.") for line in changed_keys(saved, run.config)):
+    if changed_keys(saved, run.config):
         return "changed"
     if not is_done(run_dir):
         return "started"
     try:
         report = json.loads((run_dir / REPORT_FILE).read_text(encoding="utf-8"))
-        is_evaluated = report["config_sha256"] == config_sha256(run.config)
+        # The evaluation may be repeated with other settings; training may not.
+        saved.eval = run.config.eval
+        is_evaluated = report["config_sha256"] == config_sha256(saved)
     except (OSError, ValueError, KeyError, TypeError):
         is_evaluated = False
     return "done" if is_evaluated else "trained"

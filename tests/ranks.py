@@ -13,10 +13,29 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import yaml
 from conftest import ROOT
 from safetensors.torch import load_file
 
 from harness.ledger import part_paths
+
+CONFIG = """
+corpus: {kind: wiki-mini, subset_bytes: 20300, heldout_bytes: 3000}
+model: {width: 32, layers: 1, heads: 1}
+train: {finetune_epochs: 1, batch_sequences: 4, precision: fp32, log_every_steps: 1}
+optimizer: {kind: adamw, warmup_steps: 3}
+rule: {kind: rl1, alpha: 0.1}
+prune: {kind: tamade, sample_sequences: 8, resolution: 1.0e-3, grid: 0.5}
+"""
+
+
+def write_config(folder: Path, **train: float) -> Path:
+    """A configuration of ten steps an epoch with a rule, pruning and a grid, its data and runs in `folder`."""
+    content = yaml.safe_load(CONFIG) | {"runs_dir": f"{folder}/runs", "data_dir": f"{folder}/data"}
+    content["train"] |= train
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
 
 
 def rows(run_dir: Path) -> pa.Table:

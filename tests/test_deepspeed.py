@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from ranks import assert_same_run, finish_all, rows
+from ranks import assert_same_run, finish_all, rows, write_config
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -17,22 +17,10 @@ from harness.config import load_config
 from harness.errors import UsageError
 from harness.train import train_run
 
-CONFIG = """
-corpus: {kind: wiki-mini, subset_bytes: 20300, heldout_bytes: 3000}
-model: {width: 32, layers: 1, heads: 1}
-train: {epochs: 2, finetune_epochs: 1, batch_sequences: 4, precision: fp32, log_every_steps: 1}
-optimizer: {kind: adamw, warmup_steps: 3}
-rule: {kind: rl1, alpha: 0.1}
-prune: {kind: tamade, sample_sequences: 8, resolution: 1.0e-3, grid: 0.5}
-"""
-
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("zero")
-    path = folder / "config.yaml"
-    path.write_text(CONFIG + f"runs_dir: {folder}/runs\ndata_dir: {folder}/data\n")
-    return path
+    return write_config(tmp_path_factory.mktemp("zero"), epochs=2)
 
 
 def train(config: Path, name: str, *overrides: str) -> Path:

@@ -11,22 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
-from ranks import Ranks, assert_same_run, finish
+import torch
+from ranks import Ranks, assert_same_run, finish, write_config
 
-from harness.checkpoint import MARKER, committed_checkpoints, read_state
+from harness.checkpoint import MARKER, committed_checkpoints, read_state, sha256
 from harness.config import load_config
 from harness.errors import RunFailure, UsageError
 from harness.train import train_run
 
-CONFIG = """
-corpus: {kind: wiki-mini, subset_bytes: 20300, heldout_bytes: 3000}
-model: {width: 32, layers: 1, heads: 1}
-train: {epochs: 3, finetune_epochs: 1, batch_sequences: 4, precision: fp32, log_every_steps: 3,
-        checkpoint_minutes: 1.0e-9}
-optimizer: {kind: adamw, warmup_steps: 3}
-rule: {kind: rl1, alpha: 0.1}
-prune: {kind: tamade, sample_sequences: 8, resolution: 1.0e-3, grid: 0.5}
-"""
 BACKENDS = {"ddp": (), "zero2": ("backend.name=deepspeed", "backend.zero_stage=2")}
 NUM_STEPS = 40
 
@@ -34,10 +26,7 @@ NUM_STEPS = 40
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> Path:
     """A job of 40 steps that saves a checkpoint after each."""
-    folder = tmp_path_factory.mktemp("resume")
-    path = folder / "config.yaml"
-    path.write_text(CONFIG + f"runs_dir: {folder}/runs\ndata_dir: {folder}/data\n")
-    return path
+    return write_config(tmp_path_factory.mktemp("resume"), epochs=3, log_every_steps=3, checkpoint_minutes=1e-9)
 
 
 def run_dir(config: Path, name: str) -> Path:
@@ -167,6 +156,23 @@ def test_damaged_checkpoints_are_left_out_and_the_one_before_is_used(config, sto
     assert_same_run(stopped, alone)
 
 
+class Intruder:
+    def __reduce__(self):
+        return (Path.touch, (Path("intruded"),))
+
+
+@pytest.mark.parametrize("content", [{"random": Intruder()}, {"random": {}}, [1]])
+def test_a_foreign_checkpoint_is_refused_without_running_what_is_in_it(config, stopped, content, monkeypatch):
+    newest = committed_checkpoints(stopped)[-1]
+    torch.save(content, newest / "rank-00000.pt")
+    digests = json.loads((newest / MARKER).read_text()) | {"rank-00000.pt": sha256(newest / "rank-00000.pt")}
+    (newest / MARKER).write_text(json.dumps(digests))
+    monkeypatch.chdir(stopped)
+    with pytest.raises(UsageError, match="step-00000002: not a checkpoint of this run") as caught:
+        train(config, "stopped", f"runs_dir={stopped.parent}")
+    assert "\n" not in str(caught.value) and not (stopped / "intruded").exists()
+
+
 def test_without_any_good_checkpoint_a_run_starts_again(config, stopped, alone, capsys):
     for checkpoint in committed_checkpoints(stopped):
         flip(checkpoint)
@@ -214,8 +220,9 @@ def small_disk(tmp_path):
     folder = tmp_path / "small"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True).returncode:
+    if os.geteuid() != 0:
         pytest.skip("mounting a tmpfs needs root")
+    subprocess.run(mount, check=True)
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
 

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from harness.optimizer import MakeParts, Optimizer, OptimizerConfig
+from harness.optimizer import MakeParts, Optimizer
 
 BACKENDS = ("ddp", "deepspeed")
 
@@ -32,8 +32,8 @@ class BackendConfig:
     bf16_weights: bool = False
     """DeepSpeed, stage 1 to 3: weights and gradients are bf16, float32 weights are part of the optimizer's state."""
 
-    def problems(self, optimizer: OptimizerConfig) -> list[str]:
-        """Every bad value, and every combination with `optimizer` that cannot work, a line each."""
+    def problems(self) -> list[str]:
+        """Every bad value, a line each."""
         found = []
         if self.name not in BACKENDS:
             found.append(f"backend.name={self.name}: unknown; use one of {', '.join(BACKENDS)}")
@@ -46,11 +46,6 @@ class BackendConfig:
         for key in ("offload_optimizer", "bf16_weights"):
             if getattr(self, key) and not (self.name == "deepspeed" and self.zero_stage):
                 found.append(f"backend.{key}=true: needs backend.name=deepspeed and a backend.zero_stage of 1, 2 or 3")
-        if self.zero_stage and optimizer.kind == "muon" and optimizer.clip_norm is not None:
-            found.append(
-                f"optimizer.clip_norm={optimizer.clip_norm}: with Muon, ZeRO would clip the orthogonalised update; "
-                "use optimizer.clip_norm=null or optimizer.kind=adamw"
-            )
         return found
 
 
@@ -94,9 +89,8 @@ class Backend(Protocol):
 
 def all_partitions(optimizer: Optimizer) -> list[tuple[Tensor, dict]]:
     """Every partition of this rank with its state; inside `Backend.partitions()`."""
-    return [
-        (p, part.state[p]) for part in optimizer.parts for group in part.param_groups for p in group["params"]
-    ]  # fmt: skip
+    groups = [(part, group) for part in optimizer.parts for group in part.param_groups]
+    return [(p, part.state[p]) for part, group in groups for p in group["params"]]
 
 
 @torch.no_grad()

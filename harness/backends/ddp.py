@@ -14,10 +14,9 @@ from harness.optimizer import Optimizer, torch_parts
 class DDPBackend:
     """Weights and optimizer state on every rank; gradients averaged in one reduction per step."""
 
-    make_parts = staticmethod(torch_parts)
-
     packages = ("torch",)
     shares_out = False
+    make_parts = staticmethod(torch_parts)
 
     def __init__(self, ranks: Ranks):
         self.ranks = ranks

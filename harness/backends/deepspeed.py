@@ -47,10 +47,11 @@ class DeepSpeedBackend:
             for p in group["params"]:
                 p.use_muon = group["muon"]
             group |= {"use_muon": group["muon"], "lr": group["peak"], "weight_decay": config.weight_decay}
-            # PyTorch's Muon iterates in the same way, "standard", as the published one.
-            group |= {"momentum": MUON_MOMENTUM, "ns_method": "standard"} if group["muon"] else {
-                "betas": tuple(config.betas), "eps": 1e-8
-            }  # fmt: skip
+            if group["muon"]:
+                # "standard" is the published iteration, and the one of PyTorch's Muon.
+                group |= {"momentum": MUON_MOMENTUM, "ns_method": "standard"}
+            else:
+                group |= {"betas": tuple(config.betas), "eps": 1e-8}
         return [_ruled_muon()(groups)]
 
     def prepare(self, model: nn.Module, optimizer: Optimizer) -> None:

@@ -1,0 +1,198 @@
+"""What each subcommand does with its options.
+
+Heavy imports happen inside, so that `--help` and mistakes answer at once.
+"""
+
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+from harness.errors import UsageError
+
+SECONDS_BETWEEN_PROGRESS = 0.5
+SECONDS_BETWEEN_PROGRESS_LINES = 10.0
+
+
+def data_command(options: Namespace) -> None:
+    """Prepare tokenizer and shards."""
+    from harness.config import load_config
+    from harness.data import prepare_data
+
+    data = prepare_data(load_config(options.config, options.overrides))
+    for name, shard in (("train", data.train), ("heldout", data.heldout)):
+        print(f"{name:8}{shard.raw_bytes:>16,} bytes = {shard.num_tokens:,} tokens, SHA-256 {shard.fingerprint[:16]}")
+    print(f"shards are in {data.directory}")
+
+
+def train_command(options: Namespace) -> int:
+    """Train a run; returns the exit status."""
+    from harness.config import load_config
+
+    config = load_config(options.config, options.overrides)
+    if options.processes > 1:
+        from launch.workers import train_here
+
+        config.train.micro_batch(options.processes)
+        return train_here([options.config, *options.overrides], options.processes)
+    from harness.train import train_run
+
+    train_run(config)
+    return 0
+
+
+def eval_command(options: Namespace) -> None:
+    """Write, decode and report offline codes."""
+    from eval.offline import evaluate
+    from eval.plot import plot_run
+    from eval.table import load_reports, render
+
+    split_at = next((i for i, text in enumerate(options.runs) if "=" in text), len(options.runs))
+    runs, overrides = [Path(run) for run in options.runs[:split_at]], options.runs[split_at:]
+    if not runs:
+        raise UsageError("eval: name at least one run directory, for example runs/demo")
+    if any(not text.startswith("eval.") for text in overrides):
+        raise UsageError(f"{' '.join(overrides)}: only eval.* can be changed after training")
+    for run in runs:
+        evaluate(run, overrides, options.threads, _progress(options.quiet))
+        reports = load_reports([run])
+        (run / "table.md").write_text(render(reports, "md"))
+        plot_run(run)
+    print(render(load_reports(runs), "rich"), end="")
+    for run in runs:
+        print(f"archive, report.json, table.md and figures are in {run}; it decodes with")
+        print(f"  codelength decompress {run}/offline/archive.cl -o OUT")
+
+
+def table_command(options: Namespace) -> None:
+    """Compare evaluated runs."""
+    from eval.table import load_reports, render
+
+    print(render(load_reports(options.runs), options.format), end="")
+
+
+def plot_command(options: Namespace) -> None:
+    """Draw figures again."""
+    from eval.plot import plot_run
+
+    for run in options.runs:
+        for path in plot_run(run):
+            print(path)
+
+
+def sweep_command(options: Namespace) -> None:
+    """Run a grid."""
+    if options.count:
+        from launch.grid import read_sweep
+
+        print(len(read_sweep(options.sweep, options.overrides).runs))
+        return
+    from launch.sweep import describe, sweep
+
+    if options.dry_run:
+        describe(options.sweep, options.overrides, options.index)
+        return
+    sweep(options.sweep, options.overrides, options.at_a_time, options.processes, options.index)
+
+
+def plan_command(options: Namespace) -> None:
+    """Say what a run needs."""
+    from launch.plan import Question
+    from launch.plan_tables import print_plan
+
+    names = ("gpus", "gpu", "mfu", "train_bytes", "tokens", "gpu_hours")
+    question = Question(**{name: getattr(options, name) for name in names})
+    print_plan(options.config, options.overrides, question, options.json)
+
+
+def doctor_command(options: Namespace) -> None:
+    """Examine this machine."""
+    from launch.doctor import doctor
+
+    doctor(options.runs_dir, options.json)
+
+
+def compress_command(options: Namespace) -> None:
+    """Code a file."""
+    from eval.offline import compress
+    from harness.data import open_data
+    from harness.rundir import load_run_config
+
+    config = load_run_config(options.run_dir)
+    try:
+        text = options.input.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{options.input}: {error.strerror}; give the path of a file") from None
+    _check_output(options.output, options.force)
+    progress = _progress(options.quiet)
+    report, _, _ = compress(options.run_dir, config, open_data(config), text, options.output, options.threads, progress)
+    print(
+        f"{options.output}: {report.total_bytes:,} bytes for {len(text):,} (header {report.header_bytes:,}, model "
+        f"{report.model_bytes:,}, tokenizer {report.tokenizer_bytes:,}, data {report.data_bytes:,}, checksum "
+        f"{report.checksum_bytes})"
+    )
+
+
+def decompress_command(options: Namespace) -> None:
+    """Rebuild a text."""
+    from eval.archive import read_archive, write_atomically
+
+    _check_output(options.output, options.force)
+    text = read_archive(options.archive, options.threads, _progress(options.quiet))
+    write_atomically(options.output, text)
+    if not options.quiet:
+        print(f"{options.output}: {len(text):,} bytes, SHA-256 verified")
+
+
+def submit_command(options: Namespace) -> None:
+    """Submit a job."""
+    from launch import submit
+
+    names = ("nodes", "gpus_per_node", "processes_per_node", "cpus_per_task", "time", "mem", "partition", "account")
+    resources = submit.Resources(**{name: getattr(options, name) for name in (*names, "name")})
+    if options.at_a_time and not options.sweep:
+        raise UsageError(f"--at-a-time {options.at_a_time}: is for --sweep FILE")
+    if options.sweep and options.eval:
+        raise UsageError("--sweep, --eval: choose one; a sweep evaluates its runs")
+    if options.sweep:
+        submission = submit.prepare_sweep(options.sweep, options.overrides, options.at_a_time, resources)
+    elif options.eval:
+        submission = submit.prepare_evaluation([*options.eval, *options.overrides], resources)
+    elif options.overrides:
+        submission = submit.prepare_training(options.overrides[0], options.overrides[1:], resources)
+    else:
+        raise UsageError("submit: give CONFIG, --sweep FILE or --eval RUN")
+    if submission is None:
+        print("training is complete; nothing to submit")
+    elif options.dry_run:
+        print(submission.text, end="")
+    else:
+        print(submit.describe(submit.submit(submission), submission))
+
+
+def _check_output(path: Path, force: bool) -> None:
+    if (path.exists() and not path.is_file()) or not path.parent.is_dir():
+        raise UsageError(f"{path}: not a place for a file; give the path of a file in an existing directory")
+    if path.exists() and not force:
+        raise UsageError(f"{path}: exists already; remove it, choose another -o, or add --force")
+
+
+def _progress(quiet: bool) -> Callable[[int, int], None]:
+    """A line with rate and time left: updated in place on a terminal, one every ten seconds elsewhere."""
+    on_terminal = sys.stderr.isatty()
+    pause = SECONDS_BETWEEN_PROGRESS if on_terminal else SECONDS_BETWEEN_PROGRESS_LINES
+    start = last = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        nonlocal last, start
+        now = time.monotonic()
+        if quiet or now - last < pause:
+            return
+        last = now
+        rate = done / (now - start)
+        left = (total - done) / rate if rate else 0.0
+        line = f"{done:,}/{total:,} bytes  {rate / 1e3:.1f} kB/s  {left:.0f} s left"
+        print(f"\r{line:<60}" if on_terminal else line, end="" if on_terminal else "\n", file=sys.stderr, flush=True)
+
+    return show

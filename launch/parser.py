@@ -1,0 +1,143 @@
+"""The command line: subcommands and their options."""
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from launch import commands
+
+AddCommand = Callable[[str, Callable[[argparse.Namespace], int | None], str], argparse.ArgumentParser]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of `codelength`; `options.run(options)` does the work."""
+    parser = argparse.ArgumentParser(
+        prog="codelength",
+        description="Pretrain a transformer, know the online code length of its corpus, and write its offline code.",
+    )
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
+        sub = subparsers.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        return sub
+
+    for add in (_add_runs, _add_files, _add_machines):
+        add(command)
+    return parser
+
+
+def _add_runs(command: AddCommand) -> None:
+    """Making and comparing runs."""
+    sub = command("data", commands.data_command, "prepare tokenizer and shards of a corpus")
+    _add_config(sub)
+    sub = command("train", commands.train_command, "train a run: main -> prune -> finetune; a stopped run goes on")
+    sub.add_argument("--processes", type=_positive, default=1, help="processes of torchrun (default: 1)")
+    _add_config(sub)
+    sub = command("eval", commands.eval_command, "write, decode and report the offline code of trained runs")
+    sub.add_argument("runs", nargs="+", metavar="RUN", help="run directories, then eval.* overrides")
+    _add_work_options(sub)
+    sub = command("table", commands.table_command, "compare evaluated runs")
+    sub.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    sub.add_argument("--format", default="rich", metavar="rich|md|csv|json|latex")
+    sub = command("plot", commands.plot_command, "draw the figures of evaluated runs again")
+    sub.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    sub = command(
+        "sweep",
+        commands.sweep_command,
+        "train and evaluate a grid of runs and compare them; goes on",
+    )
+    sub.add_argument("--at-a-time", type=_positive, default=1, metavar="N", help="runs side by side (default: 1)")
+    sub.add_argument("--processes", type=_positive, default=1, help="processes of every run (default: 1)")
+    sub.add_argument("--index", type=_natural, metavar="I", help="only run I, counted from 0, as in a job array")
+    sub.add_argument("--count", action="store_true", help="print the number of runs and stop")
+    sub.add_argument("--dry-run", action="store_true", help="print the runs with settings and states, and stop")
+    sub.add_argument("sweep", type=Path, metavar="SWEEP", help="a YAML file, see configs/sweeps/")
+    sub.add_argument("overrides", nargs="*", metavar="key=value", help="settings of all runs")
+
+
+def _add_files(command: AddCommand) -> None:
+    """Coding files."""
+    sub = command("compress", commands.compress_command, "code any file with the model of a run")
+    sub.add_argument("--run", dest="run_dir", type=Path, required=True, metavar="RUN")
+    sub.add_argument("input", type=Path, metavar="INPUT")
+    _add_output(sub)
+    _add_work_options(sub)
+    sub = command("decompress", commands.decompress_command, "rebuild the text from an archive alone")
+    sub.add_argument("archive", type=Path, metavar="FILE.cl")
+    _add_output(sub)
+    _add_work_options(sub)
+
+
+def _add_machines(command: AddCommand) -> None:
+    """Machines and clusters."""
+    sub = command("plan", commands.plan_command, "memory, time and disk space of a run, before it starts")
+    sub.add_argument("--gpus", type=_positive, default=1, metavar="N", help="ranks, one a GPU (default: 1)")
+    sub.add_argument("--gpu", required=True, metavar="NAME", help="such as a100-80g; cpu: processes of this machine")
+    sub.add_argument("--mfu", type=_share, default=0.4, metavar="F", help="share of the peak (default: %(default)s)")
+    sub.add_argument("--gpu-hours", type=_positive, metavar="H", help="say which share of the peak so many hours are")
+    sub.add_argument("--train-bytes", type=_positive, metavar="N", help="size of a corpus that is not prepared")
+    sub.add_argument("--tokens", type=_positive, metavar="N", help="the same in tokens")
+    sub.add_argument("--json", action="store_true", help="for programs; sizes in bytes")
+    _add_config(sub)
+    sub = command("doctor", commands.doctor_command, "what this machine lacks, and the command that mends it")
+    sub.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="default: %(default)s")
+    sub.add_argument("--json", action="store_true", help="for programs")
+    sub = command(
+        "submit",
+        commands.submit_command,
+        "submit a run, a sweep or evaluations as SLURM jobs",
+    )
+    sub.add_argument("overrides", nargs="*", metavar="CONFIG key=value", help="a YAML file, then settings")
+    sub.add_argument("--sweep", type=Path, metavar="FILE", help="submit the runs of a sweep as an array")
+    sub.add_argument("--at-a-time", type=_positive, metavar="K", help="runs of a sweep at a time (default: all)")
+    sub.add_argument("--eval", nargs="+", metavar="RUN", help="evaluate trained runs; eval.* settings may follow")
+    sub.add_argument("--nodes", type=_positive, default=1, metavar="N", help="(default: 1)")
+    sub.add_argument("--gpus-per-node", type=_positive, default=0, metavar="N", help="(default: none)")
+    sub.add_argument("--processes-per-node", type=_positive, metavar="N", help="(default: one a GPU, or 1)")
+    sub.add_argument("--cpus-per-task", type=_positive, metavar="N", help="CPUs on each node (default: one a process)")
+    for name, shown in (("time", "D-HH:MM:SS"), ("mem", "64G"), ("partition", "NAME"), ("account", "NAME")):
+        sub.add_argument(f"--{name}", metavar=shown, help="(default: the cluster's)")
+    sub.add_argument("--name", metavar="NAME", help="name of the job (default: the run's)")
+    sub.add_argument("--dry-run", action="store_true", help="print the job script and submit nothing")
+
+
+def _add_work_options(sub: argparse.ArgumentParser) -> None:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    sub.add_argument(
+        "--threads", type=_positive, default=cores, help="blocks computed at a time (default: %(default)s)"
+    )
+    sub.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _add_config(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("config", metavar="CONFIG", help="a YAML file, see configs/")
+    sub.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.epochs=2")
+
+
+def _add_output(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
+    sub.add_argument("--force", action="store_true", help="replace FILE if it exists")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number, at least 1")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be above 0 and at most 1")
+    return share
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number, 0 or more")
+    return int(text)
