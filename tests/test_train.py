@@ -16,10 +16,14 @@ from conftest import ROOT, run_command
 from ranks import rows
 from safetensors.torch import load_file
 
+from harness.backends.base import local_state
 from harness.config import load_config
+from harness.data import open_data
+from harness.distributed import Ranks
 from harness.errors import RunFailure, UsageError
 from harness.ledger import part_paths, read_online_code
 from harness.train import train_run
+from harness.trainer import Trainer
 
 TEXT_BYTES = 20_300
 NUM_SEQUENCES = 40
@@ -28,6 +32,7 @@ CONFIG = f"""
 corpus: {{kind: wiki-mini, subset_bytes: {TEXT_BYTES}, heldout_bytes: 3000}}
 model: {{width: 32, layers: 1, heads: 1}}
 train: {{epochs: 2, finetune_epochs: 1, batch_sequences: 16, precision: fp32, log_every_steps: 1}}
+optimizer: {{warmup_steps: 1}}
 rule: {{kind: rl1, alpha: 0.01}}
 prune: {{kind: tamade, sample_sequences: 8, resolution: 1e-4}}
 """
@@ -117,13 +122,16 @@ def test_ranks_read_the_order_that_one_process_reads(one, two_ranks):
     assert rows(one).select(columns).equals(rows(two_ranks).select(columns))
 
 
-def test_fine_tuning_keeps_zeros(one):
-    lines = metrics(one)
-    last_main = [line for line in lines if line["phase"] == "main"][-1]
-    tuned = [line["nonzeros"] for line in lines if line["phase"] == "finetune"]
-    weights = load_file(one / "weights.safetensors")
-    assert len(set(tuned)) == 1 and tuned[0] < last_main["nonzeros"]
-    assert sum(int(w.count_nonzero()) for w in weights.values()) == tuned[-1]
+def test_fine_tuning_keeps_the_zeros_of_pruning_and_moves_the_rest(place, one):
+    tuned = load_file(one / "weights.safetensors")
+    pruned = load_file(train(place, "pruned", "train.finetune_epochs=0") / "weights.safetensors")
+    kept = {name: weights != 0 for name, weights in pruned.items()}
+    assert 1000 < sum(int(k.sum()) for k in kept.values()) < sum(k.numel() for k in kept.values()) - 1000
+    for name, weights in tuned.items():
+        assert not weights[~kept[name]].any(), name
+        assert (weights != pruned[name])[kept[name]].float().mean() > 0.9, name
+    last = metrics(one)[-1]
+    assert last["phase"] == "finetune" and last["nonzeros"] == sum(int(w.count_nonzero()) for w in tuned.values())
 
 
 def test_weights_are_float32(one):
@@ -180,6 +188,17 @@ def test_a_dry_run_prints_the_derived_numbers_and_leaves_nothing(place, capsys):
     for text in ("28,704 parameters", "main 6, finetune 3 of 8,192 tokens", "ledger about", "dry step", "peak memory"):
         assert text in printed
     assert not (place / "runs" / "dry").exists()
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_the_dry_step_leaves_weights_and_optimizer_as_they_were(place, kind):
+    config = load_config(place / "config.yaml", [f"optimizer.kind={kind}"])
+    trainer = Trainer(config, open_data(config), Ranks(0, 1, torch.device("cpu")), torch.float32)
+    before = {name: tensor.clone() for name, tensor in trainer.backend.weights()}
+    trainer.describe()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.backend.weights())
+    states = local_state(trainer.backend, trainer.optimizer)["state"]
+    assert states and not any(value.any() for state in states for value in state.values())
 
 
 def test_a_batch_that_needs_too_much_memory_is_found_before_the_first_step(place):
