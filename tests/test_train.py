@@ -127,9 +127,9 @@ def test_fine_tuning_keeps_the_zeros_of_pruning_and_moves_the_rest(place, one):
     pruned = load_file(train(place, "pruned", "train.finetune_epochs=0") / "weights.safetensors")
     kept = {name: weights != 0 for name, weights in pruned.items()}
     assert 1000 < sum(int(k.sum()) for k in kept.values()) < sum(k.numel() for k in kept.values()) - 1000
-    for name, weights in tuned.items():
-        assert not weights[~kept[name]].any(), name
-        assert (weights != pruned[name])[kept[name]].float().mean() > 0.9, name
+    assert not any(weights[~kept[name]].any() for name, weights in tuned.items())
+    moved = sum(int((weights != pruned[name]).sum()) for name, weights in tuned.items())
+    assert moved > 0.9 * sum(int(k.sum()) for k in kept.values())
     last = metrics(one)[-1]
     assert last["phase"] == "finetune" and last["nonzeros"] == sum(int(w.count_nonzero()) for w in tuned.values())
 
