@@ -89,10 +89,10 @@ def newest_checkpoint(run_dir: Path, ranks: Ranks) -> tuple[Path | None, list[st
             (newest / MARKER).unlink()
 
 
-def read_state(checkpoint: Path, identity: dict[str, str]) -> RunState:
-    """The saved state, checked against the run that wants to go on.
+def read_state(checkpoint: Path, identity: dict[str, str], remedy: str) -> RunState:
+    """The saved state, checked against the job that wants to go on.
 
-    Raises UsageError naming what differs.
+    Raises UsageError naming what differs, and the `remedy` besides going back to what was.
     """
     content = json.loads((checkpoint / STATE_FILE).read_text())
     version, saved = content.get("format_version"), content.get("identity", {})
@@ -105,8 +105,7 @@ def read_state(checkpoint: Path, identity: dict[str, str]) -> RunState:
         changed.insert(0, f"format_version: {version} -> {FORMAT_VERSION}")
     if changed:
         raise UsageError(
-            f"{checkpoint}: saved in another setting ({'; '.join(changed)}); go on in the old one, or set name=... "
-            "for a new run"
+            f"{checkpoint}: saved in another setting ({'; '.join(changed)}); go on in the old one, or {remedy}"
         )
     return RunState(**content)
 

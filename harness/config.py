@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from eval.config import EvalConfig
+from eval.config import EvalConfig, OnlineConfig
 from harness.backends.base import BackendConfig
 from harness.corpus import CorpusConfig
 from harness.errors import UsageError
@@ -31,6 +31,7 @@ FREE_KEYS = (
     "train.keep_checkpoints",
     "backend.timeout_seconds",
     "eval.",
+    "online.",
 )
 
 
@@ -57,6 +58,7 @@ class RunConfig:
     prune: PruneConfig = field(default_factory=PruneConfig)
     backend: BackendConfig = field(default_factory=BackendConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    online: OnlineConfig = field(default_factory=OnlineConfig)
 
     @property
     def run_dir(self) -> Path:
@@ -69,7 +71,7 @@ class RunConfig:
         if not self.name or Path(self.name).name != self.name:
             found.append(f"name={self.name}: must be a plain directory name")
         sections = (self.corpus, self.tokenizer, self.model, self.train, self.optimizer, self.rule, self.prune)
-        for section in (*sections, self.backend, self.eval):
+        for section in (*sections, self.backend, self.eval, self.online):
             found.extend(section.problems())
         if self.backend.zero_stage and self.optimizer.kind == "muon" and self.optimizer.clip_norm is not None:
             found.append(
@@ -99,14 +101,32 @@ def load_config(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -
     Raises UsageError with one line per problem: unknown keys, wrong types and bad values of all sections together.
     """
     problems: list[str] = []
-    merged = OmegaConf.structured(RunConfig)
     layers = [*_read_layers(Path(path)), *(_parse_override(text, problems) for text in overrides)]
-    for layer in layers:
-        for dotted, value in leaves(layer):
-            try:
-                OmegaConf.update(merged, dotted, value)
-            except (OmegaConfBaseException, TypeError) as error:
-                problems.append(f"{dotted}={value}: {_reason(error, dotted)}")
+    return _resolve([leaf for layer in layers for leaf in leaves(layer)], problems)
+
+
+def config_from(settings: dict[str, object]) -> RunConfig:
+    """Inverse of `settings_of`.
+
+    Raises UsageError with one line per problem.
+    """
+    return _resolve(list(settings.items()), [])
+
+
+def settings_of(config: RunConfig) -> dict[str, object]:
+    """Dotted keys and values of all that differs from the defaults."""
+    default = dict(_leaves_of(RunConfig()))
+    return {key: value for key, value in _leaves_of(config) if value != default[key]}
+
+
+def _resolve(settings: list[tuple[str, object]], problems: list[str]) -> RunConfig:
+    """Defaults with `settings` one after another; `problems` are those found before."""
+    merged = OmegaConf.structured(RunConfig)
+    for dotted, value in settings:
+        try:
+            OmegaConf.update(merged, dotted, value)
+        except (OmegaConfBaseException, TypeError) as error:
+            problems.append(f"{dotted}={value}: {_reason(error, dotted)}")
     config = OmegaConf.to_object(merged)
     problems.extend(config.problems())
     if problems:
@@ -129,6 +149,11 @@ def training_sha256(config: RunConfig) -> str:
     return hashlib.sha256(json.dumps(_deciding(config)).encode()).hexdigest()
 
 
+def decides_training(key: str) -> bool:
+    """Whether a dotted key decides bits of what training computes."""
+    return not any(key == free or (key.startswith(free) and free[-1] == ".") for free in FREE_KEYS)
+
+
 def changed_keys(old: RunConfig, new: RunConfig) -> list[str]:
     """Lines `key: old -> new` for every leaf that differs and decides the bits of training."""
     before, after = _deciding(old), _deciding(new)
@@ -136,12 +161,11 @@ def changed_keys(old: RunConfig, new: RunConfig) -> list[str]:
 
 
 def _deciding(config: RunConfig) -> dict[str, object]:
-    found = leaves(OmegaConf.to_container(OmegaConf.structured(config)))
-    return {
-        key: value
-        for key, value in found
-        if not any(key == f or (key.startswith(f) and f[-1] == ".") for f in FREE_KEYS)
-    }
+    return {key: value for key, value in _leaves_of(config) if decides_training(key)}
+
+
+def _leaves_of(config: RunConfig) -> list[tuple[str, object]]:
+    return leaves(OmegaConf.to_container(OmegaConf.structured(config)))
 
 
 def read_yaml(path: Path, what: str, content_words: str, remedy: str) -> dict:

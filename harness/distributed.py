@@ -1,10 +1,12 @@
 """Ranks: who am I, how many are we, and the few sums that everybody must agree on."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -96,6 +98,17 @@ def joined_ranks(timeout_seconds: float) -> Iterator[Ranks]:
     finally:
         if is_own_group and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def leave(status: int) -> NoReturn:
+    """End this rank; everything is written.
+
+    What is left are destructors, and that of gloo's process group can wait, holding the interpreter's lock, for a
+    thread of its own that waits for this lock.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _is_lost_contact(error: RuntimeError) -> bool:

@@ -1,5 +1,7 @@
 """Errors that a user sees: one line that names key, value and remedy, never a traceback."""
 
+import os
+
 
 class CodelengthError(Exception):
     """Base of both kinds; `exit_status` is what the command ends with."""
@@ -21,3 +23,8 @@ class RunFailure(CodelengthError):
     """The work itself failed (a full disk, a dead rank, a loss that is not finite)."""
 
     exit_status = 1
+
+
+def is_said_here(error: CodelengthError) -> bool:
+    """Whether this rank prints an error: what every rank would say, the first one says."""
+    return os.environ.get("RANK", "0") == "0" or not isinstance(error, UsageError | Stopped)

@@ -8,11 +8,17 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
+import psutil
 import torch
 
+from harness.errors import UsageError
+
+# Variables by which users choose other kernels than their processor's best.
+ISA_LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
 PACKAGES = ("torch", "deepspeed", "numpy", "constriction", "pyarrow", "sentencepiece", "datasets", "safetensors")
 
 # Dense peaks in FLOP/s from the vendors' data sheets, by a part of the device's name: bf16 (None: not native) and fp32
@@ -36,6 +42,8 @@ def resolve_precision(wanted: str, device: torch.device) -> torch.dtype:
         else:
             abilities = torch.cpu.get_capabilities()
             fast = abilities.get("amx_bf16", False) or abilities.get("avx512_bf16", False)
+            # With ATEN_CPU_CAPABILITY set lower, PyTorch refuses some of the products.
+            fast = fast and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
         wanted = "bf16" if fast else "fp32"
     return torch.bfloat16 if wanted == "bf16" else torch.float32
 
@@ -86,11 +94,16 @@ def identity(device: torch.device, dtype: torch.dtype, packages: tuple[str, ...]
     }
 
 
-def code_sha256() -> str:
-    """Digest of the sources that train."""
-    root = Path(__file__).parent
+def isa_limits() -> dict[str, str]:
+    """What users have set to keep kernels from this processor's best instructions."""
+    return {name: os.environ[name] for name in ISA_LIMITS if name in os.environ}
+
+
+def code_sha256(paths: Iterable[Path] | None = None) -> str:
+    """Digest of sources; by default of those that train."""
+    root = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
+    for path in sorted(paths or (root / "harness").rglob("*.py")):
         digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
     return digest.hexdigest()
 
@@ -117,6 +130,16 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def check_memory(needed_bytes: int) -> None:
+    """Raises UsageError where so much is not free, before anything is allocated."""
+    free = psutil.virtual_memory().available
+    if needed_bytes > free:
+        raise UsageError(
+            f"needs about {needed_bytes / 1e9:.1f} GB of memory to decode, {free / 1e9:.1f} GB are free; decode it on "
+            "a larger machine"
+        )
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error of PyTorch says that memory has run out; on a CPU it is a plain RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
@@ -130,7 +153,7 @@ def environment(world_size: int, dtype: torch.dtype | None = None) -> dict:
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
-        "isa_limits": {k: os.environ[k] for k in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA") if k in os.environ},
+        "isa_limits": isa_limits(),
         "threads": torch.get_num_threads(),
         "world_size": world_size,
         "precision": str(dtype).removeprefix("torch.") if dtype else None,

@@ -1,7 +1,9 @@
 """A run directory: made for one configuration, marked DONE at the end, never reused for another."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -15,28 +17,32 @@ from harness.hardware import environment, write_json
 
 # Metadata of the weights file: JSON of the step per tensor, for the tensors that fine-tuning put on a grid.
 GRID_KEY = "grid_steps"
-CONFIG_FILE, DONE_MARKER, WEIGHTS_FILE = "config.yaml", "DONE", "weights.safetensors"
+T = TypeVar("T")
+
+CONFIG_FILE, ENVIRONMENT_FILE, DONE_MARKER = "config.yaml", "environment.json", "DONE"
+WEIGHTS_FILE = "weights.safetensors"
 
 
-def on_first_rank(ranks: Ranks, work, *arguments: object) -> None:
-    """Run `work` on rank 0 while the others wait; its error is raised on all of them."""
-    error = None
+def on_first_rank(ranks: Ranks, work: Callable[..., T], *arguments: object) -> T:
+    """Run `work` on rank 0 while the others wait; its result, or its error, is that of all of them."""
+    error = result = None
     if ranks.is_first:
         try:
-            work(*arguments)
+            result = work(*arguments)
         except CodelengthError as problem:
             error = problem
         except OSError as problem:
             error = RunFailure(f"{problem.filename}: {problem.strerror}")
     # So that all stop together instead of waiting for one another.
-    error = ranks.share(error)
+    error, result = ranks.share((error, result))
     if error:
         raise error
+    return result
 
 
 def prepared_on_first_rank(config: RunConfig, ranks: Ranks) -> Data:
     """Prepare the data once, then open them on every rank."""
-    on_first_rank(ranks, prepare_data, config)
+    on_first_rank(ranks, lambda: prepare_data(config) and None)
     return open_data(config)
 
 
@@ -97,4 +103,4 @@ def _open(config: RunConfig, world_size: int, dtype: torch.dtype) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     if not is_done(run_dir):
         (run_dir / CONFIG_FILE).write_text(dump_config(config))
-        write_json(run_dir / "environment.json", environment(world_size, dtype))
+        write_json(run_dir / ENVIRONMENT_FILE, environment(world_size, dtype))

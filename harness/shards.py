@@ -67,6 +67,13 @@ class Shard:
             raise _refusal(self.path, "damaged: its SHA-256 differs from the recorded one")
 
 
+def token_fingerprint(tokens: np.ndarray, tokenizer: ByteTokenizer | SentencePieceTokenizer) -> str:
+    """`Shard.fingerprint` of `tokens`, which are all there are of a text."""
+    digest = _token_digest(_token_type(tokenizer), hashlib.sha256(tokenizer.model_bytes()).digest())
+    digest.update(np.ascontiguousarray(tokens, dtype=_token_type(tokenizer)))
+    return digest.hexdigest()
+
+
 def write_shard(path: Path, documents: Iterator[bytes], tokenizer: ByteTokenizer | SentencePieceTokenizer) -> Shard:
     """Writes the tokens of `documents` to `path`, which appears only when complete, and opens it.
 
@@ -91,7 +98,7 @@ def write_shard(path: Path, documents: Iterator[bytes], tokenizer: ByteTokenizer
 def _write(
     file: BinaryIO, path: Path, documents: Iterator[bytes], tokenizer: ByteTokenizer | SentencePieceTokenizer
 ) -> None:
-    width = 1 if tokenizer.vocab_size <= 1 << 8 else 2
+    width = _token_type(tokenizer).itemsize
     model_digest = hashlib.sha256(tokenizer.model_bytes()).digest()
     digest = _token_digest(TOKEN_TYPES[width], model_digest)
     offsets_digest = hashlib.sha256()
@@ -164,6 +171,10 @@ def open_shard(path: Path) -> Shard:
 
 def _refusal(path: Path, reason: str) -> UsageError:
     return UsageError(f"{path}: {reason}; run `codelength data` to prepare the corpus again")
+
+
+def _token_type(tokenizer: ByteTokenizer | SentencePieceTokenizer) -> np.dtype:
+    return TOKEN_TYPES[1 if tokenizer.vocab_size <= 1 << 8 else 2]
 
 
 def _token_digest(dtype: np.dtype, model_digest: bytes) -> "hashlib._Hash":

@@ -1,37 +1,30 @@
 """Training: `codelength train CONFIG [key=value ...]` or `torchrun --nproc-per-node 2 -m harness.train CONFIG ...`."""
 
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
 from harness.config import RunConfig, load_config
 from harness.data import Data
-from harness.distributed import Ranks, joined_ranks
-from harness.errors import CodelengthError, RunFailure, Stopped, UsageError
+from harness.distributed import Ranks, joined_ranks, leave
+from harness.errors import CodelengthError, RunFailure, UsageError, is_said_here
 from harness.hardware import compute_deterministically, is_out_of_memory, resolve_precision
 from harness.rundir import is_done, open_run_directory, prepared_on_first_rank
 from harness.trainer import Trainer
 
 
-def train_run(config: RunConfig) -> None:
-    """Prepare the data where needed, and train the run to its end on all ranks of this job.
+@contextmanager
+def joined_job(config: RunConfig) -> Iterator[Ranks]:
+    """This process among the ranks of its job, computing deterministically.
 
-    Raises UsageError for wrong input, RunFailure where the work fails, and Stopped where it was asked to.
+    Raises RunFailure where contact or memory is lost.
     """
     compute_deterministically()
     with joined_ranks(config.backend.timeout_seconds) as ranks:
-        dtype = resolve_precision(config.train.precision, ranks.device)
-        data = prepared_on_first_rank(config, ranks)
-        if not config.dry_run:
-            open_run_directory(config, ranks, dtype)
-            if is_done(config.run_dir):
-                if ranks.is_first:
-                    print(f"{config.run_dir}: training is complete; nothing to do")
-                return
         try:
-            _train(config, data, ranks, dtype)
+            yield ranks
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -40,6 +33,23 @@ def train_run(config: RunConfig) -> None:
                 "sequences; lower train.micro_batch_sequences, set train.activation_checkpointing=true or take a "
                 "higher backend.zero_stage (`codelength plan` tells what fits)"
             ) from None
+
+
+def train_run(config: RunConfig) -> None:
+    """Prepare the data where needed, and train the run to its end on all ranks of this job.
+
+    Raises UsageError for wrong input, RunFailure where the work fails, and Stopped where it was asked to.
+    """
+    with joined_job(config) as ranks:
+        dtype = resolve_precision(config.train.precision, ranks.device)
+        data = prepared_on_first_rank(config, ranks)
+        if not config.dry_run:
+            open_run_directory(config, ranks, dtype)
+            if is_done(config.run_dir):
+                if ranks.is_first:
+                    print(f"{config.run_dir}: training is complete; nothing to do")
+                return
+        _train(config, data, ranks, dtype)
 
 
 def _train(config: RunConfig, data: Data, ranks: Ranks, dtype: torch.dtype) -> None:
@@ -60,8 +70,7 @@ def main(arguments: Sequence[str]) -> int:
             raise UsageError("usage: torchrun --nproc-per-node N -m harness.train CONFIG [key=value ...]")
         train_run(load_config(arguments[0], arguments[1:]))
     except CodelengthError as error:
-        # What every rank would say, one of them says.
-        if os.environ.get("RANK", "0") == "0" or not isinstance(error, UsageError | Stopped):
+        if is_said_here(error):
             print(error, file=sys.stderr)
         return error.exit_status
     except OSError as error:
@@ -71,9 +80,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    status = main(sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Everything is written. What is left are destructors, and that of gloo's process group can wait, holding the
-    # interpreter's lock, for a thread of its own that waits for this lock.
-    os._exit(status)
+    leave(main(sys.argv[1:]))

@@ -4,14 +4,10 @@ import pickle
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from harness.backends.base import Backend, load_local_state, local_state, reset
-from harness.backends.ddp import DDPBackend
-from harness.backends.deepspeed import DeepSpeedBackend
-from harness.batches import Batches, MicroBatch
+from harness.batches import Batches
 from harness.checkpoint import (
     RunState,
     committed_checkpoints,
@@ -24,20 +20,14 @@ from harness.config import RunConfig, training_sha256
 from harness.data import Data
 from harness.distributed import Ranks
 from harness.errors import RunFailure, Stopped, UsageError
-from harness.hardware import (
-    identity,
-    load_random_state,
-    peak_flops,
-    peak_memory_bytes,
-    random_state,
-)
+from harness.hardware import identity, peak_flops, peak_memory_bytes
+from harness.learner import Learner
 from harness.ledger import LedgerWriter
 from harness.meter import Meter
-from harness.model import Transformer, token_nats
+from harness.model import token_nats
 from harness.monitor import make_monitor
-from harness.optimizer import Optimizer
 from harness.rundir import mark_done, on_first_rank, write_weights
-from harness.schedule import Phase, plan_phases, ramp_factor
+from harness.schedule import Phase, plan_phases
 from harness.sparsity.phase import prune
 from harness.sparsity.rules import make_rule
 from harness.stop import StopRequest
@@ -46,29 +36,17 @@ from harness.summary import derived_numbers
 LOGS_PER_HISTOGRAM = 20
 
 
-def make_backend(config: RunConfig, ranks: Ranks, micro_batch: int) -> Backend:
-    """The backend that the configuration names."""
-    if config.backend.name == "deepspeed":
-        return DeepSpeedBackend(ranks, config.backend, config.optimizer.clip_norm, micro_batch)
-    return DDPBackend(ranks)
-
-
 class Trainer:
     """One run on one rank: phases main -> prune -> finetune over a fixed order of sequences."""
 
     def __init__(self, config: RunConfig, data: Data, ranks: Ranks, dtype: torch.dtype):
         self.config, self.data, self.ranks, self.dtype = config, data, ranks, dtype
-        micro_batch = config.train.micro_batch(ranks.world_size)
+        self.learner = Learner(config, data.tokenizer.vocab_size, ranks, dtype)
+        self.backend, self.optimizer = self.learner.backend, self.learner.optimizer
         context, batch_sequences = config.model.context, config.train.batch_sequences
-        self.batches = Batches(data.train, context, batch_sequences, micro_batch, config.seed, ranks)
+        self.batches = Batches(data.train, context, batch_sequences, self.learner.micro_batch, config.seed, ranks)
         self.phases = plan_phases(config.train, self.batches.order.steps, has_finetuning=config.prune.kind != "none")
         self.num_steps = self.phases[-1].end_step
-        self.model = self._new_model()
-        self.num_parameters, self.flops_per_token = self.model.num_parameters, self.model.flops_per_token()
-        self.backend = make_backend(config, ranks, micro_batch)
-        # The rule waits until the dry step is over.
-        self.optimizer = Optimizer(self.model, config.optimizer, None, self.backend.make_parts)
-        self.backend.prepare(self.model, self.optimizer)
         self.state = RunState(
             step=0,
             pruned=config.prune.kind == "none",
@@ -88,10 +66,13 @@ class Trainer:
         """Print the derived numbers, then find out with one dry step whether they fit."""
         if self.ranks.is_first:
             config, shard = self.config, self.data
-            micro = self.batches.micro_batch
-            lines = derived_numbers(config, shard, self.phases, self.num_parameters, self.ranks, micro, self.dtype)
+            micro, size = self.batches.micro_batch, self.learner.num_parameters
+            lines = derived_numbers(config, shard, self.phases, size, self.ranks, micro, self.dtype)
             print("\n".join(lines), flush=True)
-        seconds = self._dry_step()
+        started = time.perf_counter()
+        self.learner.dry_step()
+        self.learner.reset()
+        seconds = time.perf_counter() - started
         if self.ranks.is_first:
             print(f"dry step    {seconds:.2f} s, peak memory of rank 0 {peak_memory_bytes() / 1e6:,.0f} MB", flush=True)
 
@@ -113,10 +94,7 @@ class Trainer:
                     self.meter = Meter()
 
                 # one optimizer step
-                is_finetune = phase.name == "finetune"
-                self.optimizer.set_learning_rate(step - phase.first_step, phase.num_steps, is_finetune)
-                if self.optimizer.rule:
-                    self.optimizer.rule.strength = ramp_factor(step, phase.num_steps * self.config.rule.ramp)
+                self.learner.set_schedule(step, phase)
                 self._train_step(step)
                 self.state.step = step + 1
 
@@ -143,63 +121,22 @@ class Trainer:
                 self._prune()
             self._finish(stop)
 
-    def _new_model(self) -> Transformer:
-        """The model before the first step, the same each time."""
-        torch.manual_seed(self.config.seed)
-        model = Transformer(self.config.model, self.data.tokenizer.vocab_size).to(self.ranks.device)
-        model.checkpoint_activations = self.config.train.activation_checkpointing
-        return model
-
-    def _backward(self, micro_batch: MicroBatch, num_tokens: int, last: bool) -> tuple[np.ndarray, float]:
-        """Nats of each token, float32, and their sum; the gradient of the sum over `num_tokens` is accumulated."""
-        tokens, mask = self._on_device(micro_batch)
-        seen: list[Tensor] = []
-
-        def compute_loss(module: nn.Module) -> Tensor:
-            nats = token_nats(module, tokens, self.dtype)
-            nats_sum = nats.masked_fill(~mask, 0.0).sum(dtype=torch.float64)
-            seen.extend((nats.detach(), nats_sum.detach()))
-            # Backends average gradients over ranks: the factor makes that the mean over the step's tokens.
-            return nats_sum * (self.ranks.world_size / num_tokens)
-
-        self.backend.backward(compute_loss, last)
-        return seen[0].cpu().numpy(), float(seen[1])
-
     def _train_step(self, step: int) -> None:
         batch = self.batches.of_step(step)
-        for index, micro_batch in enumerate(batch.micro_batches):
-            last = index == len(batch.micro_batches) - 1
-            nats, loss_nats_sum = self._backward(micro_batch, batch.num_tokens, last)
-            if not np.isfinite(loss_nats_sum):
-                raise RunFailure(f"step {step}, rank {self.ranks.rank}: the loss is {loss_nats_sum}; {self._remedy()}")
+        try:
+            losses = self.learner.train(batch, f"step {step}")
+        except RunFailure as error:
+            saved = committed_checkpoints(self.config.run_dir)
+            kept = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint had been saved"
+            raise RunFailure(f"{error} ({kept})") from None
+        for micro_batch, (nats, loss_nats_sum) in zip(batch.micro_batches, losses, strict=True):
             raw_bytes = (self.data.tokenizer.token_bytes[micro_batch.tokens] * micro_batch.mask).sum(axis=1)
             self.ledger.append(step, batch.epoch, micro_batch.sequences, nats, micro_batch.mask, raw_bytes)
             self.meter.add(loss_nats_sum, int(micro_batch.mask.sum()), int(raw_bytes.sum()), batch.epoch == 0)
-        self.backend.step()
         self.meter.steps += 1
 
-    def _remedy(self) -> str:
-        saved = committed_checkpoints(self.config.run_dir)
-        kept = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint had been saved"
-        return f"lower optimizer.learning_rate or optimizer.muon_learning_rate ({kept})"
-
-    def _dry_step(self) -> float:
-        """One step that leaves no trace, to find what cannot work before anything is written; returns its seconds.
-
-        It also makes DDP arrange its gradients once and for all, so that a run that goes on sums them in the same order
-        as one that was never stopped.
-        """
-        started = time.perf_counter()
-        batch = self.batches.of_step(0)
-        _, loss_nats_sum = self._backward(batch.micro_batches[0], batch.num_tokens, last=True)
-        self.backend.step()
-        if not np.isfinite(loss_nats_sum):
-            raise RunFailure(f"dry step, rank {self.ranks.rank}: the loss is {loss_nats_sum} before any training")
-        reset(self.backend, self.optimizer, {name: p.detach() for name, p in self._new_model().named_parameters()})
-        return time.perf_counter() - started
-
     def _log(self, phase: Phase, with_tensors: bool) -> None:
-        metrics = self.meter.reduce(self.ranks, self.state, self.flops_per_token, self.peak_flops)
+        metrics = self.meter.reduce(self.ranks, self.state, self.learner.flops_per_token, self.peak_flops)
         step = self.state.step
         metrics["nonzeros"] = self.backend.count_nonzeros()
         self.monitor.log_step(step, phase.name, metrics)
@@ -222,19 +159,19 @@ class Trainer:
         def mean_loss(model: nn.Module) -> float:
             nats_sum = tokens = 0.0
             for micro_batch in sample:
-                ids, mask = self._on_device(micro_batch)
+                ids, mask = self.learner.on_device(micro_batch)
                 nats_sum += float(token_nats(model, ids, self.dtype).masked_fill(~mask, 0.0).sum(dtype=torch.float64))
                 tokens += int(micro_batch.mask.sum())
             nats_sum, tokens = self.ranks.sum(nats_sum, tokens)
             return nats_sum / tokens
 
         report, self.state.grid_steps = prune(
-            self.backend, self.optimizer, self._new_model(), mean_loss, self.config.prune
+            self.backend, self.optimizer, self.learner.new_model(), mean_loss, self.config.prune
         )
         self.state.pruned = True
         self.monitor.message(
-            f"prune: |weight| >= {report.threshold:.3g} keeps {report.nonzeros:,} of {self.num_parameters:,} "
-            f"weights ({report.nonzeros / self.num_parameters:.1%}); loss {report.loss_before:.4f} -> "
+            f"prune: |weight| >= {report.threshold:.3g} keeps {report.nonzeros:,} of {self.learner.num_parameters:,} "
+            f"weights ({report.nonzeros / self.learner.num_parameters:.1%}); loss {report.loss_before:.4f} -> "
             f"{report.loss_after:.4f} nats/token on {self.config.prune.sample_sequences} training sequences"
         )
 
@@ -245,17 +182,17 @@ class Trainer:
             messages.append(f"resume      from step {self.state.step:,} ({checkpoint})")
         elif messages:
             messages.append("resume      no undamaged checkpoint is left: from step 0")
-        self.optimizer.set_rule(None if self.state.pruned else make_rule(self.config.rule))
+        # Without pruning there is no phase in which the rule would rest.
+        rests = self.state.pruned and self.config.prune.kind != "none"
+        self.optimizer.set_rule(None if rests else make_rule(self.config.rule))
         if self.ranks.is_first and messages:
             print("\n".join(messages), flush=True)
 
     def _load(self, checkpoint: Path) -> None:
-        self.state = read_state(checkpoint, self.state.identity)
+        self.state = read_state(checkpoint, self.state.identity, "set name=... for a new run")
         try:
             own = read_rank_state(checkpoint, self.ranks.rank)
-            holder = own if "backend" in own else read_rank_state(checkpoint, 0)
-            load_local_state(self.backend, self.optimizer, holder["backend"])
-            load_random_state(own["random"])
+            self.learner.load(own, own if "backend" in own else read_rank_state(checkpoint, 0))
             self.meter = Meter(**own["meter"])
         except (OSError, KeyError, TypeError, ValueError, RuntimeError, pickle.UnpicklingError):
             # Its digests are right: somebody else has written it.
@@ -265,9 +202,7 @@ class Trainer:
 
     def _save(self) -> Path:
         self.state.ledger_parts = self.ranks.gather(self.ledger.flush())
-        own = {"random": random_state(), "meter": self.meter.state()}
-        if self.backend.shares_out or self.ranks.is_first:
-            own["backend"] = local_state(self.backend, self.optimizer)
+        own = self.learner.state() | {"meter": self.meter.state()}
         keep = self.config.train.keep_checkpoints
         return save_checkpoint(self.config.run_dir, self.state, own, self.ranks, keep)
 
@@ -280,7 +215,3 @@ class Trainer:
         on_first_rank(self.ranks, stop.withdraw)
         on_first_rank(self.ranks, mark_done, self.config.run_dir)
         self.monitor.message(f"weights, ledger and metrics are in {self.config.run_dir}")
-
-    def _on_device(self, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        device = self.ranks.device
-        return torch.from_numpy(micro_batch.tokens).to(device), torch.from_numpy(micro_batch.mask).to(device)

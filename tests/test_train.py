@@ -134,6 +134,13 @@ def test_fine_tuning_keeps_the_zeros_of_pruning_and_moves_the_rest(place, one):
     assert last["phase"] == "finetune" and last["nonzeros"] == sum(int(w.count_nonzero()) for w in tuned.values())
 
 
+def test_a_rule_works_without_pruning(place):
+    """A proximal rule makes exact zeros while it trains."""
+    rule = ("prune.kind=none", "rule.coupling=decoupled", "rule.alpha=0.5", "train.epochs=1")
+    weights = load_file(train(place, "rule-alone", *rule) / "weights.safetensors")["embed.weight"]
+    assert 0 < int((weights == 0).sum()) < weights.numel()
+
+
 def test_weights_are_float32(one):
     assert {w.dtype for w in load_file(one / "weights.safetensors").values()} == {torch.float32}
 

@@ -1,0 +1,135 @@
+"""The training step of one rank: what an ordinary run takes, and both ends of an online code take in lockstep."""
+
+import hashlib
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from harness.backends.base import Backend, load_local_state, local_state, reset
+from harness.backends.ddp import DDPBackend
+from harness.backends.deepspeed import DeepSpeedBackend
+from harness.batches import MicroBatch, StepBatch
+from harness.config import RunConfig
+from harness.distributed import Ranks
+from harness.errors import RunFailure
+from harness.hardware import load_random_state, random_state
+from harness.model import Transformer, token_nats
+from harness.optimizer import Optimizer
+from harness.schedule import Phase, ramp_factor
+
+
+class Learner:
+    """Weights and optimizer of a run on one rank; everything follows from the configuration and the batches."""
+
+    def __init__(self, config: RunConfig, vocab_size: int, ranks: Ranks, dtype: torch.dtype):
+        self.config, self.vocab_size, self.ranks, self.dtype = config, vocab_size, ranks, dtype
+        self.micro_batch = config.train.micro_batch(ranks.world_size)
+        model = self.new_model()
+        self.num_parameters, self.flops_per_token = model.num_parameters, model.flops_per_token()
+        self.backend = self._make_backend()
+        # The rule waits until the dry step is over.
+        self.optimizer = Optimizer(model, config.optimizer, None, self.backend.make_parts)
+        self.backend.prepare(model, self.optimizer)
+
+    def new_model(self) -> Transformer:
+        """The model before the first step, the same each time."""
+        torch.manual_seed(self.config.seed)
+        model = Transformer(self.config.model, self.vocab_size).to(self.ranks.device)
+        model.checkpoint_activations = self.config.train.activation_checkpointing
+        return model
+
+    def set_schedule(self, step: int, phase: Phase) -> None:
+        """Learning rates and strength of the rule at `step` of the run, which is in `phase`."""
+        self.optimizer.set_learning_rate(step - phase.first_step, phase.num_steps, phase.name == "finetune")
+        if self.optimizer.rule:
+            self.optimizer.rule.strength = ramp_factor(step, phase.num_steps * self.config.rule.ramp)
+
+    def train(self, batch: StepBatch, where: str) -> list[tuple[np.ndarray, float]]:
+        """One optimizer step; for each micro-batch the nats of its tokens, float32 (n, length), and their sum.
+
+        Raises RunFailure, naming `where`, when a loss is not finite; the weights are then as they were.
+        """
+        losses = []
+        for index, micro_batch in enumerate(batch.micro_batches):
+            nats, nats_sum = self._backward(micro_batch, batch.num_tokens, index == len(batch.micro_batches) - 1)
+            if not np.isfinite(nats_sum):
+                raise RunFailure(
+                    f"{where}, rank {self.ranks.rank}: the loss is {nats_sum}; lower optimizer.learning_rate or "
+                    "optimizer.muon_learning_rate"
+                )
+            losses.append((nats, nats_sum))
+        self.backend.step()
+        return losses
+
+    def dry_step(self) -> None:
+        """One step on made-up tokens, to find what cannot work before anything is written; `reset` undoes it.
+
+        It also makes DDP arrange its gradients once and for all, so that a run that goes on sums them in the same order
+        as one that was never stopped.
+        """
+        self.train(self.probe(), "dry step")
+
+    def probe(self) -> StepBatch:
+        """This rank's share of a full step of made-up tokens."""
+        batch_sequences, context = self.config.train.batch_sequences, self.config.model.context
+        tokens = made_up_tokens(batch_sequences, context, self.vocab_size)
+        parts = np.split(tokens, batch_sequences // self.micro_batch)[self.ranks.rank :: self.ranks.world_size]
+        ids, mask = np.zeros(self.micro_batch, dtype=np.int64), np.ones((self.micro_batch, context), dtype=bool)
+        return StepBatch(0, tokens.size, [MicroBatch(ids, part.copy(), mask) for part in parts])
+
+    def reset(self) -> None:
+        """Back to before the first step."""
+        weights = {name: p.detach() for name, p in self.new_model().named_parameters()}
+        reset(self.backend, self.optimizer, weights)
+
+    def weights_digest(self) -> bytes:
+        """BLAKE2b of all float32 weights, 8 bytes, the same on every rank."""
+        digest = hashlib.blake2b(digest_size=8)
+        for _, tensor in self.backend.weights():
+            digest.update(tensor.float().cpu().contiguous().numpy().data)
+        return digest.digest()
+
+    def state(self) -> dict:
+        """What a checkpoint of this rank holds; what all ranks have in common only the first one keeps."""
+        own = {"random": random_state()}
+        if self.backend.shares_out or self.ranks.is_first:
+            own["backend"] = local_state(self.backend, self.optimizer)
+        return own
+
+    def load(self, own: dict, first: dict) -> None:
+        """Go on from the saved states of this rank and of the first."""
+        load_local_state(self.backend, self.optimizer, (own if "backend" in own else first)["backend"])
+        load_random_state(own["random"])
+
+    def on_device(self, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Tokens and mask as tensors."""
+        device = self.ranks.device
+        return torch.from_numpy(micro_batch.tokens).to(device), torch.from_numpy(micro_batch.mask).to(device)
+
+    def _make_backend(self) -> Backend:
+        config = self.config
+        if config.backend.name == "deepspeed":
+            return DeepSpeedBackend(self.ranks, config.backend, config.optimizer.clip_norm, self.micro_batch)
+        return DDPBackend(self.ranks)
+
+    def _backward(self, micro_batch: MicroBatch, num_tokens: int, last: bool) -> tuple[np.ndarray, float]:
+        """Nats of each token and their sum; the gradient of the sum over `num_tokens` is accumulated."""
+        tokens, mask = self.on_device(micro_batch)
+        seen: list[Tensor] = []
+
+        def compute_loss(module: nn.Module) -> Tensor:
+            nats = token_nats(module, tokens, self.dtype)
+            nats_sum = nats.masked_fill(~mask, 0.0).sum(dtype=torch.float64)
+            seen.extend((nats.detach(), nats_sum.detach()))
+            # Backends average gradients over ranks: the factor makes that the mean over the step's tokens.
+            return nats_sum * (self.ranks.world_size / num_tokens)
+
+        self.backend.backward(compute_loss, last)
+        return seen[0].cpu().numpy(), float(seen[1])
+
+
+def made_up_tokens(rows: int, length: int, vocab_size: int) -> np.ndarray:
+    """Token ids (rows, length), int64, that are the same everywhere; fewer rows are the first of more."""
+    row, place = np.indices((rows, length))
+    return (row * 17 + place * 31 + place * place // 7) % vocab_size
