@@ -5,29 +5,35 @@ Sections: HEAD (what a decoder must know), TOKN (tokenizer), MODL (weights), DAT
 """
 
 import hashlib
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 
 from eval.coder import Decoder, Encoder
-from eval.config import EvalConfig
-from eval.container import CHECKSUM_BYTES, framing_bytes, pack_json, pack_sections, read_sections, unpack_json
-from eval.predictor import Predictor, block_count, cache_bytes_per_lane
+from eval.config import PREDICTORS, EvalConfig
+from eval.container import (
+    CHECKSUM_BYTES,
+    framing_bytes,
+    pack_json,
+    pack_sections,
+    read_sections,
+    unpack_json,
+    write_atomically,
+)
+from eval.portable import PortableModel, cache_dtype
+from eval.predictor import FloatModel, Predictor, SteppingModel, block_count
 from eval.weights import decode_weights, encode_weights, rebuild
-from harness.errors import RunFailure, UsageError
+from harness.errors import UsageError
+from harness.hardware import check_memory, isa_limits
 from harness.model import ModelConfig, Transformer
 from harness.tokenizer import KINDS, ByteTokenizer, SentencePieceTokenizer, from_model_bytes
 
 MAX_LAYERS = 4096
 MAX_SIZE = 1 << 40
-# Variables by which users choose other kernels than their processor's best.
-_ISA_LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
 _HEAD_TYPES = {
     "model": dict,
     "tokenizer": str,
@@ -36,6 +42,7 @@ _HEAD_TYPES = {
     "chunk_bytes": int,
     "lanes": int,
     "blocks": int,
+    "predictor": str,
     "predictor_sha256": str,
     "environment": dict,
 }
@@ -76,21 +83,30 @@ class QuantisedModel:
         """The model with the rebuilt weights."""
         return _load(Transformer(self.config, self.tokenizer.vocab_size), rebuild(self.integers, self.steps))
 
+    def stepping(self, predictor: str, length: int) -> SteppingModel:
+        """The model that steps sequences of at most `length` tokens; `predictor` is one of PREDICTORS.
+
+        Raises UsageError where `portable` cannot sum the integers exactly.
+        """
+        if predictor == "portable":
+            return PortableModel(self.config, self.tokenizer.vocab_size, self.integers, self.steps, length)
+        return FloatModel(self.transformer())
+
 
 def write_archive(
     path: Path, text: bytes, model: QuantisedModel, config: EvalConfig, threads: int, progress: Progress
 ) -> ArchiveReport:
     """Code `text` with the weights that a decoder will rebuild, and write the file in one rename.
 
-    Raises RunFailure where the file cannot be written; nothing is left of it then.
+    Raises RunFailure where the file cannot be written (nothing is left of it then), and UsageError where
+    `eval.predictor=portable` cannot sum the integers of the model exactly.
     """
     start = time.perf_counter()
-    transformer = model.transformer()
     num_chunks = -(-len(text) // config.chunk_bytes)
     length = min(config.chunk_bytes, len(text)) or 1
-    per_lane = cache_bytes_per_lane(transformer, length)
+    per_lane = cache_bytes_per_lane(model.config, length, config.predictor)
     blocks = block_count(num_chunks, config.lanes, per_lane, config.max_cache_bytes)
-    predictor = Predictor(transformer, config.lanes, blocks, length, threads)
+    predictor = Predictor(model.stepping(config.predictor, length), config.lanes, blocks, length, threads)
     head = {
         "model": asdict(model.config),
         "tokenizer": model.tokenizer.kind,
@@ -99,8 +115,9 @@ def write_archive(
         "chunk_bytes": config.chunk_bytes,
         "lanes": config.lanes,
         "blocks": blocks,
+        "predictor": config.predictor,
         "predictor_sha256": predictor.fingerprint(),
-        "environment": _relevant_environment(),
+        "environment": {} if config.predictor == "portable" else _relevant_environment(),
     }
     encoder = Encoder()
     _encode_chunks(text, config.chunk_bytes, model.tokenizer, predictor, encoder, progress)
@@ -138,12 +155,12 @@ def read_archive(path: Path, threads: int, progress: Progress) -> bytes:
     head = unpack_json(sections["HEAD"], path)
     try:
         config, tokenizer = _check_head(head, sections["TOKN"])
-        transformer = Transformer(config, tokenizer.vocab_size)
-        shapes = {name: tuple(p.shape) for name, p in transformer.named_parameters()}
-        transformer = _load(transformer, rebuild(*decode_weights(sections["MODL"], shapes)))
+        shapes = {name: tuple(p.shape) for name, p in Transformer(config, tokenizer.vocab_size).named_parameters()}
+        model = QuantisedModel(config, tokenizer, *decode_weights(sections["MODL"], shapes))
         decoder = Decoder(sections["DATA"])
         length = min(head["chunk_bytes"], head["raw_bytes"]) or 1
-        predictor = Predictor(transformer, head["lanes"], head["blocks"], length, threads)
+        stepping = model.stepping(head["predictor"], length)
+        predictor = Predictor(stepping, head["lanes"], head["blocks"], length, threads)
         if predictor.fingerprint() != head["predictor_sha256"]:
             here = _describe(_relevant_environment())
             raise UsageError(
@@ -159,24 +176,6 @@ def read_archive(path: Path, threads: int, progress: Progress) -> bytes:
             f"than the one that wrote it ({_describe(head['environment'])}); decode it there"
         )
     return text
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file in one rename; a failure leaves what was there before.
-
-    Raises RunFailure where it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise RunFailure(f"{path}: not written ({error.strerror}); nothing was changed") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _encode_chunks(
@@ -251,15 +250,11 @@ def _check_head(head: dict, tokenizer_model: bytes) -> tuple[ModelConfig, ByteTo
     sizes = [config.width, config.layers, config.heads, config.context, head["chunk_bytes"], head["lanes"]]
     in_range = all(1 <= size <= MAX_SIZE for size in [*sizes, head["blocks"], head["raw_bytes"] + 1])
     in_range = in_range and config.layers <= MAX_LAYERS and head["chunk_bytes"] <= config.context
-    if not in_range or config.problems() or head["tokenizer"] not in KINDS:
+    in_range = in_range and head["tokenizer"] in KINDS and head["predictor"] in PREDICTORS
+    if not in_range or config.problems():
         raise UsageError("malformed header (values out of range); fetch the archive again")
     tokenizer = from_model_bytes(head["tokenizer"], tokenizer_model)
-    needed, free = _memory_bytes(head, config, tokenizer.vocab_size), psutil.virtual_memory().available
-    if needed > free:
-        raise UsageError(
-            f"needs about {needed / 1e9:.1f} GB of memory to decode, {free / 1e9:.1f} GB are free; "
-            "decode it on a larger machine"
-        )
+    check_memory(_memory_bytes(head, config, tokenizer.vocab_size))
     return config, tokenizer
 
 
@@ -267,9 +262,15 @@ def _memory_bytes(head: dict, config: ModelConfig, vocab_size: int) -> int:
     """Memory for weights (integers and floats), position tables, lanes (cache, coding tables) and text, roughly."""
     num_weights = 12 * config.layers * config.width**2 + (2 * vocab_size + 1) * config.width
     length = min(head["chunk_bytes"], head["raw_bytes"]) or 1
-    per_lane = 8 * config.layers * length * config.width + 40 * vocab_size
+    per_lane = cache_bytes_per_lane(config, length, head["predictor"]) + 64 * vocab_size
     lanes = head["lanes"] * head["blocks"]
     return 16 * num_weights + 24 * config.context * config.width + lanes * per_lane + 2 * head["raw_bytes"]
+
+
+def cache_bytes_per_lane(config: ModelConfig, length: int, predictor: str) -> int:
+    """Bytes of keys and values of one sequence of `length` tokens."""
+    dtype = cache_dtype(config, length) if predictor == "portable" else torch.float32
+    return 2 * dtype.itemsize * config.layers * length * config.width
 
 
 def _load(transformer: Transformer, weights: dict[str, np.ndarray]) -> Transformer:
@@ -282,10 +283,9 @@ def _load(transformer: Transformer, weights: dict[str, np.ndarray]) -> Transform
 
 def _relevant_environment() -> dict[str, str]:
     """What the last bits of a float product depend on."""
-    limits = {name: os.environ[name] for name in _ISA_LIMITS if name in os.environ}
-    return {"torch": str(torch.__version__), "cpu": torch.backends.cpu.get_cpu_capability(), **limits}
+    return {"torch": str(torch.__version__), "cpu": torch.backends.cpu.get_cpu_capability(), **isa_limits()}
 
 
 def _describe(relevant: dict) -> str:
     text = ", ".join(f"{key} {value}" for key, value in relevant.items())
-    return "".join(character for character in text if character.isprintable())[:200]
+    return "".join(character for character in text if character.isprintable())[:200] or "a portable archive"

@@ -30,7 +30,10 @@ class Encoder:
         """-log2 of the float probabilities of the symbols so far; one that underflowed counts as 2^-149."""
 
     def encode(self, symbols: np.ndarray, probabilities: np.ndarray) -> None:
-        """`symbols` (n,) with `probabilities` (n, alphabet), float32; alphabets over 256 become two digits."""
+        """`symbols` (n,) with `probabilities` (n, alphabet); alphabets over 256 become two digits.
+
+        Probabilities are float32, or any multiples of them that are integers, in float64: these code alike everywhere.
+        """
         if not len(symbols):
             return
         chosen = probabilities[np.arange(len(symbols)), symbols].astype(np.float64)
@@ -67,7 +70,7 @@ class Decoder:
         self._coder = ac.queue.RangeDecoder(np.frombuffer(stream, dtype="<u4").astype(np.uint32))
 
     def decode(self, probabilities: np.ndarray) -> np.ndarray:
-        """Symbols (n,) int64 for `probabilities` (n, alphabet), float32."""
+        """Symbols (n,) int64 for `probabilities` (n, alphabet) of the type that they were coded with."""
         if not len(probabilities):
             return np.zeros(0, dtype=np.int64)
         if probabilities.shape[1] <= MAX_TABLE:
@@ -99,6 +102,28 @@ def quantised_bits(symbols: np.ndarray, table: np.ndarray) -> float:
     right = (cumulative[rows, symbols] * scale).astype(np.int64) + symbols + 1
     right = np.where(symbols == alphabet - 1, 2**PRECISION_BITS, right)
     return float(-np.log2((right - left) / 2**PRECISION_BITS).sum())
+
+
+def coding_tables(probabilities: np.ndarray) -> np.ndarray:
+    """All integer frequencies that constriction would use for rows of `probabilities` (n, alphabet): int64 (n, m).
+
+    Those of alphabets over 256 are the frequencies of the first digit, then of the second after each first one.
+    """
+    rows, alphabet = probabilities.shape
+    if alphabet <= MAX_TABLE:
+        return _frequencies(probabilities)
+    digits = _split(probabilities, _digit_base(alphabet))
+    highs = range(digits.shape[1])
+    lows = [_frequencies(_low_table(digits, np.full(rows, high))) for high in highs]
+    return np.concatenate([_frequencies(_high_table(digits)), *lows], axis=1)
+
+
+def _frequencies(table: np.ndarray) -> np.ndarray:
+    alphabet = table.shape[1]
+    cumulative = np.cumsum(table, axis=1, dtype=np.float64)
+    scale = (2**PRECISION_BITS - alphabet) / cumulative[:, -1:]
+    left = (np.pad(cumulative[:, :-1], ((0, 0), (1, 0))) * scale).astype(np.int64) + np.arange(alphabet)
+    return np.diff(left, axis=1, append=2**PRECISION_BITS)
 
 
 def _digit_base(alphabet: int) -> int:

@@ -1,28 +1,57 @@
 """Probabilities that encoder and decoder compute bit-identically.
 
-A matrix product's last bits depend on its shape and on the number of threads that share it. So the same kernels run
-with the same shapes on both sides: blocks of a fixed number of lanes step one token at a time with a key-value cache,
-and each block is computed by one thread. More threads compute more blocks at once and change no bit.
+A float matrix product's last bits depend on its shape and on the number of threads that share it. So the same kernels
+run with the same shapes on both sides: blocks of a fixed number of lanes step one token at a time with a key-value
+cache, and each block is computed by one thread. More threads compute more blocks at once and change no bit. Other
+processors have other kernels: there, only a model in integers (`eval.portable`) computes the same.
 """
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from harness.model import Transformer
+from harness.model import Cache, Transformer
 
 PROBE_STEPS = 16
+
+
+class SteppingModel(Protocol):
+    """What a predictor steps: `FloatModel` or `eval.portable.PortableModel`."""
+
+    vocab_size: int
+    begin: int
+    """The input symbol before the first."""
+
+    def new_cache(self, lanes: int, length: int) -> Cache:
+        """An empty cache for `lanes` sequences of at most `length` tokens."""
+
+    def step(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """Probabilities (lanes, vocab_size), or multiples of them, after reading `tokens` (lanes,)."""
+
+
+class FloatModel:
+    """The transformer in float32, as it was trained."""
+
+    def __init__(self, model: Transformer):
+        self._model = model.float().eval().requires_grad_(False)
+        self.vocab_size, self.begin, self.new_cache = model.vocab_size, model.begin, model.new_cache
+
+    def step(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """Probabilities (lanes, vocab_size), float32, after reading one token a lane; advances `cache`."""
+        return torch.softmax(self._model.step(tokens, cache), dim=-1)
 
 
 class Predictor:
     """Steps `blocks` x `lanes` sequences side by side."""
 
-    def __init__(self, model: Transformer, lanes: int, blocks: int, length: int, threads: int):
+    def __init__(self, model: SteppingModel, lanes: int, blocks: int, length: int, threads: int):
         """Sequences have at most `length` tokens; `threads` blocks are computed at a time."""
         torch.set_num_threads(1)
-        self.model = model.float().eval().requires_grad_(False)
+        self.model = model
         self.lanes, self.blocks, self.length = lanes, blocks, length
         self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
         self._caches = [model.new_cache(lanes, length) for _ in range(blocks)]
@@ -38,7 +67,7 @@ class Predictor:
             cache.position = 0
 
     def step(self, tokens: np.ndarray) -> np.ndarray:
-        """Probabilities (n, vocabulary), float32, of the next token after reading `tokens` (n,) int64, n <= width.
+        """What the model gives each next token (n, vocabulary) after reading `tokens` (n,) int64, n <= width.
 
         Only the blocks that hold the first n lanes are computed.
         """
@@ -46,7 +75,9 @@ class Predictor:
         padded = np.zeros(used * self.lanes, dtype=np.int64)
         padded[: len(tokens)] = tokens
         parts = np.split(padded, used)
-        rows = list(self._pool.map(self._step_block, range(used), parts))
+        # One block needs no other thread, and the way there and back takes as long as a few tokens.
+        run = self._pool.map if used > 1 else map
+        rows = list(run(self._step_block, range(used), parts))
         return np.concatenate(rows)[: len(tokens)]
 
     def fingerprint(self) -> str:
@@ -55,22 +86,17 @@ class Predictor:
         self.start()
         tokens = np.full(self.lanes, self.model.begin)
         for step in range(min(PROBE_STEPS, self.length)):
-            digest.update(self.step(tokens).astype("<f4").tobytes())
+            probabilities = self.step(tokens)
+            digest.update(probabilities.astype(probabilities.dtype.newbyteorder("<")).tobytes())
             tokens = (np.arange(self.lanes) * 31 + step * 17) % self.model.vocab_size
         return digest.hexdigest()
 
     def _step_block(self, block: int, tokens: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            logits = self.model.step(torch.from_numpy(tokens), self._caches[block])
-            return torch.softmax(logits, dim=-1).numpy()
+            return self.model.step(torch.from_numpy(tokens), self._caches[block]).numpy()
 
 
 def block_count(num_sequences: int, lanes: int, cache_bytes_per_lane: int, max_cache_bytes: int) -> int:
     """Blocks of a wave: enough for all sequences, as far as memory for keys and values allows; at least 1."""
     affordable = max_cache_bytes // (cache_bytes_per_lane * lanes)
     return max(1, min(affordable, -(-num_sequences // lanes)))
-
-
-def cache_bytes_per_lane(model: Transformer, length: int) -> int:
-    """Bytes of keys and values of one sequence of `length` tokens (float32)."""
-    return 2 * 4 * model.config.layers * length * model.config.width

@@ -11,10 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from eval.archive import QuantisedModel, read_archive, write_archive
+from eval.archive import QuantisedModel, cache_bytes_per_lane, read_archive, write_archive
 from eval.config import EvalConfig
 from eval.container import pack_json, pack_sections, read_sections, unpack_json
-from eval.predictor import cache_bytes_per_lane
 from eval.weights import quantise
 from harness.errors import RunFailure, UsageError
 from harness.model import ModelConfig, Transformer
@@ -43,7 +42,7 @@ def make_model(tokenizer=None, architecture="modern", context=CHUNK_BYTES, seed=
 
 def settings(blocks=100, chunk_bytes=CHUNK_BYTES, lanes=LANES) -> EvalConfig:
     """Settings with memory for at most so many blocks of a model made by `make_model`."""
-    per_lane = cache_bytes_per_lane(make_model().transformer(), chunk_bytes)
+    per_lane = cache_bytes_per_lane(make_model().config, chunk_bytes, "float")
     return EvalConfig(chunk_bytes=chunk_bytes, lanes=lanes, max_cache_bytes=blocks * lanes * per_lane)
 
 
@@ -234,6 +233,7 @@ HOSTILE = {
     "chunk_bytes": [0, -32, CHUNK_BYTES + 1, 10**12, "32", None],
     "lanes": [0, -2, 10**9, 10**12, 2.0, None],
     "blocks": [0, -2, 10**9, 10**12, 2.0, None],
+    "predictor": ["", "words\nand lines", "Float", None, 1, ["float"]],
     "tokenizer": ["", "words\nand lines", "sentencepiece", None, 1],
     "sha256": [None, 1, "", "0" * 64],
     "predictor_sha256": [None, 1, ""],

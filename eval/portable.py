@@ -1,0 +1,251 @@
+"""The transformer in integers: the same weights of symbols on every machine, in whatever order it sums.
+
+Activations are integers on a grid. A product of matrices of integers is exact in any order, fused or not, as long as no
+partial sum reaches 2^24 in float32 or 2^53 in float64; that is proved for each product from its integer weights when
+the model is built, and what no bound holds back saturates. All else is elementwise: one IEEE 754 addition, product,
+division, square root or rounding a number, or a table (`eval.portable_tables`). Square roots are numpy's and divisors
+are tensors: torch's root is a vector library's on some machines, and its scalar / tensor multiplies by an inverse.
+
+What no test on one machine can show: that a library keeps float32 products in float32. Those that are told to use
+bfloat16 do not, and the archive's fingerprint refuses them.
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eval.portable_products import (
+    EXACT_BITS,
+    STREAM_BITS,
+    Grid,
+    Grids,
+    NormedProduct,
+    Product,
+    inverse_norm,
+    square_root,
+)
+from eval.portable_tables import circle_tables, exp_table, normal_table
+from harness.functions import EPSILON
+from harness.model import Cache, ModelConfig
+
+# Units are powers of two: of hidden activations, and of the published architecture's queries, keys and values.
+HIDDEN_BITS, PUBLISHED_BITS = 8, 12
+# Mixed values are finer than a value's unit by as many bits as float32 sums allow.
+MIXED_BITS = (4, 3, 2, 1, 0)
+# Where hidden activations saturate: never below 32, else a trained model might reach it.
+SMALLEST_HIDDEN_LIMIT, LARGEST_HIDDEN_LIMIT = 32 << HIDDEN_BITS, 1 << 20
+# Where the values of float64 caches saturate: 1024 in the published architecture.
+WIDE_LIMIT = 1024 << PUBLISHED_BITS
+# Attention weights add up to 2^12 in float32, which is too coarse for more tokens than this, and to 2^20 in float64.
+LONGEST_FLOAT32, FLOAT32_LEVELS, FLOAT64_LEVELS = 1024, 1 << 12, 1 << 20
+# Normalised queries and keys have this root mean square at most.
+LARGEST_QUERY = 1 << 12
+CIRCLE_BITS, PHI_BITS, PHI_REACH = 15, 14, 6
+# Scores and logits are cut to 1/256 nat: at most 0.4 % of a probability, about 1e-6 nats a symbol.
+EXP_STEPS, SYMBOL_BITS = 256, 32
+
+
+def cache_dtype(config: ModelConfig, length: int) -> torch.dtype:
+    """What keys and values are kept in: float32 where queries are normalised and sequences short, for their speed."""
+    narrow = config.architecture == "modern" and length <= LONGEST_FLOAT32
+    return torch.float32 if narrow else torch.float64
+
+
+class PortableModel:
+    """Steps lanes as `Transformer.step` does, and gives each symbol an integer weight of at least 1."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        vocab_size: int,
+        integers: Mapping[str, np.ndarray],
+        steps: Mapping[str, np.float32],
+        length: int,
+    ):
+        """Sequences have at most `length` tokens. Raises UsageError where integers are too large for exact sums."""
+        self.config, self.vocab_size, self.begin = config, vocab_size, vocab_size
+        grids = {name: Grid(name, integers[name], steps[name]) for name in integers}
+        # A centred row has at most twice the magnitude, and its squares must add up exactly.
+        self._limit = math.isqrt((1 << 53) // (4 * config.width)) - 1
+        self._embed = self._saturated(grids["embed.weight"].values(STREAM_BITS).round_())
+        self._positions = None
+        if config.architecture == "published":
+            cos, sin = circle_tables(length, config.width // 2, STREAM_BITS)
+            self._positions = torch.from_numpy(np.stack([sin, cos], axis=-1).reshape(length, -1))
+        self._blocks = _blocks(grids, config, length)
+        self._head = NormedProduct(grids, "norm", "head.weight", config.width)
+        self._exp = torch.from_numpy(exp_table(SYMBOL_BITS, EXP_STEPS))
+
+    def new_cache(self, lanes: int, length: int) -> Cache:
+        """An empty cache; keys and values of a layer have shape (lanes * heads, length, head width)."""
+        heads, dtype = self.config.heads, cache_dtype(self.config, length)
+        shape = (lanes * heads, length, self.config.width // heads)
+        keys, values = ([torch.zeros(shape, dtype=dtype) for _ in self._blocks] for _ in range(2))
+        return Cache(keys, values)
+
+    def step(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """Weights (lanes, vocab_size), float64, after reading one token a lane (shape (lanes,)); advances `cache`."""
+        at = cache.position
+        x = self._embed[tokens]
+        if self._positions is not None:
+            x = self._saturated(x.add_(self._positions[at]))
+        for (attend, perceive), keys, values in zip(self._blocks, cache.keys, cache.values, strict=True):
+            x = self._saturated(x.add_(attend(x, keys, values, at)))
+            x = self._saturated(x.add_(perceive(x)))
+        cache.position += 1
+        return _exp(self._head(x).double(), self._head.unit, self._exp)
+
+    def _saturated(self, x: Tensor) -> Tensor:
+        return x.clamp_(-self._limit, self._limit)
+
+
+class Mixer:
+    """Attention over a cache: exact scores, weights from a table, an exact weighted sum, one division."""
+
+    def __init__(self, config: ModelConfig, length: int):
+        self.dtype = cache_dtype(config, length)
+        self.heads, self.head_width = config.heads, config.width // config.heads
+        exact_bits = EXACT_BITS[self.dtype]
+        levels = FLOAT32_LEVELS if self.dtype == torch.float32 else FLOAT64_LEVELS
+        self._levels = torch.tensor(levels, dtype=self.dtype)
+        # Weights add up to `levels` and 1/2 for the rounding of each, at most.
+        self.value_limit = min(((1 << exact_bits) - 1) // (levels + length // 2 + 2), WIDE_LIMIT)
+        """Values may be this large."""
+        self.score_limit = math.isqrt((1 << exact_bits) // self.head_width)
+        """Queries and keys may have norm score_limit * sqrt(head width)."""
+        table = exp_table(min(SYMBOL_BITS, exact_bits - length.bit_length()), EXP_STEPS)
+        self._exp = torch.from_numpy(table).to(self.dtype)
+
+    def __call__(self, qkv: Tensor, keys: Tensor, values: Tensor, at: int, unit: float, bits: int) -> Tensor:
+        """Mixed values (lanes, width) in 2^-bits of their unit; `qkv` has shape (lanes, 3, heads, head width)."""
+        query, keys[:, at], values[:, at] = (part.flatten(0, 1) for part in qkv.to(self.dtype).unbind(1))
+        scores = torch.bmm(query.unsqueeze(1), keys[:, : at + 1].transpose(1, 2)).squeeze(1)
+        weights = _exp(scores, unit, self._exp)
+        total = weights.sum(dim=1, keepdim=True)
+        weights = weights.mul_(torch.div(self._levels, total)).round_()
+        mixed = torch.bmm(weights.unsqueeze(1), values[:, : at + 1]).squeeze(1)
+        mixed = mixed.mul_(float(1 << bits)).div_(weights.sum(dim=1, keepdim=True)).round_()
+        return mixed.view(len(qkv), -1)
+
+
+class ModernAttention:
+    """Normalised and rotated queries and keys."""
+
+    def __init__(self, grids: Grids, block: str, config: ModelConfig, mixer: Mixer, circle: tuple[Tensor, Tensor]):
+        self._mixer, self._circle = mixer, circle
+        self._product = product = NormedProduct(grids, f"{block}attention_norm", f"{block}qkv.weight", config.width)
+        whole = grids[f"{block}qkv.weight"]
+        parts = np.split(whole.integers, [2 * config.width])
+        query_key, value = (Grid(whole.name, part, whole.step) for part in parts)
+        # The norm takes any scale: queries and keys are shifted only as far as their squares need to add up exactly.
+        head_width, bound = mixer.head_width, math.isqrt(query_key.row_norm2() * product.row_norm2) + 1
+        shift = next(k for k in range(53) if head_width * ((bound >> k) + 2) ** 2 < 1 << 53)
+        # Values fill what the mixer allows; the 1 is for rounding.
+        value_bound = math.isqrt(value.row_norm2() * product.row_norm2) + 1
+        value_scale = (mixer.value_limit - 1) / value_bound
+        shifted = math.ldexp(1.0, -shift)
+        scales = np.repeat([shifted, shifted, value_scale], config.width)
+        self._scales = torch.from_numpy(scales).to(product.dtype)
+        # With rows of norm `scale` * sqrt(head width), rounding (1/2) and the rotation's table (2^-15 of the norm, less
+        # than 1/4 here) leave scores below score_limit^2 * head width, which is exact.
+        scale = min(mixer.score_limit - 1, LARGEST_QUERY)
+        self._norm = math.ldexp(scale * square_root(head_width), -CIRCLE_BITS)
+        per_unit = shifted / product.unit
+        # Sums of squares are 0 or at least 1: 2^-40 is as good as less, and its inverse a finite float32.
+        self._epsilon = max(head_width * EPSILON * per_unit * per_unit, math.ldexp(1.0, -40))
+        self._unit = 1.0 / (scale * scale * square_root(head_width))
+        self._bits, self._out = _output(grids, block, mixer, product.unit / value_scale)
+
+    def __call__(self, x: Tensor, keys: Tensor, values: Tensor, at: int) -> Tensor:
+        """What to add to the residual stream `x` (lanes, width); keys and values are written at position `at`."""
+        qkv = self._product(x).mul_(self._scales).round_().view(len(x), 3, self._mixer.heads, -1)
+        query_key = qkv[:, :2]
+        inverse = inverse_norm(query_key.double(), self._norm, self._epsilon).to(qkv.dtype)
+        first, second = query_key.chunk(2, dim=-1)
+        cos, sin = (table[at].to(qkv.dtype) for table in self._circle)
+        turned = torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+        qkv[:, :2] = turned.mul_(inverse).round_()
+        return self._out(self._mixer(qkv, keys, values, at, self._unit, self._bits))
+
+
+class PublishedAttention:
+    """Queries, keys and values with biases, in units of 2^-12."""
+
+    def __init__(self, grids: Grids, block: str, config: ModelConfig, mixer: Mixer):
+        self._mixer = mixer
+        self._product = NormedProduct(grids, f"{block}attention_norm", f"{block}qkv.weight", config.width)
+        self._scale = math.ldexp(self._product.unit, PUBLISHED_BITS)
+        self._bias = grids[f"{block}qkv.bias"].values(PUBLISHED_BITS)
+        self._limit = min(mixer.score_limit - 1, mixer.value_limit)
+        self._unit = math.ldexp(1.0, -2 * PUBLISHED_BITS) / square_root(mixer.head_width)
+        self._bits, self._out = _output(grids, block, mixer, math.ldexp(1.0, -PUBLISHED_BITS))
+
+    def __call__(self, x: Tensor, keys: Tensor, values: Tensor, at: int) -> Tensor:
+        """What to add to the residual stream `x` (lanes, width); keys and values are written at position `at`."""
+        qkv = self._product(x).double().mul_(self._scale).add_(self._bias).round_().clamp_(-self._limit, self._limit)
+        qkv = qkv.view(len(x), 3, self._mixer.heads, -1)
+        return self._out(self._mixer(qkv, keys, values, at, self._unit, self._bits))
+
+
+class Perceptron:
+    """The two-layer perceptron; hidden activations saturate where the second product would not be exact."""
+
+    def __init__(self, grids: Grids, block: str, config: ModelConfig, phi: Tensor | None):
+        self._phi = phi
+        self._up = NormedProduct(grids, f"{block}mlp_norm", f"{block}up.weight", config.width)
+        down = grids[f"{block}down.weight"]
+        room = ((1 << 53) - 1) // down.row_sum()
+        self._limit = limit = min(math.isqrt(room) if phi is None else room >> PHI_BITS, LARGEST_HIDDEN_LIMIT)
+        if limit < SMALLEST_HIDDEN_LIMIT:
+            raise down.too_large()
+        self._scale = math.ldexp(self._up.unit, HIDDEN_BITS)
+        self._bias = None if phi is None else grids[f"{block}up.bias"].values(HIDDEN_BITS)
+        largest, bits = (limit * limit, HIDDEN_BITS) if phi is None else (limit << PHI_BITS, PHI_BITS)
+        unit = math.ldexp(1.0, -HIDDEN_BITS - bits)
+        self._down = Product(grids, f"{block}down", largest, unit, (torch.float64,))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """What to add to the residual stream `x` (lanes, width)."""
+        sums = self._up(x)
+        if self._phi is None:
+            hidden = _scaled(sums, self._scale).round_().clamp_(0, self._limit).double()
+            return self._down(hidden.mul_(hidden))
+        hidden = sums.double().mul_(self._scale).add_(self._bias).round_().clamp_(-self._limit, self._limit)
+        reach = PHI_REACH << HIDDEN_BITS
+        return self._down(hidden.mul_(_looked_up(self._phi, hidden.clamp(-reach, reach).add_(reach))))
+
+
+def _blocks(grids: Grids, config: ModelConfig, length: int) -> list[tuple]:
+    """Attention and perceptron of each block; all share their tables."""
+    mixer, names = Mixer(config, length), [f"blocks.{i}." for i in range(config.layers)]
+    if config.architecture == "published":
+        phi = torch.from_numpy(normal_table(PHI_BITS, 1 << HIDDEN_BITS, PHI_REACH))
+        return [(PublishedAttention(grids, n, config, mixer), Perceptron(grids, n, config, phi)) for n in names]
+    circle = tuple(map(torch.from_numpy, circle_tables(length, mixer.head_width // 2, CIRCLE_BITS)))
+    return [(ModernAttention(grids, n, config, mixer, circle), Perceptron(grids, n, config, None)) for n in names]
+
+
+def _output(grids: Grids, block: str, mixer: Mixer, value_unit: float) -> tuple[int, Product]:
+    """How many bits finer than values mixed values are, as many as float32 sums allow, and the product behind them."""
+    row_sum, limit = grids[f"{block}out.weight"].row_sum(), mixer.value_limit
+    bits = next((bits for bits in MIXED_BITS if row_sum * (limit << bits) < 1 << 24), 0)
+    unit = math.ldexp(value_unit, -bits)
+    return bits, Product(grids, f"{block}out", limit << bits, unit, (torch.float32, torch.float64))
+
+
+def _exp(scores: Tensor, unit: float, table: Tensor) -> Tensor:
+    """Table entries of the distance to a row's largest score, in 1/EXP_STEPS nats; what is far gets the last entry."""
+    distances = _scaled(scores.amax(dim=1, keepdim=True) - scores, unit * EXP_STEPS)
+    return _looked_up(table, distances.clamp_(max=len(table) - 1))
+
+
+def _scaled(x: Tensor, factor: float) -> Tensor:
+    """`x` times `factor` rounded to its type, in place."""
+    return x.mul_(torch.tensor(factor, dtype=x.dtype))
+
+
+def _looked_up(table: Tensor, indices: Tensor) -> Tensor:
+    return torch.index_select(table, 0, indices.to(torch.int32).flatten()).view_as(indices)
