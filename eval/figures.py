@@ -16,12 +16,12 @@ _DOTS_PER_INCH = 150
 _WIDTH_INCHES, _HEIGHT_INCHES = 8.0, 5.0
 _MAX_POINTS = 2000
 # Okabe and Ito's palette, distinct for colour-blind readers; black is kept for what this project measured.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _DASHES = ((0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
-_MEASURED_COLOUR, _QUIET_COLOUR, _FAINT_COLOUR = "black", "0.55", "0.92"
-_SMALL_FONT = 8
-_LEGEND = {"edgecolor": "none", "framealpha": 1.0, "alignment": "left"}
-_LEGEND |= {"fontsize": _SMALL_FONT, "title_fontsize": _SMALL_FONT}
+MEASURED_COLOUR, QUIET_COLOUR, _FAINT_COLOUR = "black", "0.55", "0.92"
+SMALL_FONT = 8
+LEGEND = {"edgecolor": "none", "framealpha": 1.0, "alignment": "left"}
+LEGEND |= {"fontsize": SMALL_FONT, "title_fontsize": SMALL_FONT}
 
 
 def online_curve(
@@ -31,25 +31,25 @@ def online_curve(
 
     A baseline is a rate in bits per byte of a whole text, so its line is straight from the origin.
     """
-    figure, axes = _new_figure("Online code length of the corpus")
+    figure, axes = new_figure("Online code length of the corpus")
     raw_bytes = np.concatenate([[0.0], raw_bytes])
     cumulative_bits = np.concatenate([[0.0], cumulative_bits])
     last_byte, total_bits = float(raw_bytes[-1]), float(cumulative_bits[-1])
     online_rate = total_bits / last_byte if last_byte else 0.0
-    byte_scale, byte_prefix = _prefix(last_byte)
-    bit_scale, bit_prefix = _prefix(last_byte * max([online_rate, *baselines_bits_per_byte.values()]))
+    byte_scale, byte_prefix = si_prefix(last_byte)
+    bit_scale, bit_prefix = si_prefix(last_byte * max([online_rate, *baselines_bits_per_byte.values()]))
 
-    lines = {"raw text": (float(BITS_PER_BYTE), {"color": _QUIET_COLOUR, "lw": 0.8})}
+    lines = {"raw text": (float(BITS_PER_BYTE), {"color": QUIET_COLOUR, "lw": 0.8})}
     for i, (name, rate) in enumerate(baselines_bits_per_byte.items()):
         # Shifted by one at every turn of the palette, so that eighteen lines look different.
-        colour, dashes = _COLOURS[i % len(_COLOURS)], _DASHES[(i + i // len(_COLOURS)) % len(_DASHES)]
+        colour, dashes = COLOURS[i % len(COLOURS)], _DASHES[(i + i // len(COLOURS)) % len(_DASHES)]
         lines[name] = (rate, {"color": colour, "linestyle": dashes, "lw": 1.3})
     ends = np.array([0.0, last_byte])
     handles = {}
     for name, (rate, style) in lines.items():
         (handles[name, rate],) = axes.plot(ends / byte_scale, ends * rate / bit_scale, **style)
     kept = _subsample(len(raw_bytes))
-    style = {"color": _MEASURED_COLOUR, "lw": 2.2}
+    style = {"color": MEASURED_COLOUR, "lw": 2.2}
     (handles["online code", online_rate],) = axes.plot(
         raw_bytes[kept] / byte_scale, cumulative_bits[kept] / bit_scale, **style
     )
@@ -61,49 +61,49 @@ def online_curve(
     # The legend lists the lines from top to bottom as they end.
     ordered = sorted(handles.items(), key=lambda item: -item[0][1])
     labels = [f"{rate:.3f}  {name}" for (name, rate), _ in ordered]
-    axes.legend([handle for _, handle in ordered], labels, title="bits/byte at the end", loc="upper left", **_LEGEND)
-    _save(figure, path)
+    axes.legend([handle for _, handle in ordered], labels, title="bits/byte at the end", loc="upper left", **LEGEND)
+    save_figure(figure, path)
 
 
 def loss_curve(path: Path, step: np.ndarray, bits_per_byte: np.ndarray, phases: list[tuple[str, int]]) -> None:
     """Logged losses in bits per byte (1-D arrays) with their running mean; `phases` are (name, first step)."""
-    figure, axes = _new_figure("Training loss")
+    figure, axes = new_figure("Training loss")
     step, bits_per_byte = np.asarray(step), np.asarray(bits_per_byte, dtype=np.float64)
     kept = _subsample(len(step))
     window = max(1, len(step) // 50)
     smooth = _running_mean(bits_per_byte, window)
-    axes.plot(step[kept], bits_per_byte[kept], color=_COLOURS[5], lw=0.7, label="as logged")
-    axes.plot(step[kept], smooth[kept], color=_COLOURS[0], lw=1.8, label=f"mean of the last {window} logs")
+    axes.plot(step[kept], bits_per_byte[kept], color=COLOURS[5], lw=0.7, label="as logged")
+    axes.plot(step[kept], smooth[kept], color=COLOURS[0], lw=1.8, label=f"mean of the last {window} logs")
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss (bits/byte)")
     _limit_to_the_bulk(axes, bits_per_byte)
     axes.margins(x=0)
     for _, first_step in phases:
-        axes.axvline(first_step, color=_QUIET_COLOUR, lw=0.8, zorder=0)
-    style = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points", "fontsize": _SMALL_FONT}
+        axes.axvline(first_step, color=QUIET_COLOUR, lw=0.8, zorder=0)
+    style = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points", "fontsize": SMALL_FONT}
     for names, first_step in _merge_close(phases, 0.08 * float(np.ptp(step)) if step.size else 0.0):
         axes.annotate(names, (first_step, 1), xytext=(0, 4), **style)
     axes.set_title(axes.get_title(loc="left"), loc="left", pad=18)
-    axes.legend(loc="upper right", **_LEGEND)
-    _save(figure, path)
+    axes.legend(loc="upper right", **LEGEND)
+    save_figure(figure, path)
 
 
 def sparsity_per_layer(path: Path, names: list[str], parameters: list[int], nonzeros: list[int]) -> None:
     """Share of non-zero weights of every tensor, as bars in the order given with a gap where the layer changes."""
     height_inches = max(_HEIGHT_INCHES, 0.2 * len(names) + 1.2)
-    figure, axes = _new_figure("Weights that are not zero", height_inches)
+    figure, axes = new_figure("Weights that are not zero", height_inches)
     shares = np.array([100 * kept / total if total else 0.0 for kept, total in zip(nonzeros, parameters, strict=True)])
     layers = [_layer(name) for name in names]
     changes = [i > 0 and layers[i] != layers[i - 1] for i in range(len(names))]
     rows = np.arange(len(names)) + 0.6 * np.cumsum(changes)
     axes.barh(rows, np.full(len(names), 100.0), color=_FAINT_COLOUR, height=0.8)
-    axes.barh(rows, shares, color=_COLOURS[0], height=0.8)
-    style = {"textcoords": "offset points", "va": "center", "fontsize": _SMALL_FONT}
+    axes.barh(rows, shares, color=COLOURS[0], height=0.8)
+    style = {"textcoords": "offset points", "va": "center", "fontsize": SMALL_FONT}
     for row, share, total in zip(rows, shares, parameters, strict=True):
         axes.annotate(f"{share:.1f} %", (share, row), xytext=(3, 0), **style)
         axes.annotate(f"{total:,}", (1, row), xycoords=("axes fraction", "data"), xytext=(4, 0), **style)
     axes.annotate("parameters", (1, 1), xycoords="axes fraction", xytext=(4, 7), **style)
-    axes.set_yticks(rows, names, fontsize=_SMALL_FONT)
+    axes.set_yticks(rows, names, fontsize=SMALL_FONT)
     axes.tick_params(axis="y", length=0)
     # Room for the label of a full bar.
     axes.set_xlim(0, 115)
@@ -111,10 +111,11 @@ def sparsity_per_layer(path: Path, names: list[str], parameters: list[int], nonz
     axes.set_ylim(rows[-1] + 0.7 if len(rows) else 1, -0.7)
     axes.set_xlabel("share of the tensor's parameters (%)")
     axes.grid(visible=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _new_figure(title: str, height_inches: float = _HEIGHT_INCHES) -> tuple[Figure, Axes]:
+def new_figure(title: str, height_inches: float = _HEIGHT_INCHES) -> tuple[Figure, Axes]:
+    """An empty picture in the style of all of them."""
     figure = Figure(figsize=(_WIDTH_INCHES, height_inches), dpi=_DOTS_PER_INCH, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -125,15 +126,18 @@ def _new_figure(title: str, height_inches: float = _HEIGHT_INCHES) -> tuple[Figu
     return figure, axes
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     """Write the picture under a temporary name first, so that no reader sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary_path = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary_path, format="png")
-    temporary_path.replace(path)
+    try:
+        figure.savefig(temporary_path, format="png")
+        temporary_path.replace(path)
+    finally:
+        temporary_path.unlink(missing_ok=True)
 
 
-def _prefix(largest: float) -> tuple[float, str]:
+def si_prefix(largest: float) -> tuple[float, str]:
     """Divisor and SI prefix under which `largest` is a number of one to three digits."""
     for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if largest >= factor:
