@@ -19,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from eval.archive import ArchiveReport, Progress, QuantisedModel, write_archive
 from eval.baselines import BASELINES, measure
 from eval.grid import GridPoint, choose_grid
+from eval.online_report import send_and_receive
+from eval.sources import ROOT, receiver_sources
 from harness.config import RunConfig, config_sha256, dump_config
 from harness.data import Data, open_data
 from harness.errors import RunFailure, UsageError
@@ -98,6 +100,9 @@ def evaluate(run_dir: Path, overrides: list[str], threads: int, progress: Progre
     output.parent.mkdir(exist_ok=True)
     archive, model, points = compress(run_dir, config, data, text, output, threads, progress)
     decode_seconds = verify(output, text, threads)
+    online_report = online_section(online, archive, len(text), config) | {"baselines": corpus_baselines(data)}
+    if config.eval.online:
+        online_report |= send_and_receive(run_dir, online.aulc_bits)
     report = {
         "run": config.name,
         "config_sha256": config_sha256(config),
@@ -109,7 +114,7 @@ def evaluate(run_dir: Path, overrides: list[str], threads: int, progress: Progre
             "raw_bytes": len(text),
             "chunk_bytes": config.eval.chunk_bytes,
         },
-        "online": online_section(online, archive, len(text), config) | {"baselines": corpus_baselines(data)},
+        "online": online_report,
         "offline": offline_section(archive, model, points, len(text), config) | {"decode_seconds": decode_seconds},
         "projected": projected_section(archive, len(text), data.train.raw_bytes),
         "conventions": conventions_section(model.integers),
@@ -170,6 +175,7 @@ def offline_section(
     best = min(points, key=lambda point: point.total_bytes)
     return {
         "method": config.rule.kind,
+        "predictor": config.eval.predictor,
         "parameters": sum(q.size for q in model.integers.values()),
         "nonzeros": sum(int(np.count_nonzero(q)) for q in model.integers.values()),
         "tensors": {name: [q.size, int(np.count_nonzero(q))] for name, q in model.integers.items()},
@@ -208,11 +214,10 @@ def csr_bytes(weights: np.ndarray) -> int:
 
 def code_bytes(config: RunConfig) -> int:
     """Bytes of the program that a receiver of the online code needs: the sources and the configuration, xz -9e."""
-    root = Path(__file__).parents[1]
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for path in sorted(p for room in ("harness", "eval") for p in (root / room).rglob("*.py")):
-            _add(tar, str(path.relative_to(root)), path.read_bytes())
+        for path in receiver_sources():
+            _add(tar, str(path.relative_to(ROOT)), path.read_bytes())
         _add(tar, "config.yaml", dump_config(config).encode())
     return len(lzma.compress(buffer.getvalue(), preset=9 | lzma.PRESET_EXTREME))
 

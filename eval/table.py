@@ -25,6 +25,15 @@ _VERIFIED_NOTE = (
     "-: decoded by the same process, right after coding."
 )
 
+SENT_PARTS = {
+    "prediction": "prediction token by token, in float32",
+    "quantisation": "probabilities rounded to 24 bits",
+    "termination": "ends of the streams",
+    "segment": "digests, checksums and lengths of the segments",
+    "header": "header, tokenizer and checksum of the file",
+}
+"""What the file of an online code adds to the losses of the training steps."""
+
 Record = dict[str, Any]
 Column = tuple[str, str, Callable[[Any], str]]
 """Header, key in the record, and how the value is shown; words stand left, numbers right."""
@@ -38,7 +47,9 @@ _FIELDS: dict[str, tuple[str, str]] = {
     "online_ideal_bits": ("online", "aulc_bits"),
     "online_ideal_bits_per_byte": ("online", "bits_per_byte"),
     "online_ideal_above_final_bits": ("online", "above_final_bits"),
-    **{f"online_{key}": ("online", key) for key in ("tokens", "raw_bytes", "code_bytes", "file_bytes")},
+    **{f"online_{key}": ("online", key) for key in ("tokens", "raw_bytes", "code_bytes", "file_bytes", "verified")},
+    **{f"online_{part}_bits": ("online", f"{part}_bits") for part in SENT_PARTS},
+    **{f"online_{key}": ("online", key) for key in ("send_seconds", "receive_seconds")},
     **{f"projected_{key}": ("projected", key) for key in ("dataset_bytes", "total_bytes")},
     **{key: ("conventions", key) for key in ("paper_model_bytes", "csr_model_bytes", "dense_float32_bytes")},
 }
@@ -139,7 +150,8 @@ def _blocks(reports: list[dict]) -> list[Block]:
     records = [flat_record(report) for report in reports]
     if len(records) == 1:
         chunk_bytes = _value(reports[0], "data", "chunk_bytes") or CHUNK_BYTES
-        return [_codes_block(records[0], chunk_bytes), _corpus_block(records[0]), _model_block(records[0])]
+        sent = [_sent_block(records[0])] if records[0]["online_file_bytes"] is not None else []
+        return [_codes_block(records[0], chunk_bytes), _corpus_block(records[0]), *sent, _model_block(records[0])]
     return _runs_blocks(records)
 
 
@@ -210,6 +222,22 @@ def _corpus_block(record: Record) -> Block:
         ("of raw", "of_raw", _percent),
     ]
     return _block(f"Training corpus of {_text(record['run'])}", columns, codes, [_IDEAL_NOTE, _PROJECTED_NOTE])
+
+
+def _sent_block(record: Record) -> Block:
+    """How the bits of the file of the online code come about."""
+    parts = [("losses of the training steps (area under the loss curve)", record["online_ideal_bits"])]
+    parts += [(words, record[f"online_{part}_bits"]) for part, words in SENT_PARTS.items()]
+    file_bits = bits_from_bytes(record["online_file_bytes"])
+    rows = [{"part": words, "bits": bits, "share": _ratio(bits, file_bits)} for words, bits in parts]
+    rows.append({"part": "the file", "bits": file_bits, "share": 1.0, "is_emphasised": True})
+    columns: list[Column] = [
+        ("part of the online code", "part", _text),
+        ("bits", "bits", _count),
+        ("share", "share", lambda share: "" if share is None else f"{100 * share:.3f} %"),
+    ]
+    verdict = "fresh processes received the file, compared by SHA-256" if record["online_verified"] else "not verified"
+    return _block(f"Online code of {_text(record['run'])} as a file", columns, rows, [f"verified: {verdict}."])
 
 
 def _model_block(record: Record) -> Block:

@@ -1,7 +1,13 @@
-"""`python -m launch`: the same as `codelength`."""
+"""`python -m launch`: the same as `codelength`, also as one of several ranks under torchrun."""
 
+import os
 import sys
 
 from launch.main import main
 
-sys.exit(main())
+status = main()
+if "RANK" in os.environ:
+    from harness.distributed import leave
+
+    leave(status)
+sys.exit(status)

@@ -7,6 +7,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 from harness.errors import UsageError
@@ -32,10 +33,10 @@ def train_command(options: Namespace) -> int:
 
     config = load_config(options.config, options.overrides)
     if options.processes > 1:
-        from launch.workers import train_here
+        from launch.workers import run_here
 
         config.train.micro_batch(options.processes)
-        return train_here([options.config, *options.overrides], options.processes)
+        return run_here("harness.train", [options.config, *options.overrides], options.processes)
     from harness.train import train_run
 
     train_run(config)
@@ -55,7 +56,7 @@ def eval_command(options: Namespace) -> None:
     if any(not text.startswith("eval.") for text in overrides):
         raise UsageError(f"{' '.join(overrides)}: only eval.* can be changed after training")
     for run in runs:
-        evaluate(run, overrides, options.threads, _progress(options.quiet))
+        evaluate(run, overrides, options.threads, show_progress(options.quiet))
         reports = load_reports([run])
         (run / "table.md").write_text(render(reports, "md"))
         plot_run(run)
@@ -79,6 +80,28 @@ def plot_command(options: Namespace) -> None:
     for run in options.runs:
         for path in plot_run(run):
             print(path)
+
+
+def curve_command(options: Namespace) -> None:
+    """Code lengths of a loss curve."""
+    from eval.curve_input import Amounts, check_unit, read_amounts, read_curve
+    from eval.curve_table import check_format, curve_record, render
+
+    check_unit(options.unit)
+    check_format(options.format)
+    amounts = read_amounts({field.name: getattr(options, field.name) for field in fields(Amounts)})
+    if options.figure:
+        from eval.curve_figure import check_figure_path, draw_curve
+
+        check_figure_path(options.figure)
+    from eval.curve import online_length
+
+    curve = read_curve(options.curve, options.unit, options.columns, options.tag, amounts.tokens_per_step)
+    online = online_length(curve, amounts.tokens, amounts.vocab_size)
+    text = render(curve_record(curve, online, amounts, options.unit), curve, options.format)
+    if options.figure:
+        draw_curve(options.figure, curve, online)
+    print(text, end="")
 
 
 def sweep_command(options: Namespace) -> None:
@@ -124,8 +147,8 @@ def compress_command(options: Namespace) -> None:
         text = options.input.read_bytes()
     except OSError as error:
         raise UsageError(f"{options.input}: {error.strerror}; give the path of a file") from None
-    _check_output(options.output, options.force)
-    progress = _progress(options.quiet)
+    check_output(options.output, options.force)
+    progress = show_progress(options.quiet)
     report, _, _ = compress(options.run_dir, config, open_data(config), text, options.output, options.threads, progress)
     print(
         f"{options.output}: {report.total_bytes:,} bytes for {len(text):,} (header {report.header_bytes:,}, model "
@@ -136,10 +159,11 @@ def compress_command(options: Namespace) -> None:
 
 def decompress_command(options: Namespace) -> None:
     """Rebuild a text."""
-    from eval.archive import read_archive, write_atomically
+    from eval.archive import read_archive
+    from eval.container import write_atomically
 
-    _check_output(options.output, options.force)
-    text = read_archive(options.archive, options.threads, _progress(options.quiet))
+    check_output(options.output, options.force)
+    text = read_archive(options.archive, options.threads, show_progress(options.quiet))
     write_atomically(options.output, text)
     if not options.quiet:
         print(f"{options.output}: {len(text):,} bytes, SHA-256 verified")
@@ -171,14 +195,15 @@ def submit_command(options: Namespace) -> None:
         print(submit.describe(submit.submit(submission), submission))
 
 
-def _check_output(path: Path, force: bool) -> None:
+def check_output(path: Path, force: bool) -> None:
+    """Raises UsageError where `path` is no place for a file, or is one already and not to be replaced."""
     if (path.exists() and not path.is_file()) or not path.parent.is_dir():
         raise UsageError(f"{path}: not a place for a file; give the path of a file in an existing directory")
     if path.exists() and not force:
         raise UsageError(f"{path}: exists already; remove it, choose another -o, or add --force")
 
 
-def _progress(quiet: bool) -> Callable[[int, int], None]:
+def show_progress(quiet: bool) -> Callable[[int, int], None]:
     """A line with rate and time left: updated in place on a terminal, one every ten seconds elsewhere."""
     on_terminal = sys.stderr.isatty()
     pause = SECONDS_BETWEEN_PROGRESS if on_terminal else SECONDS_BETWEEN_PROGRESS_LINES

@@ -5,7 +5,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from harness.errors import CodelengthError
+from harness.errors import CodelengthError, is_said_here
 from launch.parser import make_parser
 
 
@@ -22,8 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = options.run(options)
         sys.stdout.flush()
     except CodelengthError as error:
-        for line in str(error).splitlines():
-            print(f"codelength: {line}", file=sys.stderr)
+        if is_said_here(error):
+            for line in str(error).splitlines():
+                print(f"codelength: {line}", file=sys.stderr)
         return error.exit_status
     except OSError as error:
         if isinstance(error, BrokenPipeError):

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from launch import commands
+from launch import commands, online
 
 AddCommand = Callable[[str, Callable[[argparse.Namespace], int | None], str], argparse.ArgumentParser]
 
@@ -23,7 +23,7 @@ def make_parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    for add in (_add_runs, _add_files, _add_machines):
+    for add in (_add_runs, _add_files, _add_online, _add_curve, _add_machines):
         add(command)
     return parser
 
@@ -68,6 +68,52 @@ def _add_files(command: AddCommand) -> None:
     sub.add_argument("archive", type=Path, metavar="FILE.cl")
     _add_output(sub)
     _add_work_options(sub)
+
+
+def _add_curve(command: AddCommand) -> None:
+    """Loss curves of others."""
+    text = "online and offline code lengths that follow from a published loss curve or a TensorBoard log"
+    sub = command("curve", commands.curve_command, text)
+    sub.add_argument("curve", type=Path, metavar="CSV", help="x and loss in two columns, or a TensorBoard log")
+    sub.add_argument("--unit", metavar="nats|bits", help="of the losses, per token (or byte, if x counts bytes)")
+    sub.add_argument("--columns", metavar="X,LOSS", help="names in the first line, where there are more than two")
+    sub.add_argument("--tag", metavar="TAG", help="scalar of a TensorBoard log, where there are several")
+    # Read as text: what is wrong with a number is said in one line, like all that is wrong with the curve.
+    for name, shown in (
+        ("tokens", "different tokens of the dataset; points beyond are further epochs (default: the last x)"),
+        ("tokens-per-step", "tokens of one x: of an optimizer step, or 1e9 where x counts billions (default: 1)"),
+        ("vocab-size", "bounds the loss before the first point by its logarithm"),
+        ("raw-bytes", "size of the dataset, for bits/byte"),
+        ("parameters", "of the model, for the offline code"),
+        ("bits-per-weight", "of the model as sent, such as 16"),
+        ("final-loss", "loss of the offline code in the same unit, such as held-out (default: the last one)"),
+    ):
+        sub.add_argument(f"--{name}", metavar="N", help=shown)
+    sub.add_argument("--format", default="rich", metavar="rich|md|csv|json|latex")
+    sub.add_argument("--figure", type=Path, metavar="FILE.png", help="draw the curve; replaces FILE.png")
+
+
+def _add_online(command: AddCommand) -> None:
+    """The online code as a file."""
+    sub = command("send", online.send_command, "write the online code of a text: every batch coded, then learnt from")
+    sub.add_argument("config", metavar="CONFIG", help="a YAML file, see configs/")
+    sub.add_argument(
+        "overrides", nargs="*", metavar="INPUT key=value", help="any file (default: the training corpus); settings"
+    )
+    sub.add_argument("--processes", type=_positive, default=1, help="processes, a stream each (default: 1)")
+    sub.add_argument("--json", action="store_true", help="print the parts of the file for programs")
+    _add_output(sub)
+    sub.add_argument("--quiet", action="store_true", help="no progress")
+    sub = command(
+        "receive", online.receive_command, "rebuild the text from an online code alone; a stopped one goes on"
+    )
+    sub.add_argument("file", type=Path, metavar="FILE.clo")
+    sub.add_argument("--processes", type=_positive, help="processes (default: as many as have sent)")
+    _add_output(sub)
+    sub.add_argument("--quiet", action="store_true", help="no progress")
+    sub = command("audit", online.audit_command, "which threads, lanes, processes and instruction sets keep every bit")
+    sub.add_argument("--format", default="rich", choices=["rich", "md", "json"], help="(default: rich)")
+    _add_config(sub)
 
 
 def _add_machines(command: AddCommand) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from eval.archive import write_atomically
+from eval.container import write_atomically
 from eval.markup import Block, to_markdown, to_rich
 from eval.offline import REPORT_FILE
 from eval.table import flat_record, load_reports

@@ -1,4 +1,4 @@
-"""Several training processes on this machine: what `torchrun --standalone` does, with an exit status of their own."""
+"""Several processes on this machine: what `torchrun --standalone` does, with an exit status of their own."""
 
 import logging
 import os
@@ -9,8 +9,8 @@ import uuid
 SECONDS_TO_SAVE = 600
 
 
-def train_here(arguments: list[str], processes: int) -> int:
-    """Run `harness.train` with `arguments` in `processes` processes; returns the exit status of the one that failed.
+def run_here(module: str, arguments: list[str], processes: int) -> int:
+    """Run `python -m module arguments` in `processes` processes; returns the exit status of the one that failed.
 
     Each says itself what went wrong, on one line; torchrun would add its own traceback and turn every status into 1.
     """
@@ -32,7 +32,7 @@ def train_here(arguments: list[str], processes: int) -> int:
         shutdown_timeout=SECONDS_TO_SAVE,
     )
     try:
-        elastic_launch(config, sys.executable)("-u", "-m", "harness.train", *arguments)
+        elastic_launch(config, sys.executable)("-u", "-m", module, *arguments)
     except ChildFailedError as error:
         statuses = {rank: failure.exitcode for rank, failure in error.failures.items()}
         for rank, status in statuses.items():

@@ -13,9 +13,10 @@ import pytest
 from conftest import ROOT, SMALL, run_command
 
 COMMANDS = [line[2:] for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("$ ")]
-TRAINING = ("codelength data", "codelength train", "torchrun")
-# Tested elsewhere: make demo and tensorboard in their own ways, the sweep (an hour at its size) in tests/test_sweep.py.
-NOT_HERE = ("make", "tensorboard", "codelength sweep configs/sweeps/alpha.yaml --at-a-time")
+TRAINING = ("codelength data", "codelength train", "codelength send", "torchrun")
+# Tested elsewhere: make demo and tensorboard in their own ways, the sweep (an hour at its size) in tests/test_sweep.py,
+# the audit (a dozen processes) in tests/test_audit.py.
+NOT_HERE = ("make", "tensorboard", "codelength sweep configs/sweeps/alpha.yaml --at-a-time", "codelength audit")
 # The README's own sizes take minutes; these settings leave the commands as they are and shrink the work.
 SHRINK = {"300000": "30000", "1200000": "40000"}
 SMALLER = " ".join(s for s in SMALL if not s.startswith(("corpus.subset", "prune", "train.finetune")))
@@ -70,6 +71,8 @@ def test_a_command_of_the_readme_works(folder, command):
 def test_what_the_readme_decodes_is_what_was_coded(folder):
     assert (folder / "README.copy").read_bytes() == (folder / "README.md").read_bytes()
     assert len((folder / "heldout.txt").read_bytes()) == 5000
+    assert (folder / "README.received").read_bytes() == (folder / "README.md").read_bytes()
+    assert len((folder / "wiki.txt").read_bytes()) == int(SHRINK["300000"])
 
 
 def test_tensorboard_shows_the_runs(folder):

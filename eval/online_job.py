@@ -1,0 +1,90 @@
+"""What a sender or a receiver has done so far, kept beside its output in OUTPUT.part, segment by segment."""
+
+import pickle
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from eval.exchange import INFORMATIVE, Exchange
+from harness.checkpoint import RunState, newest_checkpoint, read_rank_state, read_state, save_checkpoint
+from harness.errors import Stopped, UsageError
+from harness.rundir import on_first_rank
+from harness.stop import StopRequest
+
+KEPT_CHECKPOINTS = 2
+
+Progress = Callable[[int, int], None]
+"""Called now and then with (bytes done, bytes in all)."""
+
+
+class OnlineJob:
+    """The segments of an exchange that are still to be done, with checkpoints and an ear for Ctrl-C."""
+
+    def __init__(self, exchange: Exchange, output: Path, identity: dict[str, str], progress: Progress):
+        """`identity` is what a job that goes on must share with the stopped one, besides its environment."""
+        self.exchange, self.ranks, self.progress = exchange, exchange.ranks, progress
+        self.folder = output.with_name(f"{output.name}.part")
+        environment = {key: value for key, value in exchange.environment.items() if key not in INFORMATIVE}
+        self._state = RunState(
+            step=0,
+            pruned=False,
+            first_nats_sum=0.0,
+            first_raw_bytes=0,
+            ledger_parts=[],
+            identity=identity | environment,
+        )
+        self._stop = StopRequest(self.folder)
+        self._tokens_done = 0
+
+    def resume(self) -> dict | None:
+        """Go on from the newest checkpoint; returns what this rank gave to `save`, None at the start of a job.
+
+        Raises UsageError where the folder belongs to something else.
+        """
+        checkpoint, messages = newest_checkpoint(self.folder, self.ranks)
+        if checkpoint:
+            state = read_state(checkpoint, self._state.identity, f"remove {self.folder}")
+            try:
+                own = read_rank_state(checkpoint, self.ranks.rank)
+                first = own if self.ranks.is_first else read_rank_state(checkpoint, 0)
+                self.exchange.learner.load(own["learner"], first["learner"])
+            except (OSError, KeyError, TypeError, ValueError, RuntimeError, pickle.UnpicklingError):
+                # Its digests are right: somebody else has written it.
+                raise UsageError(f"{checkpoint}: not a checkpoint of this job; remove {self.folder}") from None
+            self._state = state
+            self._tokens_done = state.first_raw_bytes
+            messages.append(f"goes on from step {state.step:,} of {self.exchange.num_steps:,}")
+        if self.ranks.is_first:
+            for message in messages:
+                print(message, file=sys.stderr, flush=True)
+        return own["job"] if checkpoint else None
+
+    def segments(self) -> Iterator[tuple[int, int, int]]:
+        """Index, first step and end step of each segment that is left."""
+        for index, (first_step, end_step) in enumerate(self.exchange.segments):
+            if first_step >= self._state.step:
+                yield index, first_step, end_step
+
+    def report(self, num_tokens: int) -> None:
+        """Count the tokens of a step.
+
+        Raises Stopped where a rank was asked to stop.
+        """
+        source = self.exchange.source
+        self._tokens_done += num_tokens
+        self.progress(source.raw_bytes * self._tokens_done // source.num_tokens, source.raw_bytes)
+        if self.ranks.any(self._stop.by_signal):
+            raise Stopped(f"stopped; the same command goes on from step {self._state.step:,} ({self.folder})")
+
+    def save(self, end_step: int, own: dict) -> None:
+        """Keep what has been done up to `end_step`; after the last segment there is nothing left to go on with."""
+        self._state.step = end_step
+        self._state.first_raw_bytes = self._tokens_done
+        if end_step < self.exchange.num_steps:
+            content = {"learner": self.exchange.learner.state(), "job": own}
+            save_checkpoint(self.folder, self._state, content, self.ranks, KEPT_CHECKPOINTS)
+
+    def finish(self) -> None:
+        """Remove what was kept."""
+        on_first_rank(self.ranks, shutil.rmtree, self.folder, True)

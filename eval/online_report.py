@@ -1,0 +1,61 @@
+"""The online code of a run as a verified file, for its report."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from harness.checkpoint import sha256
+from harness.errors import RunFailure, UsageError
+from harness.rundir import CONFIG_FILE, ENVIRONMENT_FILE
+
+ONLINE_FILE = Path("online") / "corpus.clo"
+
+
+def send_and_receive(run_dir: Path, aulc_bits: float) -> dict:
+    """Send the training corpus with as many processes as have trained, and receive it in fresh ones.
+
+    Returns what the report says of the file; its parts in bits and `aulc_bits`, the run's own area under the loss
+    curve, add up to 8 * file_bytes. Raises RunFailure where the file does not come
+    back.
+    """
+    try:
+        world_size = int(json.loads((run_dir / ENVIRONMENT_FILE).read_text())["world_size"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(f"{run_dir / ENVIRONMENT_FILE}: missing or damaged; train again") from None
+    output = run_dir / ONLINE_FILE
+    output.parent.mkdir(exist_ok=True)
+    start = time.perf_counter()
+    settings = [str(run_dir / CONFIG_FILE), "-o", str(output), "--force", "--json", "--processes", str(world_size)]
+    sent = json.loads(_run("send", *settings))
+    send_seconds = time.perf_counter() - start
+    with tempfile.TemporaryDirectory() as folder:
+        received = Path(folder) / "received"
+        start = time.perf_counter()
+        _run("receive", str(output), "-o", str(received))
+        if sha256(received) != sent["sha256"]:
+            raise RunFailure(f"{output}: what was received is not what was sent (SHA-256)")
+        receive_seconds = time.perf_counter() - start
+    return {
+        "file_bytes": output.stat().st_size,
+        "verified": True,
+        "sha256": sent["sha256"],
+        "prediction_bits": sent["prediction_bits"] + sent["aulc_bits"] - aulc_bits,
+        **{key: sent[key] for key in ("quantisation_bits", "termination_bits", "segment_bits", "header_bits")},
+        "send_seconds": send_seconds,
+        "receive_seconds": receive_seconds,
+    }
+
+
+def _run(*arguments: str) -> str:
+    """A command in fresh processes; returns what it prints, while its progress goes to the terminal."""
+    root = str(Path(__file__).parents[1])
+    environment = os.environ | {"PYTHONPATH": root}
+    command = [sys.executable, "-m", "launch", *arguments]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise RunFailure(f"{' '.join(arguments[:2])}: ended with status {done.returncode}; see above")
+    return done.stdout

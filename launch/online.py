@@ -1,0 +1,112 @@
+"""`codelength send`, `receive` and `audit`: the online code as a file."""
+
+import functools
+import json
+import os
+import sys
+from argparse import Namespace
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.errors import RunFailure, UsageError
+from launch.commands import check_output, show_progress
+
+if TYPE_CHECKING:
+    from eval.online import SendReport
+
+
+def send_command(options: Namespace) -> int:
+    """Write an online code; returns the exit status."""
+    from harness.config import load_config
+
+    inputs = [text for text in options.overrides if "=" not in text]
+    if len(inputs) > 1:
+        raise UsageError(f"{' '.join(inputs)}: send takes one INPUT; settings look like key=value")
+    config = load_config(options.config, [text for text in options.overrides if "=" in text])
+    check_output(options.output, options.force)
+    if options.processes > 1 and not _is_rank():
+        from launch.workers import run_here
+
+        config.train.micro_batch(options.processes)
+        extra = ["--json"] if options.json else []
+        return run_here(
+            "launch", ["send", options.config, *options.overrides, *_shared(options), *extra], options.processes
+        )
+    from eval.online import open_input, send
+    from harness.train import joined_job
+
+    with joined_job(config) as ranks:
+        config.train.micro_batch(ranks.world_size)
+        sent = open_input(config, Path(inputs[0]) if inputs else None, ranks)
+        report = send(config, sent, options.output, ranks, show_progress(options.quiet or not ranks.is_first))
+        if ranks.is_first:
+            print(json.dumps(asdict(report)) if options.json else describe(report, options.output), flush=True)
+    return 0
+
+
+def receive_command(options: Namespace) -> int:
+    """Rebuild a text; returns the exit status."""
+    from eval.online import receive
+    from eval.online_file import read_online_file
+    from harness.train import joined_job
+
+    check_output(options.output, options.force)
+    head, config, *_ = read_online_file(options.file)
+    processes = options.processes or head.world_size
+    if processes > 1 and not _is_rank():
+        from launch.workers import run_here
+
+        return run_here("launch", ["receive", str(options.file), *_shared(options)], processes)
+    with joined_job(config) as ranks:
+        receive(options.file, options.output, ranks, show_progress(options.quiet or not ranks.is_first))
+        if ranks.is_first and not options.quiet:
+            print(f"{options.output}: {head.raw_bytes:,} bytes, SHA-256 verified", flush=True)
+    return 0
+
+
+def audit_command(options: Namespace) -> None:
+    """Compare what this machine computes in several settings."""
+    from eval.audit import audit, block, settings
+    from eval.markup import to_markdown, to_rich
+    from harness.config import load_config
+
+    config = load_config(options.config, options.overrides)
+    compared = settings(config.train.batch_sequences)
+    tell = functools.partial(print, file=sys.stderr, flush=True)
+    findings = audit(config, [options.config, *options.overrides], compared, tell)
+    table = [block(findings)]
+    formats = {
+        "rich": lambda: to_rich(table, None),
+        "md": lambda: to_markdown(table),
+        "json": lambda: json.dumps([asdict(finding) for finding in findings]) + "\n",
+    }
+    print(formats[options.format](), end="")
+    again = findings[1]
+    if again.step_difference or again.tables_differing:
+        raise RunFailure("the same setting gave other bits twice: online codes cannot be received on this machine")
+
+
+def describe(report: "SendReport", path: Path) -> str:
+    """What a file consists of, for people."""
+    from eval.table import SENT_PARTS
+    from harness.units import bits_from_bytes, bits_per_byte
+
+    file_bits = bits_from_bytes(report.file_bytes)
+    parts = [(report.aulc_bits, "losses of the training steps (area under the loss curve)")]
+    parts += [(getattr(report, f"{part}_bits"), words) for part, words in SENT_PARTS.items()]
+    lines = [f"{bits:>+18,.1f} bits  {words}" for bits, words in parts]
+    rate = bits_per_byte(file_bits, report.raw_bytes)
+    total = f"{path}: {report.file_bytes:,} bytes for {report.raw_bytes:,} ({rate:.3f} bits/byte), of which"
+    return "\n".join([total, *lines])
+
+
+def _shared(options: Namespace) -> list[str]:
+    """Options that every rank gets as they are."""
+    flags = [f"--{name}" for name in ("force", "quiet") if getattr(options, name)]
+    return ["-o", str(options.output), *flags]
+
+
+def _is_rank() -> bool:
+    """Whether this process is one of a job already, as under torchrun."""
+    return "WORLD_SIZE" in os.environ

@@ -1,0 +1,378 @@
+"""`codelength send` and `receive`: what was sent comes back from the file alone, or one line says why it cannot."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import ROOT
+from ranks import Ranks
+
+from eval.container import pack_json, pack_sections, read_sections, unpack_json
+from eval.online_file import read_online_file
+from harness.config import load_config
+from harness.data import open_data
+from harness.ledger import read_online_code
+from harness.order import Sequences
+from launch.main import main
+
+CONFIG = """
+corpus: {kind: wiki-mini, subset_bytes: 3000, heldout_bytes: 500}
+model: {width: 32, layers: 1, heads: 1, context: 64}
+train: {batch_sequences: 4, log_every_steps: 1}
+optimizer: {warmup_steps: 2}
+rule: {kind: rl1, alpha: 0.1}
+eval: {chunk_bytes: 64}
+online: {segment_steps: 3}
+"""
+TEXT = (ROOT / "LICENSE").read_bytes()[:3000]
+# As many steps as a kill needs to fall among.
+LONG = (ROOT / "LICENSE").read_bytes()[:9000]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with a configuration and texts."""
+    folder = tmp_path_factory.mktemp("online")
+    content = yaml.safe_load(CONFIG) | {"runs_dir": f"{folder}/runs", "data_dir": f"{folder}/data"}
+    (folder / "config.yaml").write_text(yaml.safe_dump(content))
+    (folder / "text").write_bytes(TEXT)
+    (folder / "long").write_bytes(LONG)
+    return folder
+
+
+def run(*arguments: object) -> int:
+    """A command in this process."""
+    return main([str(argument) for argument in arguments])
+
+
+def command(*arguments: object, **environment: str) -> subprocess.Popen:
+    """A command in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "launch", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finished(process: subprocess.Popen, timeout: float = 200) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr."""
+    texts = process.communicate(timeout=timeout)
+    return process.returncode, *texts
+
+
+@pytest.fixture(scope="module")
+def sent(place) -> Path:
+    """TEXT, sent by one process."""
+    assert run("send", place / "config.yaml", place / "text", "-o", place / "text.clo", "--quiet") == 0
+    return place / "text.clo"
+
+
+def refused(capsys, file: Path, output: Path, *options: str) -> str:
+    """The one line with which receiving `file` ends, without an output."""
+    assert run("receive", file, "-o", output, "--quiet", *options) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith(f"codelength: {file}: "), captured.err
+    assert captured.err.count("\n") == 1
+    assert not output.exists() and not output.with_name(f"{output.name}.part").exists()
+    return captured.err
+
+
+def repacked(file: Path, to: Path, change) -> Path:
+    """`file` rightly signed at `to`, after `change(head, sections)`."""
+    sections = read_sections(file)
+    head = unpack_json(sections["HEAD"], file)
+    change(head, sections)
+    sections["HEAD"] = pack_json(head)
+    to.write_bytes(pack_sections(sections))
+    return to
+
+
+TEXTS = {
+    "empty": b"",
+    "one byte": b"\0",
+    "one sequence": TEXT[:64],
+    "one sequence and a byte": TEXT[:65],
+    "text": TEXT,
+    "binary": np.random.default_rng(0).bytes(1000),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_any_file_comes_back_and_its_bits_add_up(capsys, place, tmp_path, name):
+    text, file, output = tmp_path / "in", tmp_path / "file.clo", tmp_path / "out"
+    text.write_bytes(TEXTS[name])
+    assert run("send", place / "config.yaml", text, "-o", file, "--quiet", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert run("receive", file, "-o", output, "--quiet") == 0
+    assert output.read_bytes() == TEXTS[name]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file.clo", "in", "out"]
+    parts = sum(report[f"{part}_bits"] for part in ("aulc", "prediction", "quantisation", "termination"))
+    assert parts + report["segment_bits"] + report["header_bits"] == pytest.approx(8 * file.stat().st_size, abs=1e-6)
+    assert report["file_bytes"] == file.stat().st_size
+    assert (report["aulc_bits"] > 0) == bool(TEXTS[name])
+
+
+def test_sentencepiece_symbols_come_back(place, tmp_path):
+    text, file, output = tmp_path / "in", tmp_path / "file.clo", tmp_path / "out"
+    text.write_bytes(TEXT + b"\xff\xfe\0" + TEXT[:500])
+    settings = ("tokenizer.kind=sentencepiece", "tokenizer.vocab_size=330")
+    assert run("send", place / "config.yaml", text, *settings, "-o", file, "--quiet") == 0
+    assert run("receive", file, "-o", output, "--quiet") == 0
+    assert output.read_bytes() == text.read_bytes()
+
+
+def test_the_file_is_as_long_as_the_ordinary_runs_area_under_its_loss_curve(capsys, place, tmp_path):
+    config_file, file = place / "config.yaml", tmp_path / "file.clo"
+    assert run("train", config_file, "name=ordinary", "train.finetune_epochs=0") == 0
+    config = load_config(config_file, ["name=ordinary"])
+    train = open_data(config).train
+    aulc = read_online_code(config.run_dir, Sequences(train, 64).num_sequences, train.num_tokens).aulc_bits
+    capsys.readouterr()
+    # Without INPUT the training corpus of the configuration is sent.
+    assert run("send", config_file, "-o", file, "--quiet", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["raw_bytes"] == 3000
+    assert report["aulc_bits"] == pytest.approx(aulc, rel=1e-12)
+    assert abs(report["prediction_bits"]) < 1e-3 * aulc and abs(report["quantisation_bits"]) < 1e-3 * aulc
+    assert 0 < report["termination_bits"] < 64 * len(read_online_file(file)[3])
+
+
+def test_the_same_file_from_the_same_settings_and_another_from_others(place, tmp_path, sent):
+    again, other = tmp_path / "again.clo", tmp_path / "other.clo"
+    assert run("send", place / "config.yaml", place / "text", "-o", again, "--quiet") == 0
+    assert run("send", place / "config.yaml", place / "text", "seed=1", "-o", other, "--quiet") == 0
+    assert again.read_bytes() == sent.read_bytes()
+    streams = [read_online_file(path)[3][0].shares[0].stream for path in (sent, other)]
+    assert streams[0] != streams[1]
+
+
+@pytest.fixture(scope="module")
+def sent_by_two(place) -> Path:
+    """TEXT, sent by two ranks."""
+    file = place / "two.clo"
+    program = ["-m", "launch", "send", str(place / "config.yaml"), str(place / "text"), "-o", str(file), "--quiet"]
+    with Ranks(2, place / "config.yaml", program=program) as job:
+        for status, _, errors in job.wait():
+            assert status == 0, errors
+    return file
+
+
+def test_two_ranks_send_and_two_receive(place, tmp_path, sent_by_two):
+    _, _, _, segments = read_online_file(sent_by_two)
+    assert all(len(segment.shares) == 2 and segment.shares[1].stream for segment in segments)
+    # `receive` starts as many processes as have sent.
+    status, printed, errors = finished(command("receive", sent_by_two, "-o", tmp_path / "out"))
+    assert status == 0, errors
+    assert (tmp_path / "out").read_bytes() == TEXT
+    assert printed == f"{tmp_path / 'out'}: {len(TEXT):,} bytes, SHA-256 verified\n"
+
+
+def test_zero_stage_three_sends_the_same_weights(place, tmp_path):
+    zero = ("backend.name=deepspeed", "backend.zero_stage=3", "train.precision=fp32", "optimizer.kind=adamw")
+    file, output, text = tmp_path / "z.clo", tmp_path / "out", place / "text"
+    program = ["-m", "launch", "send", str(place / "config.yaml"), str(text), *zero, "-o", str(file), "--quiet"]
+    with Ranks(2, place / "config.yaml", program=program) as job:
+        for status, _, errors in job.wait():
+            assert status == 0, errors
+    status, _, errors = finished(command("receive", file, "-o", output, "--quiet"))
+    assert status == 0, errors
+    assert output.read_bytes() == TEXT
+
+
+def test_another_number_of_processes_is_refused(capsys, place, tmp_path, sent, sent_by_two):
+    assert "world_size: 2 in the file, 1 here" in refused(capsys, sent_by_two, tmp_path / "out", "--processes", "1")
+    status, printed, errors = finished(command("receive", sent, "-o", tmp_path / "out", "--processes", "2"))
+    assert (status, printed) == (2, "")
+    assert "world_size: 1 in the file, 2 here" in errors and errors.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("key", ["torch", "constriction", "threads", "cpu_capability", "precision", "code"])
+def test_a_sender_with_another_setting_is_named_before_decoding(capsys, tmp_path, sent, key):
+    foreign = repacked(sent, tmp_path / "f.clo", lambda head, _: head["environment"].update({key: "other"}))
+    assert f"{key}: other -> " in refused(capsys, foreign, tmp_path / "out")
+
+
+def test_a_machine_that_computes_otherwise_is_found_before_decoding(capsys, tmp_path, sent):
+    foreign = repacked(sent, tmp_path / "f.clo", lambda head, _: head.update(arithmetic="0" * 32))
+    message = refused(capsys, foreign, tmp_path / "out")
+    assert "computes a training step otherwise" in message and "no recorded setting differs" in message
+
+
+def test_another_instruction_set_is_named_and_a_slipped_one_is_found_at_its_first_segment(place, tmp_path, sent):
+    slow = {"ATEN_CPU_CAPABILITY": "default"}
+    output, there = tmp_path / "out", tmp_path / "there.clo"
+    native = command("receive", sent, "-o", output, "--quiet", **slow)
+    sending = command("send", place / "config.yaml", place / "text", "-o", there, "--quiet", **slow)
+    status, _, errors = finished(native)
+    assert status == 2 and "cpu_capability: " in errors and errors.count("\n") == 1
+    status, _, errors = finished(sending)
+    assert status == 0, errors
+    theirs = unpack_json(read_sections(there)["HEAD"], there)
+
+    def pretend(head, sections):
+        head.update(environment=theirs["environment"], arithmetic=theirs["arithmetic"])
+
+    # Nothing in the header gives it away: the first segment must.
+    slipped = repacked(sent, tmp_path / "slipped.clo", pretend)
+    status, _, errors = finished(command("receive", slipped, "-o", output, "--quiet", **slow))
+    assert status == 2 and "segment 0 (steps 0 to 2)" in errors and errors.count("\n") == 1
+    assert not output.exists()
+
+
+def test_a_limit_that_matters_is_told_and_one_that_does_not_is_none(tmp_path, sent):
+    """oneDNN's own limit is seen only in what it computes."""
+    output = tmp_path / "out"
+    status, _, errors = finished(
+        command("receive", sent, "-o", output, "--quiet", ONEDNN_MAX_CPU_ISA="SSE41", OMP_NUM_THREADS="2")
+    )
+    if status:
+        assert status == 2 and "limits: none -> ONEDNN_MAX_CPU_ISA=SSE41" in errors and errors.count("\n") == 1
+        assert not output.exists()
+    else:
+        assert output.read_bytes() == TEXT
+
+
+def test_other_thread_settings_decode_since_a_rank_always_computes_with_one(tmp_path, sent):
+    status, _, errors = finished(command("receive", sent, "-o", tmp_path / "out", "--quiet", OMP_NUM_THREADS="2"))
+    assert status == 0, errors
+    assert (tmp_path / "out").read_bytes() == TEXT
+
+
+def test_weights_or_text_that_differ_name_their_segment(capsys, tmp_path, sent):
+    _, _, _, segments = read_online_file(sent)
+    packed = read_sections(sent)["SEGM"]
+    second = len(packed) - sum(28 - 8 + len(s.shares[0].stream) for s in segments[1:])
+
+    def flip(at):
+        def change(head, sections):
+            changed = bytearray(sections["SEGM"])
+            changed[at] ^= 1
+            sections["SEGM"] = bytes(changed)
+
+        return change
+
+    weights = refused(capsys, repacked(sent, tmp_path / "w.clo", flip(second)), tmp_path / "out")
+    assert "segment 1 (steps 3 to 5)" in weights and "the weights" in weights
+    text = refused(capsys, repacked(sent, tmp_path / "t.clo", flip(second + 8)), tmp_path / "out")
+    assert "segment 1 " in text and "the text of rank 0" in text
+    stream = refused(capsys, repacked(sent, tmp_path / "s.clo", flip(second + 21)), tmp_path / "out")
+    assert "segment 1 " in stream
+
+
+def test_a_damaged_foreign_or_missing_file_is_one_line(capsys, tmp_path, sent):
+    content, bad = sent.read_bytes(), tmp_path / "bad.clo"
+    for damaged in (content[:-1], content[:100], b"", b"PK" + content[2:], content[:500] + b"?" + content[501:]):
+        bad.write_bytes(damaged)
+        refused(capsys, bad, tmp_path / "out")
+    refused(capsys, tmp_path / "none.clo", tmp_path / "out")
+    other = repacked(sent, tmp_path / "other.clo", lambda head, sections: sections.pop("SEGM"))
+    assert "codelength send" in refused(capsys, other, tmp_path / "out")
+    assert run("decompress", sent, "-o", tmp_path / "out") == 2
+    assert not (tmp_path / "out").exists()
+
+
+HOSTILE = {
+    "an unknown key": lambda head, _: head["settings"].update({"model.dropout": 0.1}),
+    "a value from elsewhere": lambda head, _: head["settings"].update({"model.width": "${oc.env:HOME}"}),
+    "a path": lambda head, _: head["settings"].update({"data_dir": "/tmp"}),
+    "a huge model": lambda head, _: head["settings"].update({"model.width": 10**6}),
+    "a bad value": lambda head, _: head["settings"].update({"train.epochs": -1}),
+    "a huge text": lambda head, _: head.update(num_tokens=10**12),
+    "no such text": lambda head, _: head.update(num_tokens=-1),
+    "a word for a number": lambda head, _: head.update(raw_bytes="3000"),
+    "many ranks": lambda head, _: head["environment"].update(world_size="99999999999999999999"),
+    "no rank": lambda head, _: head["environment"].update(world_size="0"),
+    "another key": lambda head, _: head.update(more=1),
+    "a missing key": lambda head, _: head.pop("sha256"),
+    "another text": lambda head, _: head.update(sha256="0" * 64),
+    "a longer text": lambda head, _: head.update(num_tokens=4000),
+    "segments cut short": lambda _, sections: sections.update(SEGM=sections["SEGM"][:-1]),
+    "a segment too few": lambda _, sections: sections.update(SEGM=b""),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_file_made_to_mislead_is_one_line(capsys, tmp_path, sent, name):
+    refused(capsys, repacked(sent, tmp_path / "hostile.clo", HOSTILE[name]), tmp_path / "out")
+
+
+def killed_now_and_then(arguments: list, output: Path, kills: int, seed: int) -> None:
+    """Run a command to its end, and kill it on its way after random numbers of checkpoints and seconds."""
+    rng, marks = random.Random(seed), output.with_name(f"{output.name}.part") / "checkpoints"
+    seen: set[str] = set()
+    for _ in range(kills):
+        process, deadline = command(*arguments), time.monotonic() + 120
+        # A new checkpoint first, so that every attempt gets further than the one before.
+        while not {p.name for p in marks.glob("step-*")} - seen and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        time.sleep(rng.random() * 0.3)
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=60)
+        seen = {p.name for p in marks.glob("step-*")}
+    status, _, errors = finished(command(*arguments))
+    assert status == 0, errors
+    assert not marks.parent.exists()
+
+
+KILLS = int(os.environ.get("CODELENGTH_KILLS", "2"))
+
+
+def test_killed_senders_and_receivers_end_with_the_same_bytes(place, tmp_path):
+    whole, file, output = tmp_path / "whole.clo", tmp_path / "file.clo", tmp_path / "out"
+    arguments = ["send", place / "config.yaml", place / "long", "online.segment_steps=2", "--quiet"]
+    assert run(*arguments, "-o", whole) == 0
+    killed_now_and_then([*arguments, "-o", file], file, KILLS, seed=1)
+    assert file.read_bytes() == whole.read_bytes()
+    killed_now_and_then(["receive", file, "-o", output, "--quiet"], output, KILLS, seed=2)
+    assert output.read_bytes() == LONG
+
+
+def test_ctrl_c_keeps_what_was_done_and_a_changed_job_is_refused(capsys, place, tmp_path):
+    file = tmp_path / "file.clo"
+    arguments = ["send", place / "config.yaml", place / "long", "-o", file, "--quiet"]
+    process = command(*arguments)
+    marks = tmp_path / "file.clo.part" / "checkpoints"
+    while not list(marks.glob("step-*/COMMITTED")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    status, _, errors = finished(process)
+    assert status == 1 and "the same command goes on" in errors and errors.count("\n") == 1
+    assert not file.exists()
+    assert run(*arguments, "seed=5") == 2
+    assert f"remove {tmp_path / 'file.clo.part'}" in capsys.readouterr().err
+    assert run(*arguments) == 0
+    assert "goes on from step" in capsys.readouterr().err
+    assert file.exists() and not marks.parent.exists()
+
+
+def test_an_existing_output_is_kept_and_bad_usage_is_one_line(capsys, place, tmp_path, sent):
+    earlier = tmp_path / "earlier"
+    earlier.write_bytes(b"earlier")
+    config = place / "config.yaml"
+    for arguments in (
+        ("receive", sent, "-o", earlier),
+        ("send", config, place / "text", "-o", earlier),
+        ("send", config, place / "text", "-o", tmp_path / "missing" / "a.clo"),
+        ("send", config, place / "none", "-o", tmp_path / "a.clo"),
+        ("send", config, place / "text", place / "long", "-o", tmp_path / "a.clo"),
+        ("send", config, place / "text", "online.segment_steps=0", "-o", tmp_path / "a.clo"),
+        ("send", config, place / "text", "--processes", "3", "-o", tmp_path / "a.clo"),
+    ):
+        assert run(*arguments) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    assert earlier.read_bytes() == b"earlier"
+    assert [path.name for path in tmp_path.iterdir()] == ["earlier"]
