@@ -24,8 +24,10 @@ from eval.container import (
     unpack_json,
     write_atomically,
 )
+from eval.float_model import FloatModel
 from eval.portable import PortableModel, cache_dtype
-from eval.predictor import FloatModel, Predictor, SteppingModel, block_count
+from eval.predictor import Predictor, block_count
+from eval.stepping import SteppingModel
 from eval.weights import decode_weights, encode_weights, rebuild
 from harness.errors import UsageError
 from harness.hardware import check_memory, isa_limits
@@ -90,7 +92,8 @@ class QuantisedModel:
         """
         if predictor == "portable":
             return PortableModel(self.config, self.tokenizer.vocab_size, self.integers, self.steps, length)
-        return FloatModel(self.transformer())
+        weights = rebuild(self.integers, self.steps).items()
+        return FloatModel(self.config, self.tokenizer.vocab_size, ((n, torch.from_numpy(w)) for n, w in weights))
 
 
 def write_archive(

@@ -17,13 +17,14 @@ from safetensors.torch import load_file, save_file
 
 from eval.archive import QuantisedModel
 from eval.coder import coding_tables
-from eval.predictor import FloatModel, Predictor, SteppingModel
+from eval.float_model import FloatModel
+from eval.predictor import Predictor
+from eval.stepping import SteppingModel
 from eval.weights import quantise
 from harness.config import RunConfig, load_config
 from harness.distributed import leave
 from harness.hardware import resolve_precision
 from harness.learner import Learner, made_up_tokens
-from harness.model import Transformer
 from harness.tokenizer import ByteTokenizer
 from harness.train import joined_job
 
@@ -57,12 +58,13 @@ def main(folder: Path, lanes: int, config: RunConfig) -> None:
 
 
 def _models(config: RunConfig, vocab_size: int, weights: dict[str, torch.Tensor]) -> dict[str, SteppingModel]:
-    transformer = Transformer(config.model, vocab_size)
-    transformer.load_state_dict(weights, strict=True)
     arrays = {name: tensor.numpy() for name, tensor in weights.items()}
     steps = {name: np.float32(max(np.abs(array).max(), 1e-6) / GRID_LEVELS) for name, array in arrays.items()}
     quantised = QuantisedModel(config.model, ByteTokenizer(), quantise(arrays, steps), steps)
-    return {"float": FloatModel(transformer), "portable": quantised.stepping("portable", config.model.context)}
+    return {
+        "float": FloatModel(config.model, vocab_size, weights.items()),
+        "portable": quantised.stepping("portable", config.model.context),
+    }
 
 
 def _tables(model: SteppingModel, lanes: int, context: int, threads: int) -> np.ndarray:

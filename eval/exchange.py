@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from eval.coder import Decoder, Encoder
-from eval.predictor import FloatModel, Predictor
+from eval.float_model import FloatModel
+from eval.predictor import Predictor
 from eval.sources import receiver_sources
 from harness.batches import Batches, MicroBatch
 from harness.config import RunConfig
@@ -21,10 +22,10 @@ from harness.distributed import Ranks
 from harness.errors import UsageError
 from harness.hardware import code_sha256, git_commit, identity, isa_limits, resolve_precision
 from harness.learner import Learner
-from harness.model import Transformer
 from harness.schedule import plan_phases
 from harness.sparsity.rules import make_rule
 
+MAX_WAITING_BYTES = 1 << 25
 # Entries of the environment that are told, but decide nothing by themselves.
 INFORMATIVE = ("limits", "commit")
 
@@ -53,15 +54,30 @@ class Coder(Protocol):
 
 
 class Encoding:
-    """Appends to a stream."""
+    """Appends to a stream; many positions at once, since a call of the encoder takes longer than a few symbols."""
 
     def __init__(self):
         self.encoder = Encoder()
+        self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
+        self._waiting_bytes = 0
 
     def code(self, symbols: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
         """The symbols themselves."""
-        self.encoder.encode(symbols, probabilities)
+        self._waiting.append((symbols, probabilities))
+        self._waiting_bytes += probabilities.nbytes
+        if self._waiting_bytes > MAX_WAITING_BYTES:
+            self._encode()
         return symbols
+
+    def stream(self) -> bytes:
+        """The finished stream."""
+        self._encode()
+        return self.encoder.stream()
+
+    def _encode(self) -> None:
+        if self._waiting:
+            self.encoder.encode(*(np.concatenate(parts) for parts in zip(*self._waiting, strict=True)))
+        self._waiting, self._waiting_bytes = [], 0
 
 
 class Decoding:
@@ -125,8 +141,8 @@ class Exchange:
             self.batches = Batches(source, context, config.train.batch_sequences, lanes, config.seed, ranks)
             self.num_steps = self.batches.order.steps_per_epoch
             self._phase = plan_phases(config.train, self.batches.order.steps, has_finetuning=False)[0]
-        self._replica = Transformer(config.model, vocab_size)
-        self.predictor = Predictor(FloatModel(self._replica), lanes, blocks=1, length=context, threads=1)
+        self.model = FloatModel(config.model, vocab_size, self.learner.backend.weights())
+        self.predictor = Predictor(self.model, lanes, blocks=1, length=context, threads=1)
         self.environment = ranks.agreed(_environment(ranks, dtype, self.learner.backend.packages))
 
     @property
@@ -141,7 +157,7 @@ class Exchange:
         To be called once, before the first segment.
         """
         self.learner.dry_step()
-        self._load_weights()
+        self.model.load(self.learner.backend.weights())
         hashing = Hashing()
         self._code(self.learner.probe().micro_batches[0], hashing)
         hashing.digest.update(self.learner.weights_digest())
@@ -157,7 +173,7 @@ class Exchange:
         checksum = hashlib.blake2b(digest_size=8)
         for step in range(first_step, end_step):
             batch = self.batches.of_step(step)
-            self._load_weights()
+            self.model.load(self.learner.backend.weights())
             for micro_batch in batch.micro_batches:
                 self._code(micro_batch, coder)
                 checksum.update(micro_batch.tokens[micro_batch.mask].astype("<u2"))
@@ -190,13 +206,6 @@ class Exchange:
             for sequence, tokens, mask in zip(micro_batch.sequences, micro_batch.tokens, micro_batch.mask, strict=True):
                 start, length = sequence * len(tokens), int(mask.sum())
                 self.source.tokens[start : start + length] = tokens[:length]
-
-    @torch.no_grad()
-    def _load_weights(self) -> None:
-        """Give the predictor the learner's weights."""
-        parameters = dict(self._replica.named_parameters())
-        for name, weights in self.learner.backend.weights():
-            parameters[name].copy_(weights)
 
 
 def _environment(ranks: Ranks, dtype: torch.dtype, packages: tuple[str, ...]) -> dict[str, str]:

@@ -123,7 +123,7 @@ def _send(config: RunConfig, sent: Input, exchange: Exchange, output: Path, prog
         encoding = Encoding()
         own["checksums"].append(exchange.run(first_step, end_step, encoding, sums, job.report).hex())
         own["weights"].append(exchange.learner.weights_digest().hex())
-        own["streams"].append(_tensor(encoding.encoder.stream()))
+        own["streams"].append(_tensor(encoding.stream()))
         sums.quantised_bits += encoding.encoder.quantised_bits
         sums.ideal_bits += encoding.encoder.ideal_bits
         job.save(end_step, own | {"sums": asdict(sums)})

@@ -28,8 +28,9 @@ from eval.portable_products import (
     square_root,
 )
 from eval.portable_tables import circle_tables, exp_table, normal_table
+from eval.stepping import Cache
 from harness.functions import EPSILON
-from harness.model import Cache, ModelConfig
+from harness.model import ModelConfig
 
 # Units are powers of two: of hidden activations, and of the published architecture's queries, keys and values.
 HIDDEN_BITS, PUBLISHED_BITS = 8, 12
@@ -55,7 +56,7 @@ def cache_dtype(config: ModelConfig, length: int) -> torch.dtype:
 
 
 class PortableModel:
-    """Steps lanes as `Transformer.step` does, and gives each symbol an integer weight of at least 1."""
+    """Steps lanes as `FloatModel` does, and gives each symbol an integer weight of at least 1."""
 
     def __init__(
         self,

@@ -8,41 +8,13 @@ processors have other kernels: there, only a model in integers (`eval.portable`)
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from harness.model import Cache, Transformer
+from eval.stepping import SteppingModel
 
 PROBE_STEPS = 16
-
-
-class SteppingModel(Protocol):
-    """What a predictor steps: `FloatModel` or `eval.portable.PortableModel`."""
-
-    vocab_size: int
-    begin: int
-    """The input symbol before the first."""
-
-    def new_cache(self, lanes: int, length: int) -> Cache:
-        """An empty cache for `lanes` sequences of at most `length` tokens."""
-
-    def step(self, tokens: Tensor, cache: Cache) -> Tensor:
-        """Probabilities (lanes, vocab_size), or multiples of them, after reading `tokens` (lanes,)."""
-
-
-class FloatModel:
-    """The transformer in float32, as it was trained."""
-
-    def __init__(self, model: Transformer):
-        self._model = model.float().eval().requires_grad_(False)
-        self.vocab_size, self.begin, self.new_cache = model.vocab_size, model.begin, model.new_cache
-
-    def step(self, tokens: Tensor, cache: Cache) -> Tensor:
-        """Probabilities (lanes, vocab_size), float32, after reading one token a lane; advances `cache`."""
-        return torch.softmax(self._model.step(tokens, cache), dim=-1)
 
 
 class Predictor:

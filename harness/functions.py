@@ -16,7 +16,9 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
-        scale = _inverse_rms(x)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+        scale = norm.square_().div_(x.shape[-1]).add_(EPSILON).rsqrt_().to(x.dtype)
         y = x * scale
         ctx.save_for_backward(y, scale)
         return y
@@ -47,15 +49,9 @@ class _SquaredReLU(torch.autograd.Function):
 
 def rms_norm(x: Tensor) -> Tensor:
     """`x` divided by its root mean square over the last dimension (Zhang & Sennrich 2019, without a gain)."""
-    # A function of one's own takes longer to call than a few tokens take to normalise.
-    return _RMSNorm.apply(x) if torch.is_grad_enabled() else x * _inverse_rms(x)
+    return _RMSNorm.apply(x)
 
 
 def squared_relu(x: Tensor) -> Tensor:
     """max(x, 0)^2 (So et al. 2021, "Primer")."""
-    return _SquaredReLU.apply(x) if torch.is_grad_enabled() else torch.relu(x).square_()
-
-
-def _inverse_rms(x: Tensor) -> Tensor:
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
-    return norm.square_().div_(x.shape[-1]).add_(EPSILON).rsqrt_().to(x.dtype)
+    return _SquaredReLU.apply(x)

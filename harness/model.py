@@ -1,4 +1,4 @@
-"""The decoder-only transformer: `forward` for training, `step` for coding one token a lane.
+"""The decoder-only transformer that trains; `eval.float_model` steps it one token a lane.
 
 Two architectures share one skeleton. `modern` has rotary positions (Su et al. 2021), RMS norm without gains, normalised
 queries and keys, squared ReLU (So et al. 2021) and zero-initialised output projections. `published` is the reference of
@@ -45,18 +45,6 @@ class ModelConfig:
         return found
 
 
-@dataclass(slots=True)
-class Cache:
-    """Keys and values seen so far by a fixed number of lanes, and the position of the next token.
-
-    `keys[i]` and `values[i]` of layer i have shape (lanes, heads, length, head width).
-    """
-
-    keys: list[Tensor]
-    values: list[Tensor]
-    position: int = 0
-
-
 class Transformer(nn.Module):
     """Next-token model over `vocab_size` symbols; the input symbol `vocab_size` means "begin"."""
 
@@ -93,7 +81,9 @@ class Transformer(nn.Module):
     def forward(self, targets: Tensor) -> Tensor:
         """Logits (batch, length, vocab_size) of each of `targets` (batch, length) given those before it."""
         begin = torch.full_like(targets[:, :1], self.begin)
-        x = self._embed(torch.cat([begin, targets[:, :-1]], dim=1), 0)
+        x = self.embed(torch.cat([begin, targets[:, :-1]], dim=1))
+        if self._published:
+            x = x + self.positions[: x.shape[1]]
         rotary = None if self._published else (self.cos[: x.shape[1]], self.sin[: x.shape[1]])
         for block in self.blocks:
             recompute = self.checkpoint_activations and torch.is_grad_enabled()
@@ -105,35 +95,9 @@ class Transformer(nn.Module):
             )
         return self.head(self.norm(x))
 
-    def new_cache(self, lanes: int, length: int) -> Cache:
-        """An empty cache for `lanes` sequences of at most `length` tokens."""
-        heads, head_width = self.config.heads, self.config.width // self.config.heads
-        keys, values = (
-            [self.embed.weight.new_zeros(lanes, heads, length, head_width) for _ in self.blocks] for _ in range(2)
-        )
-        return Cache(keys, values)
-
-    def step(self, tokens: Tensor, cache: Cache) -> Tensor:
-        """Logits (lanes, vocab_size) after reading one token a lane (shape (lanes,)); advances `cache`."""
-        at = cache.position
-        x = self._embed(tokens, at)
-        rotary = None if self._published else (self.cos[at], self.sin[at])
-        for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
-            x = block.step(x, rotary, keys, values, at)
-        cache.position += 1
-        return self.head(self.norm(x))
-
     @property
     def _published(self) -> bool:
         return self.config.architecture == "published"
-
-    def _embed(self, tokens: Tensor, first_position: int) -> Tensor:
-        x = self.embed(tokens)
-        if not self._published:
-            return x
-        if tokens.dim() == 1:
-            return x + self.positions[first_position]
-        return x + self.positions[first_position : first_position + tokens.shape[1]]
 
 
 class Block(nn.Module):
@@ -160,16 +124,6 @@ class Block(nn.Module):
         q, k, v = self._heads(self.qkv(self.attention_norm(x)).view(batch, length, 3, self.heads, -1), rotary)
         mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True)
         x = x + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
-        return x + self.down(self._activate(self.up(self.mlp_norm(x))))
-
-    def step(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, keys: Tensor, values: Tensor, at: int) -> Tensor:
-        """One token a lane: `x` has shape (lanes, width); `keys` and `values` are written at position `at`."""
-        lanes, width = x.shape
-        projected = self.qkv(self.attention_norm(x)).view(lanes, 1, 3, self.heads, -1)
-        q, k, v = (part.squeeze(1) for part in self._heads(projected, rotary))
-        keys[:, :, at], values[:, :, at] = k, v
-        mixed = F.scaled_dot_product_attention(q.unsqueeze(2), keys[:, :, : at + 1], values[:, :, : at + 1])
-        x = x + self.out(mixed.reshape(lanes, width))
         return x + self.down(self._activate(self.up(self.mlp_norm(x))))
 
     def _heads(self, qkv: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -200,10 +154,8 @@ def token_nats(module: nn.Module, tokens: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions on `x` (batch, length, parts, heads, head width); `cos`, `sin` (length or nothing, half)."""
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    if cos.dim() == 2:
-        cos, sin = cos[:, None, None], sin[:, None, None]
+    """Rotary positions on `x` (batch, length, parts, heads, head width); `cos`, `sin` (length, half)."""
+    cos, sin = (table.to(x.dtype)[:, None, None] for table in (cos, sin))
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
