@@ -286,7 +286,8 @@ def _load(transformer: Transformer, weights: dict[str, np.ndarray]) -> Transform
 
 def _relevant_environment() -> dict[str, str]:
     """What the last bits of a float product depend on."""
-    return {"torch": str(torch.__version__), "cpu": torch.backends.cpu.get_cpu_capability(), **isa_limits()}
+    versions = {"torch": str(torch.__version__), "numpy": np.__version__}
+    return {**versions, "cpu": torch.backends.cpu.get_cpu_capability(), **isa_limits()}
 
 
 def _describe(relevant: dict) -> str:

@@ -211,7 +211,7 @@ class Exchange:
 def _environment(ranks: Ranks, dtype: torch.dtype, packages: tuple[str, ...]) -> dict[str, str]:
     """What decides the last bits; with the entries of `INFORMATIVE`."""
     return {
-        **identity(ranks.device, dtype, (*packages, "constriction")),
+        **identity(ranks.device, dtype, (*packages, "numpy", "constriction")),
         "code": code_sha256(receiver_sources())[:16],
         "world_size": str(ranks.world_size),
         "limits": " ".join(f"{name}={value}" for name, value in isa_limits().items()) or "none",

@@ -18,7 +18,13 @@ import torch
 from harness.errors import UsageError
 
 # Variables by which users choose other kernels than their processor's best.
-ISA_LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
+ISA_LIMITS = (
+    "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "MKL_CBWR",
+    "NPY_DISABLE_CPU_FEATURES",
+)
 PACKAGES = ("torch", "deepspeed", "numpy", "constriction", "pyarrow", "sentencepiece", "datasets", "safetensors")
 
 # Dense peaks in FLOP/s from the vendors' data sheets, by a part of the device's name: bf16 (None: not native) and fp32

@@ -16,7 +16,7 @@ COMPARED = [
     Setting("again"),
     Setting("one lane", lanes=0.0),
     Setting("two processes", processes=2),
-    Setting("no vector instructions", {"ATEN_CPU_CAPABILITY": "default"}),
+    Setting("no vector instructions", {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}),
     # Python itself refuses to start.
     BROKEN,
 ]
