@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from eval.coder import Decoder, Encoder
+from eval.coder import MAX_TABLE, Decoder, Encoder
 from eval.float_model import FloatModel
 from eval.predictor import Predictor
 from eval.sources import receiver_sources
@@ -54,7 +54,11 @@ class Coder(Protocol):
 
 
 class Encoding:
-    """Appends to a stream; many positions at once, since a call of the encoder takes longer than a few symbols."""
+    """Appends to a stream.
+
+    Symbols with one table each wait for others, since a call of the encoder takes longer than a few of them. Larger
+    alphabets have two digits, and a call codes all first ones before the second ones: there each call is the decoder's.
+    """
 
     def __init__(self):
         self.encoder = Encoder()
@@ -65,7 +69,7 @@ class Encoding:
         """The symbols themselves."""
         self._waiting.append((symbols, probabilities))
         self._waiting_bytes += probabilities.nbytes
-        if self._waiting_bytes > MAX_WAITING_BYTES:
+        if probabilities.shape[1] > MAX_TABLE or self._waiting_bytes > MAX_WAITING_BYTES:
             self._encode()
         return symbols
 
@@ -130,7 +134,7 @@ class Exchange:
     """Predictor and learner in lockstep, over one epoch of the sequences of a text."""
 
     def __init__(self, config: RunConfig, source: Source, vocab_size: int, ranks: Ranks):
-        # One thread computes the same bits on every machine; speed comes from more ranks.
+        # So that the number of threads is nothing to agree on; speed comes from more ranks.
         torch.set_num_threads(1)
         self.config, self.source, self.ranks = config, source, ranks
         dtype = resolve_precision(config.train.precision, ranks.device)

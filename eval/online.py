@@ -170,7 +170,7 @@ def receive(path: Path, output: Path, ranks: Ranks, progress: Progress) -> Onlin
                 )
                 job.save(end_step, {"tokens": torch.from_numpy(source.tokens)})
             text = tokenizer.decode(np.sum(ranks.gather(source.tokens), axis=0, dtype=source.tokens.dtype))
-            if hashlib.sha256(text).hexdigest() != head.sha256:
+            if len(text) != head.raw_bytes or hashlib.sha256(text).hexdigest() != head.sha256:
                 raise UsageError(f"{path}: the text is not the one that was sent (SHA-256); fetch the file again")
         except UsageError:
             # What was received is of no use.

@@ -17,6 +17,7 @@ from ranks import Ranks
 
 from eval.container import pack_json, pack_sections, read_sections, unpack_json
 from eval.online_file import read_online_file
+from eval.table import SENT_PARTS
 from harness.config import load_config
 from harness.data import open_data
 from harness.ledger import read_online_code
@@ -132,20 +133,37 @@ def test_sentencepiece_symbols_come_back(place, tmp_path):
     assert output.read_bytes() == text.read_bytes()
 
 
-def test_the_file_is_as_long_as_the_ordinary_runs_area_under_its_loss_curve(capsys, place, tmp_path):
-    config_file, file = place / "config.yaml", tmp_path / "file.clo"
-    assert run("train", config_file, "name=ordinary", "train.finetune_epochs=0") == 0
-    config = load_config(config_file, ["name=ordinary"])
+@pytest.fixture(scope="module")
+def ordinary(place) -> tuple[Path, float]:
+    """An ordinary run of the configuration, and the area under its loss curve in bits."""
+    assert run("train", place / "config.yaml", "name=ordinary", "train.finetune_epochs=0") == 0
+    config = load_config(place / "config.yaml", ["name=ordinary"])
     train = open_data(config).train
-    aulc = read_online_code(config.run_dir, Sequences(train, 64).num_sequences, train.num_tokens).aulc_bits
-    capsys.readouterr()
+    code = read_online_code(config.run_dir, Sequences(train, config.model.context).num_sequences, train.num_tokens)
+    return config.run_dir, code.aulc_bits
+
+
+def test_the_file_is_as_long_as_the_ordinary_runs_area_under_its_loss_curve(capsys, place, tmp_path, ordinary):
     # Without INPUT the training corpus of the configuration is sent.
-    assert run("send", config_file, "-o", file, "--quiet", "--json") == 0
+    assert run("send", place / "config.yaml", "-o", tmp_path / "file.clo", "--quiet", "--json") == 0
     report = json.loads(capsys.readouterr().out)
+    aulc = ordinary[1]
     assert report["raw_bytes"] == 3000
     assert report["aulc_bits"] == pytest.approx(aulc, rel=1e-12)
     assert abs(report["prediction_bits"]) < 1e-3 * aulc and abs(report["quantisation_bits"]) < 1e-3 * aulc
-    assert 0 < report["termination_bits"] < 64 * len(read_online_file(file)[3])
+    assert 0 < report["termination_bits"] < 64 * len(read_online_file(tmp_path / "file.clo")[3])
+
+
+def test_a_report_splits_the_bits_of_a_file_that_was_received(capsys, ordinary):
+    run_dir, aulc = ordinary
+    assert run("eval", run_dir, "eval.online=true", "--quiet") == 0
+    online = json.loads((run_dir / "report.json").read_text())["online"]
+    assert online["verified"] is True and online["file_bytes"] == (run_dir / "online" / "corpus.clo").stat().st_size
+    parts = sum(online[f"{part}_bits"] for part in SENT_PARTS)
+    assert online["aulc_bits"] == aulc
+    assert aulc + parts == pytest.approx(8 * online["file_bytes"], abs=1e-6)
+    table = capsys.readouterr().out
+    assert "Online code of ordinary as a file" in table and f"{8 * online['file_bytes']:,}" in table
 
 
 def test_the_same_file_from_the_same_settings_and_another_from_others(place, tmp_path, sent):
@@ -296,6 +314,7 @@ HOSTILE = {
     "no rank": lambda head, _: head["environment"].update(world_size="0"),
     "another key": lambda head, _: head.update(more=1),
     "a missing key": lambda head, _: head.pop("sha256"),
+    "another size": lambda head, _: head.update(raw_bytes=2999),
     "another text": lambda head, _: head.update(sha256="0" * 64),
     "a longer text": lambda head, _: head.update(num_tokens=4000),
     "segments cut short": lambda _, sections: sections.update(SEGM=sections["SEGM"][:-1]),

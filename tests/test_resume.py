@@ -210,7 +210,7 @@ def test_what_decides_the_bits_is_refused_by_name(stopped):
     assert {"config", "data", "world_size", "precision", "threads", "torch", "code", "cpu_capability"} <= set(identity)
     for key, value in identity.items():
         with pytest.raises(UsageError, match=re.escape(f"{key}: {value} -> other")) as caught:
-            read_state(checkpoint, identity | {key: "other"})
+            read_state(checkpoint, identity | {key: "other"}, "set name=... for a new run")
         assert "\n" not in str(caught.value)
 
 
