@@ -97,8 +97,8 @@ def open_input(config: RunConfig, path: Path | None, ranks: Ranks) -> Input:
 def send(config: RunConfig, sent: Input, output: Path, ranks: Ranks, progress: Progress) -> SendReport:
     """Write the online code of a text to `output`; on all ranks, each with a stream of its own.
 
-    Raises UsageError where OUTPUT.part belongs to something else, RunFailure where the work fails, and Stopped where it
-    was asked to.
+    Raises UsageError where OUTPUT.part is in use or belongs to something else, RunFailure where the work fails, and
+    Stopped where it was asked to.
     """
     with closing(Exchange(config, sent.source, sent.tokenizer.vocab_size, ranks)) as exchange:
         return _send(config, sent, exchange, output, progress)
@@ -116,25 +116,25 @@ def _send(config: RunConfig, sent: Input, exchange: Exchange, output: Path, prog
         arithmetic=exchange.probe(),
     )
     identity = {"settings": json.dumps(head.settings), "text": head.sha256, "arithmetic": head.arithmetic}
-    job = OnlineJob(exchange, output, identity, progress)
-    own = job.resume() or {"weights": [], "checksums": [], "streams": [], "sums": asdict(Sums())}
-    sums = Sums(**own["sums"])
-    for _, first_step, end_step in job.segments():
-        encoding = Encoding()
-        own["checksums"].append(exchange.run(first_step, end_step, encoding, sums, job.report).hex())
-        own["weights"].append(exchange.learner.weights_digest().hex())
-        own["streams"].append(_tensor(encoding.stream()))
-        sums.quantised_bits += encoding.encoder.quantised_bits
-        sums.ideal_bits += encoding.encoder.ideal_bits
-        job.save(end_step, own | {"sums": asdict(sums)})
-    streams = [stream.numpy().tobytes() for stream in own["streams"]]
-    by_rank = ranks.gather(list(zip(map(bytes.fromhex, own["checksums"]), streams, strict=True)))
-    segments = [
-        Segment(bytes.fromhex(weights), [Share(*shares[index]) for shares in by_rank])
-        for index, weights in enumerate(own["weights"])
-    ]
-    sizes = on_first_rank(ranks, write_online_file, output, head, sent.tokenizer, segments)
-    job.finish()
+    with closing(OnlineJob(exchange, output, identity, progress)) as job:
+        own = job.resume() or {"weights": [], "checksums": [], "streams": [], "sums": asdict(Sums())}
+        sums = Sums(**own["sums"])
+        for _, first_step, end_step in job.segments():
+            encoding = Encoding()
+            own["checksums"].append(exchange.run(first_step, end_step, encoding, sums, job.report).hex())
+            own["weights"].append(exchange.learner.weights_digest().hex())
+            own["streams"].append(_tensor(encoding.stream()))
+            sums.quantised_bits += encoding.encoder.quantised_bits
+            sums.ideal_bits += encoding.encoder.ideal_bits
+            job.save(end_step, own | {"sums": asdict(sums)})
+        streams = [stream.numpy().tobytes() for stream in own["streams"]]
+        by_rank = ranks.gather(list(zip(map(bytes.fromhex, own["checksums"]), streams, strict=True)))
+        segments = [
+            Segment(bytes.fromhex(weights), [Share(*shares[index]) for shares in by_rank])
+            for index, weights in enumerate(own["weights"])
+        ]
+        sizes = on_first_rank(ranks, write_online_file, output, head, sent.tokenizer, segments)
+        job.finish()
     return _report(head, sums.over_all(ranks), sizes)
 
 
@@ -159,33 +159,36 @@ def receive(path: Path, output: Path, ranks: Ranks, progress: Progress) -> Onlin
         _check_setting(path, head, exchange)
         if len(segments) != len(exchange.segments):
             raise UsageError(f"{path}: {len(segments)} segments where {len(exchange.segments)} are due; fetch it again")
-        job = OnlineJob(exchange, output, {"file": sha256(path), "arithmetic": head.arithmetic}, progress)
-        kept = job.resume()
-        if kept:
-            source.tokens[:] = kept["tokens"].numpy()
-        try:
-            for index, first_step, end_step in job.segments():
-                _receive_segment(
-                    exchange, segments[index], (first_step, end_step), job, f"{path}: segment {index}", head
-                )
-                job.save(end_step, {"tokens": torch.from_numpy(source.tokens)})
-            text = tokenizer.decode(np.sum(ranks.gather(source.tokens), axis=0, dtype=source.tokens.dtype))
-            if len(text) != head.raw_bytes or hashlib.sha256(text).hexdigest() != head.sha256:
-                raise UsageError(f"{path}: the text is not the one that was sent (SHA-256); fetch the file again")
-        except UsageError:
-            # What was received is of no use.
+        identity = {"file": sha256(path), "arithmetic": head.arithmetic}
+        with closing(OnlineJob(exchange, output, identity, progress)) as job:
+            text = _receive_text(path, head, segments, tokenizer, job)
+            on_first_rank(ranks, write_atomically, output, text)
             job.finish()
-            raise
-        on_first_rank(ranks, write_atomically, output, text)
-        job.finish()
     return head
 
 
-def _receive_segment(
-    exchange: Exchange, segment: Segment, steps: tuple[int, int], job: OnlineJob, where: str, head: OnlineHead
-) -> None:
+def _receive_text(path: Path, head: OnlineHead, segments: list[Segment], tokenizer: Tokenizer, job: OnlineJob) -> bytes:
+    source, ranks = job.exchange.source, job.ranks
+    kept = job.resume()
+    if kept:
+        source.tokens[:] = kept["tokens"].numpy()
+    try:
+        for index, first_step, end_step in job.segments():
+            _receive_segment(segments[index], (first_step, end_step), job, f"{path}: segment {index}", head)
+            job.save(end_step, {"tokens": torch.from_numpy(source.tokens)})
+        text = tokenizer.decode(np.sum(ranks.gather(source.tokens), axis=0, dtype=source.tokens.dtype))
+        if len(text) != head.raw_bytes or hashlib.sha256(text).hexdigest() != head.sha256:
+            raise UsageError(f"{path}: the text is not the one that was sent (SHA-256); fetch the file again")
+    except UsageError:
+        # What was received is of no use.
+        job.finish()
+        raise
+    return text
+
+
+def _receive_segment(segment: Segment, steps: tuple[int, int], job: OnlineJob, where: str, head: OnlineHead) -> None:
     """Decode and learn a segment; raises UsageError on every rank where one of them has got something else."""
-    ranks = exchange.ranks
+    exchange, ranks = job.exchange, job.ranks
     share = segment.shares[ranks.rank]
     decoding = Decoding(share.stream)
     checksum = exchange.run(*steps, decoding, Sums(), job.report)

@@ -1,10 +1,12 @@
 """What a sender or a receiver has done so far, kept beside its output in OUTPUT.part, segment by segment."""
 
+import fcntl
 import pickle
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 from eval.exchange import INFORMATIVE, Exchange
 from harness.checkpoint import RunState, newest_checkpoint, read_rank_state, read_state, save_checkpoint
@@ -22,7 +24,10 @@ class OnlineJob:
     """The segments of an exchange that are still to be done, with checkpoints and an ear for Ctrl-C."""
 
     def __init__(self, exchange: Exchange, output: Path, identity: dict[str, str], progress: Progress):
-        """`identity` is what a job that goes on must share with the stopped one, besides its environment."""
+        """`identity` is what a job that goes on must share with the stopped one, besides its environment.
+
+        Raises UsageError where another job is at work.
+        """
         self.exchange, self.ranks, self.progress = exchange, exchange.ranks, progress
         self.folder = output.with_name(f"{output.name}.part")
         environment = {key: value for key, value in exchange.environment.items() if key not in INFORMATIVE}
@@ -36,6 +41,13 @@ class OnlineJob:
         )
         self._stop = StopRequest(self.folder)
         self._tokens_done = 0
+        self._lock: TextIO | None = None
+        on_first_rank(self.ranks, self._hold)
+
+    def close(self) -> None:
+        """Let others at the folder."""
+        if self._lock:
+            self._lock.close()
 
     def resume(self) -> dict | None:
         """Go on from the newest checkpoint; returns what this rank gave to `save`, None at the start of a job.
@@ -88,3 +100,12 @@ class OnlineJob:
     def finish(self) -> None:
         """Remove what was kept."""
         on_first_rank(self.ranks, shutil.rmtree, self.folder, True)
+
+    def _hold(self) -> None:
+        """Keep other jobs out for as long as this process lives: ranks can outlive a command that was killed."""
+        self.folder.mkdir(exist_ok=True)
+        self._lock = (self.folder / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"{self.folder}: another process is at work on it; wait for its end, or stop it") from None

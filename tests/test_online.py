@@ -1,5 +1,6 @@
 """`codelength send` and `receive`: what was sent comes back from the file alone, or one line says why it cannot."""
 
+import fcntl
 import json
 import os
 import random
@@ -376,6 +377,18 @@ def test_ctrl_c_keeps_what_was_done_and_a_changed_job_is_refused(capsys, place, 
     assert run(*arguments) == 0
     assert "goes on from step" in capsys.readouterr().err
     assert file.exists() and not marks.parent.exists()
+
+
+def test_two_jobs_on_one_output_do_not_get_into_each_others_way(capsys, place, tmp_path):
+    file, folder = tmp_path / "file.clo", tmp_path / "file.clo.part"
+    folder.mkdir()
+    arguments = ["send", place / "config.yaml", place / "text", "-o", file, "--quiet"]
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert run(*arguments) == 2
+    assert "another process is at work" in capsys.readouterr().err
+    assert run(*arguments) == 0
+    assert file.exists() and not folder.exists()
 
 
 def test_an_existing_output_is_kept_and_bad_usage_is_one_line(capsys, place, tmp_path, sent):
