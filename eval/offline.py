@@ -86,8 +86,10 @@ def compress(
     return write_archive(output, text, model, config.eval, threads, progress), model, points
 
 
-def evaluate(run_dir: Path, overrides: list[str], threads: int, progress: Progress) -> dict:
+def evaluate(run_dir: Path, overrides: list[str], threads: int, progress: Progress, quiet: bool) -> dict:
     """Write the archive, decode it in a fresh process, and write report.json; returns the report.
+
+    Processes that send and receive show their own progress unless `quiet`.
 
     Raises UsageError for runs that cannot be evaluated and RunFailure where the archive does not decode.
     """
@@ -102,7 +104,7 @@ def evaluate(run_dir: Path, overrides: list[str], threads: int, progress: Progre
     decode_seconds = verify(output, text, threads)
     online_report = online_section(online, archive, len(text), config) | {"baselines": corpus_baselines(data)}
     if config.eval.online:
-        online_report |= send_and_receive(run_dir, online.aulc_bits)
+        online_report |= send_and_receive(run_dir, online.aulc_bits, quiet)
     report = {
         "run": config.name,
         "config_sha256": config_sha256(config),

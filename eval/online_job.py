@@ -31,14 +31,7 @@ class OnlineJob:
         self.exchange, self.ranks, self.progress = exchange, exchange.ranks, progress
         self.folder = output.with_name(f"{output.name}.part")
         environment = {key: value for key, value in exchange.environment.items() if key not in INFORMATIVE}
-        self._state = RunState(
-            step=0,
-            pruned=False,
-            first_nats_sum=0.0,
-            first_raw_bytes=0,
-            ledger_parts=[],
-            identity=identity | environment,
-        )
+        self._state = RunState(identity=identity | environment)
         self._stop = StopRequest(self.folder)
         self._tokens_done = 0
         self._lock: TextIO | None = None
@@ -61,11 +54,11 @@ class OnlineJob:
                 own = read_rank_state(checkpoint, self.ranks.rank)
                 first = own if self.ranks.is_first else read_rank_state(checkpoint, 0)
                 self.exchange.learner.load(own["learner"], first["learner"])
+                self._tokens_done = own["tokens_done"]
             except (OSError, KeyError, TypeError, ValueError, RuntimeError, pickle.UnpicklingError):
                 # Its digests are right: somebody else has written it.
                 raise UsageError(f"{checkpoint}: not a checkpoint of this job; remove {self.folder}") from None
             self._state = state
-            self._tokens_done = state.first_raw_bytes
             messages.append(f"goes on from step {state.step:,} of {self.exchange.num_steps:,}")
         if self.ranks.is_first:
             for message in messages:
@@ -92,9 +85,8 @@ class OnlineJob:
     def save(self, end_step: int, own: dict) -> None:
         """Keep what has been done up to `end_step`; after the last segment there is nothing left to go on with."""
         self._state.step = end_step
-        self._state.first_raw_bytes = self._tokens_done
         if end_step < self.exchange.num_steps:
-            content = {"learner": self.exchange.learner.state(), "job": own}
+            content = {"learner": self.exchange.learner.state(), "tokens_done": self._tokens_done, "job": own}
             save_checkpoint(self.folder, self._state, content, self.ranks, KEPT_CHECKPOINTS)
 
     def finish(self) -> None:

@@ -15,7 +15,7 @@ from harness.rundir import CONFIG_FILE, ENVIRONMENT_FILE
 ONLINE_FILE = Path("online") / "corpus.clo"
 
 
-def send_and_receive(run_dir: Path, aulc_bits: float) -> dict:
+def send_and_receive(run_dir: Path, aulc_bits: float, quiet: bool) -> dict:
     """Send the training corpus with as many processes as have trained, and receive it in fresh ones.
 
     Returns what the report says of the file; its parts in bits and `aulc_bits`, the run's own area under the loss
@@ -30,12 +30,13 @@ def send_and_receive(run_dir: Path, aulc_bits: float) -> dict:
     output.parent.mkdir(exist_ok=True)
     start = time.perf_counter()
     settings = [str(run_dir / CONFIG_FILE), "-o", str(output), "--force", "--json", "--processes", str(world_size)]
-    sent = json.loads(_run("send", *settings))
+    silence = ["--quiet"] if quiet else []
+    sent = json.loads(_run("send", *settings, *silence))
     send_seconds = time.perf_counter() - start
     with tempfile.TemporaryDirectory() as folder:
         received = Path(folder) / "received"
         start = time.perf_counter()
-        _run("receive", str(output), "-o", str(received))
+        _run("receive", str(output), "-o", str(received), *silence)
         if sha256(received) != sent["sha256"]:
             raise RunFailure(f"{output}: what was received is not what was sent (SHA-256)")
         receive_seconds = time.perf_counter() - start

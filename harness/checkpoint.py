@@ -28,17 +28,17 @@ SMALL_FILE_BYTES = 1 << 16
 class RunState:
     """Where a run is, as all ranks agree."""
 
-    step: int
+    step: int = 0
     """Optimizer steps done, which is also the position in the order."""
-    pruned: bool
+    pruned: bool = False
     """Whether the prune phase is over."""
-    first_nats_sum: float
+    first_nats_sum: float = 0.0
     """Nats of all first visits that have been logged, over all ranks."""
-    first_raw_bytes: int
+    first_raw_bytes: int = 0
     """Bytes of text of these visits."""
     grid_steps: dict[str, float] = field(default_factory=dict)
     """By tensor, the step of the grid that fine-tuning keeps its weights on."""
-    ledger_parts: list[int]
+    ledger_parts: list[int] = field(default_factory=list)
     """Number of ledger parts of each rank that belong to the steps done."""
     identity: dict[str, str]
     """What a run that goes on must share with the one that was saved."""

@@ -48,10 +48,7 @@ class Trainer:
         self.phases = plan_phases(config.train, self.batches.order.steps, has_finetuning=config.prune.kind != "none")
         self.num_steps = self.phases[-1].end_step
         self.state = RunState(
-            step=0,
             pruned=config.prune.kind == "none",
-            first_nats_sum=0.0,
-            first_raw_bytes=0,
             ledger_parts=[0] * ranks.world_size,
             identity={
                 "config": training_sha256(config)[:16],

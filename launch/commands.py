@@ -56,7 +56,7 @@ def eval_command(options: Namespace) -> None:
     if any(not text.startswith("eval.") for text in overrides):
         raise UsageError(f"{' '.join(overrides)}: only eval.* can be changed after training")
     for run in runs:
-        evaluate(run, overrides, options.threads, show_progress(options.quiet))
+        evaluate(run, overrides, options.threads, show_progress(options.quiet), options.quiet)
         reports = load_reports([run])
         (run / "table.md").write_text(render(reports, "md"))
         plot_run(run)
