@@ -1,9 +1,13 @@
-"""What the offline evaluator codes, and how."""
+"""What the offline evaluator and the online code do, and how."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 
 MAX_LANES = 4096
 PREDICTORS = ("float", "portable")
+EXPERTS = ("uniform", "frequencies", "ngram", "network")
+MAX_ORDER = 6
+MAX_CHECKPOINTS = 256
 
 
 @dataclass(kw_only=True, slots=True)
@@ -40,13 +44,53 @@ class EvalConfig:
 
 @dataclass(kw_only=True, slots=True)
 class OnlineConfig:
-    """Settings of the online (prequential) code as a file."""
+    """Settings of the online (prequential) code: who predicts, and the file."""
 
+    experts: list[str] = field(default_factory=list)
+    """Who predicts beside the transformer: `uniform`, `frequencies`, `ngram` and `network`, which mixes all of them.
+
+    With any of them the code is a Bayesian mixture over all, which may switch from one to another at every symbol.
+    """
+    models: list[str] = field(default_factory=list)
+    """More transformers that learn and predict, as WIDTHxLAYERSxHEADS."""
+    ngram_order: int = 6
+    """Longest context of `ngram`, in bytes; words and matches come with it."""
+    ema: float = 0.0
+    """Decay of the running mean of the weights, by step, that predicts in place of the weights; 0 is none."""
+    calibrate: bool = False
+    """Scale logits by a temperature that is learnt from new batches after they are coded."""
+    checkpoints: int = 1
+    """Self-switch: batches are coded with the best of so many states of the weights, the current one among them."""
+    checkpoint_steps: int = 16
+    """Steps between such states."""
     segment_steps: int = 64
     """Optimizer steps between two digests of the weights. A stopped job goes on from one; each costs about 30 bytes."""
 
+    @property
+    def trains_plainly(self) -> bool:
+        """Whether the code is the sum of the training losses: the weights predict, and nothing else."""
+        return not (self.experts or self.models or self.ema or self.calibrate or self.checkpoints > 1)
+
     def problems(self) -> list[str]:
         """Every bad value, a line each."""
-        if self.segment_steps < 1:
-            return [f"online.segment_steps={self.segment_steps}: must be at least 1"]
-        return []
+        found = []
+        for name in self.experts:
+            if name not in EXPERTS:
+                found.append(f"online.experts={name}: unknown; use some of {', '.join(EXPERTS)}")
+        if len(set(self.experts)) < len(self.experts):
+            found.append(f"online.experts={self.experts}: each can be named once")
+        if "network" in self.experts and not (self.models or "ngram" in self.experts):
+            found.append("online.experts=network: has nothing to mix; name ngram too, or online.models")
+        for shape in self.models:
+            if not re.fullmatch(r"[1-9]\d{0,5}x[1-9]\d{0,3}x[1-9]\d{0,3}", shape):
+                found.append(f"online.models={shape}: must look like 64x2x1 (WIDTHxLAYERSxHEADS)")
+        if not 1 <= self.ngram_order <= MAX_ORDER:
+            found.append(f"online.ngram_order={self.ngram_order}: must be between 1 and {MAX_ORDER}")
+        if not 0 <= self.ema < 1:
+            found.append(f"online.ema={self.ema}: must be in [0, 1)")
+        if not 1 <= self.checkpoints <= MAX_CHECKPOINTS:
+            found.append(f"online.checkpoints={self.checkpoints}: must be between 1 and {MAX_CHECKPOINTS}")
+        for key in ("checkpoint_steps", "segment_steps"):
+            if getattr(self, key) < 1:
+                found.append(f"online.{key}={getattr(self, key)}: must be at least 1")
+        return found

@@ -53,12 +53,12 @@ class Law:
 
     def clipped_integral_nats(self, start: float, end: float, lowest: float, highest: float) -> float:
         """The same with the law kept between two losses, of which `highest` may be infinite."""
-        below_highest = min(max(self._crossing(highest), start), end)
-        below_lowest = min(max(self._crossing(lowest), below_highest), end)
+        below_highest = min(max(self.crossing(highest), start), end)
+        below_lowest = min(max(self.crossing(lowest), below_highest), end)
         total = self.integral_nats(below_highest, below_lowest) + lowest * (end - below_lowest)
         return total + highest * (below_highest - start) if below_highest > start else total
 
-    def _crossing(self, loss_nats: float) -> float:
+    def crossing(self, loss_nats: float) -> float:
         """Tokens from which on the law is at most `loss_nats`; infinite where it never is."""
         excess = loss_nats - self.c_nats
         if not self.scale_nats or not self.exponent:

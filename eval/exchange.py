@@ -1,11 +1,13 @@
-"""One rank's end of an online code: predict a batch token by token, code it, take the training step.
+"""One rank's end of an online code: predict a batch token by token, code it, learn from it.
 
 Sender and receiver run the very same code; only what happens to a symbol differs (`Coder`). The sender predicts with
 the stepping predictor too, not with the training step's own forward pass, since the two differ in the last bits.
 """
 
+import functools
 import hashlib
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
@@ -17,11 +19,13 @@ from eval.float_model import FloatModel
 from eval.predictor import Predictor
 from eval.sources import receiver_sources
 from harness.batches import Batches, MicroBatch
+from harness.blend import Blend
 from harness.config import RunConfig
 from harness.distributed import Ranks
 from harness.errors import UsageError
+from harness.experts import Experts, Weights
 from harness.hardware import code_sha256, git_commit, identity, isa_limits, resolve_precision
-from harness.learner import Learner
+from harness.lessons import Lessons
 from harness.schedule import plan_phases
 from harness.sparsity.rules import make_rule
 
@@ -49,6 +53,9 @@ class Source:
 class Coder(Protocol):
     """What happens to the symbols of one position."""
 
+    knows_symbols: bool
+    """Whether symbols are known before they are coded."""
+
     def code(self, symbols: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
         """The symbols (n,) that the text has there, given `symbols` and `probabilities` (n, vocabulary)."""
 
@@ -56,9 +63,12 @@ class Coder(Protocol):
 class Encoding:
     """Appends to a stream.
 
-    Symbols with one table each wait for others, since a call of the encoder takes longer than a few of them. Larger
-    alphabets have two digits, and a call codes all first ones before the second ones: there each call is the decoder's.
+    Symbols with tables of one width wait for others, since a call of the encoder takes longer than a few of them.
+    Larger alphabets have two digits, and a call codes all first ones before the second ones: there each call is the
+    decoder's.
     """
+
+    knows_symbols = True
 
     def __init__(self):
         self.encoder = Encoder()
@@ -67,6 +77,8 @@ class Encoding:
 
     def code(self, symbols: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
         """The symbols themselves."""
+        if self._waiting and self._waiting[-1][1].shape[1] != probabilities.shape[1]:
+            self._encode()
         self._waiting.append((symbols, probabilities))
         self._waiting_bytes += probabilities.nbytes
         if probabilities.shape[1] > MAX_TABLE or self._waiting_bytes > MAX_WAITING_BYTES:
@@ -90,6 +102,8 @@ class Decoding:
     One that was coded with other probabilities must not stop this rank alone: it goes on with zeros, and says so.
     """
 
+    knows_symbols = False
+
     def __init__(self, stream: bytes):
         self.decoder, self.has_failed = Decoder(stream), False
 
@@ -105,12 +119,14 @@ class Decoding:
 class Hashing:
     """Takes a digest of the probabilities."""
 
+    knows_symbols = True
+
     def __init__(self):
         self.digest = hashlib.blake2b(digest_size=16)
 
     def code(self, symbols: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
         """The symbols themselves."""
-        self.digest.update(np.ascontiguousarray(probabilities, dtype="<f4"))
+        self.digest.update(np.ascontiguousarray(probabilities, dtype="<f8"))
         return symbols
 
 
@@ -119,7 +135,7 @@ class Sums:
     """Code lengths of what this rank has sent."""
 
     aulc_nats: float = 0.0
-    """Losses of the training steps."""
+    """Losses of the training steps; in a block code, which takes none on new batches, of the predictor."""
     ideal_bits: float = 0.0
     """-log2 of the predictor's float probabilities."""
     quantised_bits: float = 0.0
@@ -138,16 +154,23 @@ class Exchange:
         torch.set_num_threads(1)
         self.config, self.source, self.ranks = config, source, ranks
         dtype = resolve_precision(config.train.precision, ranks.device)
-        self.learner = Learner(config, vocab_size, ranks, dtype)
-        context, lanes = config.model.context, self.learner.micro_batch
+        self.experts = Experts(config, vocab_size, ranks, dtype)
+        context, lanes = config.model.context, self.experts.main.micro_batch
         self.num_steps = 0
         if source.num_tokens:
-            self.batches = Batches(source, context, config.train.batch_sequences, lanes, config.seed, ranks)
+            self.batches = Batches(source, config.train, context, lanes, config.seed, ranks)
+            self.lessons = Lessons(config.train, self.batches)
             self.num_steps = self.batches.order.steps_per_epoch
             self._phase = plan_phases(config.train, self.batches.order.steps, has_finetuning=False)[0]
-        self.model = FloatModel(config.model, vocab_size, self.learner.backend.weights())
-        self.predictor = Predictor(self.model, lanes, blocks=1, length=context, threads=1)
-        self.environment = ranks.agreed(_environment(ranks, dtype, self.learner.backend.packages))
+        weights = [learner.backend.weights() for learner in self.experts.learners]
+        models = [FloatModel(shape, vocab_size, own) for shape, own in zip(self.experts.shapes, weights, strict=True)]
+        self.predictors = [Predictor(model, lanes, blocks=1, length=context, threads=1) for model in models]
+        self._new_blend = functools.partial(Blend, config.online, vocab_size, lanes=lanes, length=context, ranks=ranks)
+        self.blend = self._new_blend(num_tokens=source.num_tokens)
+        self.learning_seconds = 0.0
+        compilers = ("numba", "llvmlite") if self.blend.mixture else ()
+        packages = (*self.experts.main.backend.packages, *compilers)
+        self.environment = ranks.agreed(_environment(ranks, dtype, packages))
 
     @property
     def segments(self) -> list[tuple[int, int]]:
@@ -156,17 +179,20 @@ class Exchange:
         return [(first, min(first + length, self.num_steps)) for first in range(0, self.num_steps, length)]
 
     def probe(self) -> str:
-        """Digest of a training step and of what the predictor says after it, on made-up tokens; leaves no trace.
+        """Digest of a training step and of what the predictors say after it, on made-up tokens; leaves no trace.
 
         To be called once, before the first segment.
         """
-        self.learner.dry_step()
-        self.model.load(self.learner.backend.weights())
+        self.experts.dry_step()
         hashing = Hashing()
-        self._code(self.learner.probe().micro_batches[0], hashing)
-        hashing.digest.update(self.learner.weights_digest())
-        self.learner.reset()
-        self.learner.optimizer.set_rule(make_rule(self.config.rule))
+        probe = self.experts.main.probe().micro_batches[0]
+        kept, self.blend = self.blend, self._new_blend(num_tokens=probe.tokens.size)
+        probe.sequences[:] = np.arange(len(probe.sequences))
+        self._code([probe], hashing)
+        self.blend = kept
+        hashing.digest.update(self.experts.weights_digest())
+        self.experts.reset()
+        self.experts.main.optimizer.set_rule(make_rule(self.config.rule))
         return "/".join(sorted(set(self.ranks.gather(hashing.digest.hexdigest()))))
 
     def run(self, first_step: int, end_step: int, coder: Coder, sums: Sums, report: Callable[[int], None]) -> bytes:
@@ -177,32 +203,117 @@ class Exchange:
         checksum = hashlib.blake2b(digest_size=8)
         for step in range(first_step, end_step):
             batch = self.batches.of_step(step)
-            self.model.load(self.learner.backend.weights())
+            predicted_nats = self._code(batch.micro_batches, coder)
             for micro_batch in batch.micro_batches:
-                self._code(micro_batch, coder)
                 checksum.update(micro_batch.tokens[micro_batch.mask].astype("<u2"))
                 self._keep(micro_batch)
-            self.learner.set_schedule(step, self._phase)
-            sums.aulc_nats += sum(nats_sum for _, nats_sum in self.learner.train(batch, f"step {step}"))
+            self.blend.end_step()
+            start = time.perf_counter()
+            losses = self.experts.learn(step, self._phase, batch, self.lessons)
+            self.learning_seconds += time.perf_counter() - start
+            sums.aulc_nats += predicted_nats if losses is None else sum(nats_sum for _, nats_sum in losses)
             report(batch.num_tokens)
         return checksum.digest()
 
-    def close(self) -> None:
-        """Let go of what the backend holds."""
-        self.learner.backend.close()
+    def weights_digest(self) -> bytes:
+        """Digest of what has been learnt, 8 bytes, the same on every rank."""
+        return self.experts.weights_digest()
 
-    def _code(self, micro_batch: MicroBatch, coder: Coder) -> None:
-        """Code a micro-batch position by position; its tokens become what the coder returns."""
+    def state(self) -> dict:
+        """What a checkpoint of this rank holds."""
+        state = {"experts": self.experts.state(), "blend": self.blend.state()}
+        return state | {"learning_seconds": self.learning_seconds}
+
+    def load(self, own: dict, first: dict) -> None:
+        """Go on from the saved states of this rank and of the first."""
+        self.experts.load(own["experts"], first["experts"])
+        self.blend.load(own["blend"])
+        self.learning_seconds = own["learning_seconds"]
+
+    def close(self) -> None:
+        """Let go of what the backends hold."""
+        self.experts.close()
+
+    def _code(self, micro_batches: list[MicroBatch], coder: Coder) -> float:
+        """Code the micro-batches of a step one after another; their tokens become what the coder returns.
+
+        Returns the code length in nats by the chosen weights of the run's own transformer.
+        """
+        own, *others = self.predictors
+        for predictor, weights in zip(others, self.experts.others(), strict=True):
+            predictor.model.load(weights)
+        candidates = self.experts.candidates()
+        if len(candidates) == 1:
+            own.model.load(candidates[0])
+        nats = 0.0
+        for micro_batch in micro_batches:
+            if len(candidates) > 1 and micro_batch.mask.any():
+                self._choose(candidates, micro_batch, coder)
+            nats += self._code_micro_batch(micro_batch, coder)
+        return nats
+
+    def _choose(self, candidates: list[Weights], micro_batch: MicroBatch, coder: Coder) -> None:
+        """Predict with the weights that the code names; a sender tries all of them first."""
+        own = self.predictors[0]
+        tried = []
+        for weights in candidates if coder.knows_symbols else ():
+            own.model.load(weights)
+            tried.append(sum(self._own_nats(micro_batch)))
+        best = np.array([np.argmin(tried) if tried else 0])
+        (index,) = coder.code(best, np.ones((1, len(candidates))))
+        own.model.load(candidates[int(index)])
+
+    def _own_nats(self, micro_batch: MicroBatch) -> Iterator[float]:
+        """Code length of each position by the run's own transformer alone."""
         tokens, mask = micro_batch.tokens, micro_batch.mask
-        self.predictor.start()
-        previous = np.full(len(tokens), self.predictor.model.begin)
+        for position, (table,) in self._tables(micro_batch, self.predictors[:1]):
+            active = np.flatnonzero(mask[:, position])
+            yield nats_in(table, active, tokens[active, position])
+
+    def _tables(self, micro_batch: MicroBatch, predictors: list[Predictor]) -> Iterator[tuple[int, np.ndarray]]:
+        """Each position with what `predictors` say of it: float32 (predictors, n, vocabulary).
+
+        Tokens are read when the next position is asked for.
+        """
+        tokens, mask = micro_batch.tokens, micro_batch.mask
+        for predictor in predictors:
+            predictor.start()
+        previous = np.full(len(tokens), predictors[0].model.begin)
         for position in range(tokens.shape[1]):
-            active = mask[:, position]
-            if not active.any():
+            if not mask[:, position].any():
                 break
-            probabilities = self.predictor.step(previous)
-            tokens[active, position] = coder.code(tokens[active, position], probabilities[active])
+            yield position, np.stack([predictor.step(previous) for predictor in predictors])
             previous = tokens[:, position]
+
+    def _code_micro_batch(self, micro_batch: MicroBatch, coder: Coder) -> float:
+        tokens, mask, blend, nats = micro_batch.tokens, micro_batch.mask, self.blend, 0.0
+        if blend.mixture:
+            blend.mixture.start(micro_batch.sequences * tokens.shape[1])
+        coded_with: list[np.ndarray] = []
+        for position, tables in self._tables(micro_batch, self.predictors):
+            active = mask[:, position]
+            sharp = blend.sharpened(tables)
+            if blend.mixture:
+                tokens[active, position] = self._code_bits(sharp, tokens[:, position], active, coder)
+                coded_with.append(sharp)
+            else:
+                tokens[active, position] = coder.code(tokens[active, position], sharp[0, active])
+            blend.observe(tables[:, active], tokens[active, position])
+            nats += nats_in(tables[0], np.flatnonzero(active), tokens[active, position])
+        if coded_with:
+            blend.add_sent(micro_batch, np.stack(coded_with, axis=2))
+        return nats
+
+    def _code_bits(self, tables: np.ndarray, symbols: np.ndarray, active: np.ndarray, coder: Coder) -> np.ndarray:
+        """Code the active ones of `symbols` (n,) bit by bit; returns what the coder makes of them."""
+        mixture = self.blend.mixture
+        known = mixture.bits_of(symbols[active])
+        mixture.start_symbols(tables, active)
+        for depth in range(mixture.bits):
+            chances = mixture.next_bits(active)
+            bits = coder.code(known[:, depth], np.stack([1 - chances, chances], axis=1))
+            mixture.learn_bits(bits, active)
+        return mixture.end_symbols(active)[active]
 
     def _keep(self, micro_batch: MicroBatch) -> None:
         """Write a receiver's tokens to their place in the text."""
@@ -210,6 +321,11 @@ class Exchange:
             for sequence, tokens, mask in zip(micro_batch.sequences, micro_batch.tokens, micro_batch.mask, strict=True):
                 start, length = sequence * len(tokens), int(mask.sum())
                 self.source.tokens[start : start + length] = tokens[:length]
+
+
+def nats_in(table: np.ndarray, rows: np.ndarray, tokens: np.ndarray) -> float:
+    """-ln of what the `rows` of a table (n, vocabulary) give their `tokens`; one that underflowed counts as e^-69."""
+    return float(-np.log(np.maximum(table[rows, tokens], 1e-30)).sum(dtype=np.float64))
 
 
 def _environment(ranks: Ranks, dtype: torch.dtype, packages: tuple[str, ...]) -> dict[str, str]:

@@ -28,7 +28,7 @@ from harness.hardware import resolve_precision, write_json
 from harness.ledger import OnlineCode, read_online_code
 from harness.model import Transformer
 from harness.order import Sequences
-from harness.rundir import GRID_KEY, WEIGHTS_FILE, is_done, load_run_config
+from harness.rundir import GRID_KEY, WEIGHTS_FILE, is_done, load_run_config, read_members
 from harness.units import bits_from_bytes, bits_per_byte
 
 MAX_CORPUS_BASELINE_BYTES = 16_000_000
@@ -103,8 +103,9 @@ def evaluate(run_dir: Path, overrides: list[str], threads: int, progress: Progre
     archive, model, points = compress(run_dir, config, data, text, output, threads, progress)
     decode_seconds = verify(output, text, threads)
     online_report = online_section(online, archive, len(text), config) | {"baselines": corpus_baselines(data)}
+    online_report |= {"members": read_members(run_dir)}
     if config.eval.online:
-        online_report |= send_and_receive(run_dir, online.aulc_bits, quiet)
+        online_report |= send_and_receive(run_dir, online.ideal_bits, quiet)
     report = {
         "run": config.name,
         "config_sha256": config_sha256(config),
@@ -153,6 +154,7 @@ def online_section(online: OnlineCode, archive: ArchiveReport, raw_bytes: int, c
     final_bits = bits_per_byte(archive.ideal_data_bits, raw_bytes) * online.raw_bytes
     return {
         "aulc_bits": online.aulc_bits,
+        "ideal_bits": online.ideal_bits,
         "tokens": online.tokens,
         "raw_bytes": online.raw_bytes,
         "bits_per_byte": online.bits_per_byte,

@@ -24,7 +24,7 @@ from eval.online_file import (
     sent_settings,
     write_online_file,
 )
-from eval.online_job import OnlineJob, Progress
+from eval.online_job import Costs, OnlineJob, Progress
 from harness.checkpoint import sha256
 from harness.config import RunConfig
 from harness.distributed import Ranks
@@ -58,6 +58,7 @@ class SendReport:
     """Digests, checksums and lengths."""
     header_bits: int
     """Header, tokenizer and checksum of the file."""
+    costs: Costs
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,7 @@ def _send(config: RunConfig, sent: Input, exchange: Exchange, output: Path, prog
         for _, first_step, end_step in job.segments():
             encoding = Encoding()
             own["checksums"].append(exchange.run(first_step, end_step, encoding, sums, job.report).hex())
-            own["weights"].append(exchange.learner.weights_digest().hex())
+            own["weights"].append(exchange.weights_digest().hex())
             own["streams"].append(_tensor(encoding.stream()))
             sums.quantised_bits += encoding.encoder.quantised_bits
             sums.ideal_bits += encoding.encoder.ideal_bits
@@ -134,11 +135,12 @@ def _send(config: RunConfig, sent: Input, exchange: Exchange, output: Path, prog
             for index, weights in enumerate(own["weights"])
         ]
         sizes = on_first_rank(ranks, write_online_file, output, head, sent.tokenizer, segments)
+        costs = job.costs()
         job.finish()
-    return _report(head, sums.over_all(ranks), sizes)
+    return _report(head, sums.over_all(ranks), sizes, costs)
 
 
-def receive(path: Path, output: Path, ranks: Ranks, progress: Progress) -> OnlineHead:
+def receive(path: Path, output: Path, ranks: Ranks, progress: Progress) -> Costs:
     """Rebuild the text of an online code at `output`; on all ranks, of which there must be as many as have sent.
 
     Raises UsageError where the file is foreign or damaged, or this machine computes otherwise than the sender's; no
@@ -163,8 +165,9 @@ def receive(path: Path, output: Path, ranks: Ranks, progress: Progress) -> Onlin
         with closing(OnlineJob(exchange, output, identity, progress)) as job:
             text = _receive_text(path, head, segments, tokenizer, job)
             on_first_rank(ranks, write_atomically, output, text)
+            costs = job.costs()
             job.finish()
-    return head
+    return costs
 
 
 def _receive_text(path: Path, head: OnlineHead, segments: list[Segment], tokenizer: Tokenizer, job: OnlineJob) -> bytes:
@@ -192,7 +195,7 @@ def _receive_segment(segment: Segment, steps: tuple[int, int], job: OnlineJob, w
     share = segment.shares[ranks.rank]
     decoding = Decoding(share.stream)
     checksum = exchange.run(*steps, decoding, Sums(), job.report)
-    weights = exchange.learner.weights_digest()
+    weights = exchange.weights_digest()
     problem = ""
     if decoding.has_failed or checksum != share.checksum:
         problem = f"the text of rank {ranks.rank}"
@@ -227,18 +230,26 @@ def _differences(sent: dict[str, str], here: dict[str, str]) -> str:
 
 
 def _memory_bytes(head: OnlineHead, config: RunConfig, tokenizer: Tokenizer) -> int:
-    """Memory for weights with their optimizer, activations, text and tokens, roughly."""
-    model, micro_batch = config.model, config.train.micro_batch(head.world_size)
-    num_weights = 12 * model.layers * model.width**2 + (2 * tokenizer.vocab_size + model.context) * model.width
-    per_token = 4 * (34 * model.layers * model.width + 4 * tokenizer.vocab_size)
-    return 24 * num_weights + micro_batch * model.context * per_token + 6 * head.num_tokens + 2 * head.raw_bytes
+    """Memory for weights with their optimizers, activations, the mixture, text and tokens, roughly."""
+    micro_batch, vocab_size = config.train.micro_batch(head.world_size), tokenizer.vocab_size
+    total = 6 * head.num_tokens + 2 * head.raw_bytes
+    for index, model in enumerate(config.expert_models()):
+        num_weights = 12 * model.layers * model.width**2 + (2 * vocab_size + model.context) * model.width
+        per_token = 4 * (34 * model.layers * model.width + 4 * vocab_size)
+        copies = 6 + bool(config.online.ema) + (0 if index else config.online.checkpoints - 1)
+        total += 4 * copies * num_weights + micro_batch * model.context * per_token
+    if "ngram" in config.online.experts:
+        from harness.ngram import ngram_bytes
+
+        total += ngram_bytes(config.online.ngram_order, head.num_tokens)
+    return total
 
 
 def _tensor(content: bytes) -> torch.Tensor:
     return torch.from_numpy(np.frombuffer(content, dtype=np.uint8).copy())
 
 
-def _report(head: OnlineHead, sums: Sums, sizes: FileSizes) -> SendReport:
+def _report(head: OnlineHead, sums: Sums, sizes: FileSizes, costs: Costs) -> SendReport:
     aulc_bits = bits_from_nats(sums.aulc_nats)
     header_bytes = sizes.header_bytes + sizes.tokenizer_bytes + sizes.checksum_bytes
     return SendReport(
@@ -251,4 +262,5 @@ def _report(head: OnlineHead, sums: Sums, sizes: FileSizes) -> SendReport:
         termination_bits=bits_from_bytes(sizes.stream_bytes) - sums.quantised_bits,
         segment_bits=bits_from_bytes(sizes.segment_bytes),
         header_bits=bits_from_bytes(header_bytes),
+        costs=costs,
     )

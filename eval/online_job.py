@@ -4,17 +4,32 @@ import fcntl
 import pickle
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 from eval.exchange import INFORMATIVE, Exchange
 from harness.checkpoint import RunState, newest_checkpoint, read_rank_state, read_state, save_checkpoint
 from harness.errors import Stopped, UsageError
+from harness.hardware import peak_memory_bytes
 from harness.rundir import on_first_rank
 from harness.stop import StopRequest
 
 KEPT_CHECKPOINTS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What sending or receiving has taken, stops and new starts included."""
+
+    seconds: float
+    learning_seconds: float
+    """Of them for training steps, on the first rank."""
+    memory_bytes: int
+    """Largest memory of each process since its last start, summed up."""
+
 
 Progress = Callable[[int, int], None]
 """Called now and then with (bytes done, bytes in all)."""
@@ -34,6 +49,7 @@ class OnlineJob:
         self._state = RunState(identity=identity | environment)
         self._stop = StopRequest(self.folder)
         self._tokens_done = 0
+        self._seconds_before, self._started = 0.0, time.perf_counter()
         self._lock: TextIO | None = None
         on_first_rank(self.ranks, self._hold)
 
@@ -53,8 +69,8 @@ class OnlineJob:
             try:
                 own = read_rank_state(checkpoint, self.ranks.rank)
                 first = own if self.ranks.is_first else read_rank_state(checkpoint, 0)
-                self.exchange.learner.load(own["learner"], first["learner"])
-                self._tokens_done = own["tokens_done"]
+                self.exchange.load(own["exchange"], first["exchange"])
+                self._tokens_done, self._seconds_before = own["tokens_done"], own["seconds"]
             except (OSError, KeyError, TypeError, ValueError, RuntimeError, pickle.UnpicklingError):
                 # Its digests are right: somebody else has written it.
                 raise UsageError(f"{checkpoint}: not a checkpoint of this job; remove {self.folder}") from None
@@ -86,12 +102,21 @@ class OnlineJob:
         """Keep what has been done up to `end_step`; after the last segment there is nothing left to go on with."""
         self._state.step = end_step
         if end_step < self.exchange.num_steps:
-            content = {"learner": self.exchange.learner.state(), "tokens_done": self._tokens_done, "job": own}
+            content = {"exchange": self.exchange.state(), "tokens_done": self._tokens_done, "job": own}
+            content["seconds"] = self._seconds()
             save_checkpoint(self.folder, self._state, content, self.ranks, KEPT_CHECKPOINTS)
+
+    def costs(self) -> Costs:
+        """So far; on all ranks."""
+        (memory_bytes,) = self.ranks.sum(peak_memory_bytes())
+        return Costs(self._seconds(), self.exchange.learning_seconds, int(memory_bytes))
 
     def finish(self) -> None:
         """Remove what was kept."""
         on_first_rank(self.ranks, shutil.rmtree, self.folder, True)
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.perf_counter() - self._started
 
     def _hold(self) -> None:
         """Keep other jobs out for as long as this process lives: ranks can outlive a command that was killed."""

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from harness.checkpoint import sha256
@@ -15,12 +14,11 @@ from harness.rundir import CONFIG_FILE, ENVIRONMENT_FILE
 ONLINE_FILE = Path("online") / "corpus.clo"
 
 
-def send_and_receive(run_dir: Path, aulc_bits: float, quiet: bool) -> dict:
+def send_and_receive(run_dir: Path, ideal_bits: float, quiet: bool) -> dict:
     """Send the training corpus with as many processes as have trained, and receive it in fresh ones.
 
-    Returns what the report says of the file; its parts in bits and `aulc_bits`, the run's own area under the loss
-    curve, add up to 8 * file_bytes. Raises RunFailure where the file does not come
-    back.
+    Returns what the report says of the file; its parts in bits and `ideal_bits`, the code length by the run's own
+    ledger, add up to 8 * file_bytes. Raises RunFailure where the file does not come back.
     """
     try:
         world_size = int(json.loads((run_dir / ENVIRONMENT_FILE).read_text())["world_size"])
@@ -28,26 +26,26 @@ def send_and_receive(run_dir: Path, aulc_bits: float, quiet: bool) -> dict:
         raise UsageError(f"{run_dir / ENVIRONMENT_FILE}: missing or damaged; train again") from None
     output = run_dir / ONLINE_FILE
     output.parent.mkdir(exist_ok=True)
-    start = time.perf_counter()
     settings = [str(run_dir / CONFIG_FILE), "-o", str(output), "--force", "--json", "--processes", str(world_size)]
     silence = ["--quiet"] if quiet else []
     sent = json.loads(_run("send", *settings, *silence))
-    send_seconds = time.perf_counter() - start
     with tempfile.TemporaryDirectory() as folder:
-        received = Path(folder) / "received"
-        start = time.perf_counter()
-        _run("receive", str(output), "-o", str(received), *silence)
-        if sha256(received) != sent["sha256"]:
+        text = Path(folder) / "received"
+        received = json.loads(_run("receive", str(output), "-o", str(text), "--json", *silence))
+        if sha256(text) != sent["sha256"]:
             raise RunFailure(f"{output}: what was received is not what was sent (SHA-256)")
-        receive_seconds = time.perf_counter() - start
+    costs = {
+        f"{end}_{what}": value
+        for end, told in (("send", sent), ("receive", received))
+        for what, value in told["costs"].items()
+    }
     return {
         "file_bytes": output.stat().st_size,
         "verified": True,
         "sha256": sent["sha256"],
-        "prediction_bits": sent["prediction_bits"] + sent["aulc_bits"] - aulc_bits,
+        "prediction_bits": sent["prediction_bits"] + sent["aulc_bits"] - ideal_bits,
         **{key: sent[key] for key in ("quantisation_bits", "termination_bits", "segment_bits", "header_bits")},
-        "send_seconds": send_seconds,
-        "receive_seconds": receive_seconds,
+        **costs,
     }
 
 

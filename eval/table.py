@@ -26,13 +26,16 @@ _VERIFIED_NOTE = (
 )
 
 SENT_PARTS = {
-    "prediction": "prediction token by token, in float32",
+    "prediction": "prediction token by token, by all who predict",
     "quantisation": "probabilities rounded to 24 bits",
     "termination": "ends of the streams",
     "segment": "digests, checksums and lengths of the segments",
     "header": "header, tokenizer and checksum of the file",
 }
 """What the file of an online code adds to the losses of the training steps."""
+
+SENT_COSTS = ("seconds", "learning_seconds", "memory_bytes")
+"""What sending and receiving take: in all, of it for learning, and the memory of all processes at most."""
 
 Record = dict[str, Any]
 Column = tuple[str, str, Callable[[Any], str]]
@@ -44,12 +47,13 @@ _FIELDS: dict[str, tuple[str, str]] = {
     **{key: ("offline", key) for key in ("method", "parameters", "nonzeros", "model_bytes", "tokenizer_bytes")},
     **{key: ("offline", key) for key in ("header_bytes", "checksum_bytes", "data_bytes", "total_bytes")},
     **{key: ("offline", key) for key in ("ideal_data_bits", "verified", "sha256", "encode_seconds", "decode_seconds")},
-    "online_ideal_bits": ("online", "aulc_bits"),
+    "online_ideal_bits": ("online", "ideal_bits"),
+    "online_aulc_bits": ("online", "aulc_bits"),
     "online_ideal_bits_per_byte": ("online", "bits_per_byte"),
     "online_ideal_above_final_bits": ("online", "above_final_bits"),
     **{f"online_{key}": ("online", key) for key in ("tokens", "raw_bytes", "code_bytes", "file_bytes", "verified")},
     **{f"online_{part}_bits": ("online", f"{part}_bits") for part in SENT_PARTS},
-    **{f"online_{key}": ("online", key) for key in ("send_seconds", "receive_seconds")},
+    **{f"online_{end}_{what}": ("online", f"{end}_{what}") for end in ("send", "receive") for what in SENT_COSTS},
     **{f"projected_{key}": ("projected", key) for key in ("dataset_bytes", "total_bytes")},
     **{key: ("conventions", key) for key in ("paper_model_bytes", "csr_model_bytes", "dense_float32_bytes")},
 }
@@ -151,7 +155,11 @@ def _blocks(reports: list[dict]) -> list[Block]:
     if len(records) == 1:
         chunk_bytes = _value(reports[0], "data", "chunk_bytes") or CHUNK_BYTES
         sent = [_sent_block(records[0])] if records[0]["online_file_bytes"] is not None else []
-        return [_codes_block(records[0], chunk_bytes), _corpus_block(records[0]), *sent, _model_block(records[0])]
+        online = reports[0].get("online")
+        member_bits = online.get("members") if isinstance(online, dict) else None
+        members = [_members_block(records[0], member_bits)] if member_bits else []
+        corpus = [_corpus_block(records[0]), *members, *sent]
+        return [_codes_block(records[0], chunk_bytes), *corpus, _model_block(records[0])]
     return _runs_blocks(records)
 
 
@@ -226,7 +234,7 @@ def _corpus_block(record: Record) -> Block:
 
 def _sent_block(record: Record) -> Block:
     """How the bits of the file of the online code come about."""
-    parts = [("losses of the training steps (area under the loss curve)", record["online_ideal_bits"])]
+    parts = [("code length by the ledger", record["online_ideal_bits"])]
     parts += [(words, record[f"online_{part}_bits"]) for part, words in SENT_PARTS.items()]
     file_bits = bits_from_bytes(record["online_file_bytes"])
     rows = [{"part": words, "bits": bits, "share": _ratio(bits, file_bits)} for words, bits in parts]
@@ -237,7 +245,34 @@ def _sent_block(record: Record) -> Block:
         ("share", "share", lambda share: "" if share is None else f"{100 * share:.3f} %"),
     ]
     verdict = "fresh processes received the file, compared by SHA-256" if record["online_verified"] else "not verified"
-    return _block(f"Online code of {_text(record['run'])} as a file", columns, rows, [f"verified: {verdict}."])
+    costs = [_costs(record, end, word) for end, word in (("send", "sending"), ("receive", "receiving"))]
+    return _block(f"Online code of {_text(record['run'])} as a file", columns, rows, [f"verified: {verdict}.", *costs])
+
+
+def _costs(record: Record, end: str, word: str) -> str:
+    seconds, learning, memory = (record[f"online_{end}_{what}"] or 0 for what in SENT_COSTS)
+    return f"{word}: {seconds:,.0f} s, of which {learning:,.0f} s are training, and {memory / 1e6:,.0f} MB of memory."
+
+
+def _members_block(record: Record, member_bits: dict[str, float]) -> Block:
+    """What each member of the online code's mixture would take alone, and all of them together."""
+    members = {**member_bits, "all of them": record["online_ideal_bits"]}
+    rows = [
+        {
+            "member": name,
+            "bytes": bytes_from_bits(bits),
+            "bits_per_byte": bits_per_byte(bits, record["online_raw_bytes"]),
+            "is_emphasised": name == "all of them",
+        }
+        for name, bits in sorted(members.items(), key=lambda item: item[1])
+    ]
+    columns: list[Column] = [
+        ("predicts", "member", _text),
+        ("bytes", "bytes", _count),
+        ("bits/byte", "bits_per_byte", _decimal),
+    ]
+    title = f"Who predicts in the online code of {_text(record['run'])}"
+    return _block(title, columns, rows, ["ideal: sums over the ledger's tokens; not files."])
 
 
 def _model_block(record: Record) -> Block:

@@ -6,6 +6,7 @@ import numpy as np
 
 from harness.distributed import Ranks
 from harness.order import SequenceOrder, Sequences
+from harness.schedule import TrainConfig
 from harness.shards import Shard
 
 
@@ -34,18 +35,24 @@ class StepBatch:
 class Batches:
     """Shares each step's sequences among ranks: micro-batch j of the step goes to rank j mod world size."""
 
-    def __init__(self, shard: Shard, context: int, batch_sequences: int, micro_batch: int, seed: int, ranks: Ranks):
+    def __init__(self, shard: Shard, config: TrainConfig, context: int, micro_batch: int, seed: int, ranks: Ranks):
         self.sequences = Sequences(shard, context)
-        self.order = SequenceOrder(self.sequences.num_sequences, batch_sequences, shard.fingerprint, seed)
-        self.batch_sequences, self.micro_batch, self.ranks = batch_sequences, micro_batch, ranks
+        num_sequences, self.batch_sequences = self.sequences.num_sequences, config.batch_sequences
+        self.order = SequenceOrder(num_sequences, self.batch_sequences, shard.fingerprint, seed, config.order)
+        self.micro_batch, self.ranks = micro_batch, ranks
+        self.identity = f"{shard.fingerprint}:{seed}"
+        """What the order depends on."""
 
     def of_step(self, step: int) -> StepBatch:
         """This rank's micro-batches of `step`."""
-        ids = self.order.batch(step)
+        return self.of_sequences(self.order.batch(step), self.order.epoch_of(step))
+
+    def of_sequences(self, ids: np.ndarray, epoch: int) -> StepBatch:
+        """This rank's micro-batches of a step that reads the sequences `ids` (n,), at most a full step of them."""
         starts = range(0, self.batch_sequences, self.micro_batch)
         own = [ids[start : start + self.micro_batch] for start in starts[self.ranks.rank :: self.ranks.world_size]]
         num_tokens = int(self.sequences.lengths(ids).sum())
-        return StepBatch(self.order.epoch_of(step), num_tokens, [self._read_padded(part) for part in own])
+        return StepBatch(epoch, num_tokens, [self._read_padded(part) for part in own])
 
     def sample(self, count: int) -> list[MicroBatch]:
         """This rank's share of `count` sequences spread evenly over the corpus."""

@@ -18,7 +18,7 @@ import torch
 from harness.distributed import Ranks
 from harness.errors import RunFailure, UsageError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MARKER = "COMMITTED"
 STATE_FILE = "state.json"
 SMALL_FILE_BYTES = 1 << 16

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -31,7 +31,7 @@ FREE_KEYS = (
     "train.keep_checkpoints",
     "backend.timeout_seconds",
     "eval.",
-    "online.",
+    "online.segment_steps",
 )
 
 
@@ -80,6 +80,7 @@ class RunConfig:
             )
         if self.backend.bf16_weights and self.train.precision == "fp32":
             found.append("backend.bf16_weights=true: contradicts train.precision=fp32; use bf16 or auto")
+        found.extend(self._online_problems())
         if self.model.context < 1 or self.eval.chunk_bytes > self.model.context:
             found.append(
                 f"eval.chunk_bytes={self.eval.chunk_bytes}: must not exceed model.context ({self.model.context}), "
@@ -91,6 +92,23 @@ class RunConfig:
                 "optimizer.kind=adamw"
             )
         return found
+
+    def _online_problems(self) -> list[str]:
+        found = []
+        if "ngram" in self.online.experts and self.tokenizer.kind != "bytes":
+            found.append(f"online.experts=ngram: predicts bytes; use tokenizer.kind=bytes, not {self.tokenizer.kind}")
+        if self.online.models and self.backend.name != "ddp":
+            found.append(f"online.models={self.online.models}: need backend.name=ddp")
+        if self.online.models and not self.online.problems():
+            for shape, model in zip(self.online.models, self.expert_models()[1:], strict=True):
+                found.extend(f"online.models={shape}: {problem}" for problem in model.problems())
+        return found
+
+    def expert_models(self) -> list[ModelConfig]:
+        """Shapes of all transformers that predict, the one that is trained for itself first."""
+        shapes = [[int(number) for number in shape.split("x")] for shape in self.online.models]
+        others = [replace(self.model, width=width, layers=layers, heads=heads) for width, layers, heads in shapes]
+        return [self.model, *others]
 
 
 def load_config(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:

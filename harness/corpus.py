@@ -23,6 +23,7 @@ WIKI40B_SPLITS = {"train": "train", "heldout": "validation"}
 HUB_TIMEOUT_SECONDS = 10
 RAW_BLOCK_BYTES = 1 << 20
 PARQUET_BATCH_ROWS = 100
+SHUFFLE_SEEDS = {"train": 0, "heldout": 1}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -41,6 +42,8 @@ class CorpusConfig:
     """files: a file or folder that is the held-out split, whole; None cuts it off the end of `path`."""
     text_field: str = "text"
     """Field that holds the text in jsonl and parquet."""
+    shuffle: bool = False
+    """Permute the bytes of each split by itself, always alike: a control that leaves only frequencies to learn."""
 
     def problems(self) -> list[str]:
         """Every bad value, one line each that names key, value and remedy."""
@@ -65,13 +68,23 @@ class CorpusConfig:
 def documents(config: CorpusConfig, split: str) -> Iterator[bytes]:
     """Documents of `split` ("train", cut to `subset_bytes`, or "heldout") as UTF-8 bytes, in file order, streamed.
 
-    The first and last may be pieces of a document where a cut falls inside it, and a plain file comes in blocks.
-    Raises UsageError, also while iterating, if the corpus is missing, empty, too small or damaged.
+    The first and last may be pieces of a document where a cut falls inside it; a plain file or shuffled split comes in
+    blocks. Raises UsageError, also while iterating, if the corpus is missing, empty, too small or damaged.
     """
     if split not in WIKI40B_SPLITS:
         raise ValueError(f"split={split}: use train or heldout")
     if problems := config.problems():
         raise UsageError("; ".join(problems))
+    if config.shuffle:
+        # It needs numpy, which reading does not.
+        from harness.shuffle import shuffled
+
+        return shuffled(_in_order(config, split), SHUFFLE_SEEDS[split])
+    return _in_order(config, split)
+
+
+def _in_order(config: CorpusConfig, split: str) -> Iterator[bytes]:
+    """The documents of a split as they lie in its source."""
     if config.kind == "wiki40b":
         limit, key = _limit_bytes(config, split)
         return _window(_wiki40b(config, split), 0, limit, key)

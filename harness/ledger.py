@@ -1,8 +1,10 @@
 """The record of code lengths: nats of every token at its first visit, before the update that learns from it.
 
 Each rank writes Parquet parts `ledger/rank-RRRRR/part-NNNNNN.parquet`, one row a sequence that it read:
-step, sequence, epoch, num_tokens, raw_bytes, nats (list<float32>; null on later visits), nats_sum (float64).
-The sum over rows of epoch 0 is the length of the online (prequential) code: the area under the loss curve.
+step, sequence, epoch, num_tokens, raw_bytes, nats (list<float32>; null on later visits), nats_sum (float64), code_nats
+and code_nats_sum. The sum of nats over rows of epoch 0 is the area under the loss curve. It is the length of the online
+(prequential) code too, unless the settings of that code name more than the weights that train: then code_nats are what
+it takes, and they are null otherwise. Replays are in no row.
 """
 
 import os
@@ -15,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from harness.batches import MicroBatch
 from harness.errors import UsageError
 from harness.units import bits_from_nats, bits_per_byte
 
@@ -27,8 +30,10 @@ SCHEMA = pa.schema(
         ("raw_bytes", pa.int64()),
         ("nats", pa.list_(pa.float32())),
         ("nats_sum", pa.float64()),
+        ("code_nats", pa.list_(pa.float32())),
+        ("code_nats_sum", pa.float64()),
     ],
-    metadata={"codelength.ledger": "1"},
+    metadata={"codelength.ledger": "2"},
 )
 ROWS_PER_PART = 8192
 
@@ -47,12 +52,19 @@ class LedgerWriter:
         self._rows: list[dict] = []
 
     def append(
-        self, step: int, epoch: int, sequences: np.ndarray, nats: np.ndarray, mask: np.ndarray, raw_bytes: np.ndarray
+        self,
+        step: int,
+        epoch: int,
+        micro_batch: MicroBatch,
+        nats: np.ndarray,
+        raw_bytes: np.ndarray,
+        code_nats: np.ndarray | None = None,
     ) -> None:
-        """Record a micro-batch: float32 `nats`, bool `mask`, both (n, length); rows without tokens are padding."""
+        """Record a micro-batch: `nats` (n, length) of training, `code_nats` of the online code where they differ."""
+        mask = micro_batch.mask
         sums = np.where(mask, nats, 0).sum(axis=1, dtype=np.float64)
         counts = mask.sum(axis=1)
-        for row, sequence in enumerate(sequences):
+        for row, sequence in enumerate(micro_batch.sequences):
             if counts[row] == 0:
                 continue
             self._rows.append(
@@ -64,6 +76,8 @@ class LedgerWriter:
                     "raw_bytes": int(raw_bytes[row]),
                     "nats": nats[row][mask[row]] if epoch == 0 else None,
                     "nats_sum": float(sums[row]),
+                    "code_nats": None if code_nats is None else code_nats[row][mask[row]].astype(np.float32),
+                    "code_nats_sum": None if code_nats is None else float(code_nats[row][mask[row]].sum()),
                 }
             )
         if len(self._rows) >= ROWS_PER_PART:
@@ -89,7 +103,9 @@ class OnlineCode:
     """The online code of a training corpus, summed over all ranks."""
 
     aulc_bits: float
-    """Sum of the first-visit code lengths."""
+    """Sum of the training losses at first visits: the area under the loss curve."""
+    ideal_bits: float
+    """Length of the online code with all its settings; the area under the loss curve where these are plain."""
     tokens: int
     """Number of tokens coded."""
     raw_bytes: int
@@ -102,7 +118,7 @@ class OnlineCode:
     @property
     def bits_per_byte(self) -> float:
         """Online code length per byte of the corpus."""
-        return bits_per_byte(self.aulc_bits, self.raw_bytes)
+        return bits_per_byte(self.ideal_bits, self.raw_bytes)
 
 
 def part_paths(run_dir: Path) -> list[Path]:
@@ -130,7 +146,7 @@ def read_online_code(run_dir: Path, num_sequences: int, num_tokens: int) -> Onli
 
     Raises UsageError where the ledger is missing, damaged or incomplete.
     """
-    columns = ["step", "sequence", "num_tokens", "raw_bytes", "nats_sum"]
+    columns = ["step", "sequence", "num_tokens", "raw_bytes", "nats_sum", "code_nats_sum"]
     tables = [
         table.filter(pc.equal(table["epoch"], 0)).select(columns) for table in read_rows(run_dir, [*columns, "epoch"])
     ]
@@ -143,10 +159,12 @@ def read_online_code(run_dir: Path, num_sequences: int, num_tokens: int) -> Onli
             f"{tokens} of {num_tokens} tokens; finish the run with `codelength train`"
         )
     _, index = np.unique(rows["step"], return_inverse=True)
-    bits = bits_from_nats(rows["nats_sum"])
+    trained, coded = rows["nats_sum"], rows["code_nats_sum"].astype(np.float64)
+    bits = bits_from_nats(np.where(np.isnan(coded), trained, coded))
     step_raw_bytes = np.bincount(index, weights=rows["raw_bytes"]).astype(np.int64)
     return OnlineCode(
-        aulc_bits=float(bits.sum()),
+        aulc_bits=float(bits_from_nats(trained).sum()),
+        ideal_bits=float(bits.sum()),
         tokens=tokens,
         raw_bytes=int(rows["raw_bytes"].sum()),
         step_raw_bytes=step_raw_bytes,

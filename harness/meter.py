@@ -10,7 +10,7 @@ from harness.units import bits_from_nats, bits_per_byte
 
 @dataclass
 class Meter:
-    """Sums over what this rank trained on since the last log; all losses are those of the backward passes."""
+    """Sums over what this rank trained on since the last log; losses are those of the backward passes."""
 
     loss_nats_sum: float = 0.0
     tokens: int = 0
@@ -28,13 +28,13 @@ class Meter:
         state["seconds_before"] += time.perf_counter() - state.pop("started")
         return state
 
-    def add(self, loss_nats_sum: float, tokens: int, raw_bytes: int, first_visit: bool) -> None:
-        """Count one micro-batch."""
+    def add(self, loss_nats_sum: float, tokens: int, raw_bytes: int, code_nats_sum: float, first_visit: bool) -> None:
+        """Count one micro-batch; `code_nats_sum` is what the online code takes for it."""
         self.loss_nats_sum += loss_nats_sum
         self.tokens += tokens
         self.raw_bytes += raw_bytes
+        self.first_nats_sum += code_nats_sum
         if first_visit:
-            self.first_nats_sum += loss_nats_sum
             self.first_raw_bytes += raw_bytes
 
     def reduce(self, ranks: Ranks, state: RunState, flops_per_token: float, peak_flops: float) -> dict[str, float]:

@@ -16,15 +16,23 @@ NUM_ROUNDS = 8
 MULTIPLIERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
 
-class SequenceOrder:
-    """A new permutation of the sequences in every epoch, cut into steps of `sequences_per_step`.
+ORDERS = ("shuffled", "sequential", "streams")
 
-    The last step of an epoch may be short; nothing is dropped and nothing is read twice.
+
+class SequenceOrder:
+    """Every sequence once in every epoch, in steps of `sequences_per_step`.
+
+    `shuffled`: a new permutation in every epoch; `sequential`: as in the text; `streams`: row i of the steps reads the
+    i-th of as many equal parts of the text from its beginning to its end. The last step of an epoch may be short;
+    nothing is dropped and nothing is read twice.
     """
 
-    def __init__(self, num_sequences: int, sequences_per_step: int, fingerprint: str, seed: int) -> None:
-        if num_sequences < 1 or sequences_per_step < 1:
-            raise ValueError(f"{num_sequences=}, {sequences_per_step=}: both must be at least 1")
+    def __init__(
+        self, num_sequences: int, sequences_per_step: int, fingerprint: str, seed: int, kind: str = "shuffled"
+    ) -> None:
+        if num_sequences < 1 or sequences_per_step < 1 or kind not in ORDERS:
+            raise ValueError(f"{num_sequences=}, {sequences_per_step=}: both must be at least 1, and {kind=} known")
+        self._kind = kind
         self._num_sequences = num_sequences
         self._sequences_per_step = sequences_per_step
         self._identity = f"{fingerprint}:{seed}"
@@ -46,6 +54,12 @@ class SequenceOrder:
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         start = step_in_epoch * self._sequences_per_step
         stop = min(start + self._sequences_per_step, self._num_sequences)
+        if self._kind == "sequential":
+            return np.arange(start, stop, dtype=np.int64)
+        if self._kind == "streams":
+            length, longer = divmod(self._num_sequences, self._sequences_per_step)
+            row = np.arange(stop - start, dtype=np.int64)
+            return row * length + np.minimum(row, longer) + step_in_epoch
         keys = [_round_key(f"{self._identity}:{epoch}:{number}") for number in range(NUM_ROUNDS)]
         return _permute(np.arange(start, stop, dtype=np.uint64), self._num_sequences, keys).astype(np.int64)
 

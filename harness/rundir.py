@@ -20,7 +20,7 @@ GRID_KEY = "grid_steps"
 T = TypeVar("T")
 
 CONFIG_FILE, ENVIRONMENT_FILE, DONE_MARKER = "config.yaml", "environment.json", "DONE"
-WEIGHTS_FILE = "weights.safetensors"
+WEIGHTS_FILE, MEMBERS_FILE = "weights.safetensors", "members.json"
 
 
 def on_first_rank(ranks: Ranks, work: Callable[..., T], *arguments: object) -> T:
@@ -72,6 +72,18 @@ def write_weights(run_dir: Path, weights: dict[str, Tensor], grid_steps: dict[st
     tensors = {name: tensor.float().add(0.0).cpu().contiguous() for name, tensor in weights.items()}
     save_file(tensors, temporary, {GRID_KEY: json.dumps(grid_steps)})
     temporary.replace(path)
+
+
+def write_members(run_dir: Path, member_bits: dict[str, float]) -> None:
+    """Write what each member of the online code's mixture would have taken alone, in bits; nothing without one."""
+    if member_bits:
+        write_json(run_dir / MEMBERS_FILE, member_bits)
+
+
+def read_members(run_dir: Path) -> dict[str, float]:
+    """What `write_members` wrote."""
+    path = run_dir / MEMBERS_FILE
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def load_run_config(run_dir: Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:

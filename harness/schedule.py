@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from harness.errors import UsageError
+from harness.order import ORDERS
 
 PRECISIONS = ("auto", "bf16", "fp32")
+MAX_REPLAYS = 1000
+REPLAYS = ("uniform", "streams")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -21,6 +24,16 @@ class TrainConfig:
     """Sequences per optimizer step, over all ranks and micro-batches."""
     micro_batch_sequences: int | None = None
     """Sequences per forward pass of one rank; default: the rank's whole share."""
+    order: str = "shuffled"
+    """`shuffled`, `sequential` as in the text, or `streams`: each row of the batch reads a part of the text."""
+    replays: int = 0
+    """Steps on what was read before, after each step of the first epoch; they are never counted as code length."""
+    replay: str = "uniform"
+    """What replays read: `uniform`, any earlier rows; `streams`: readers that walk the past and may start again."""
+    retrain_at: list[float] = field(default_factory=list)
+    """Block code: nothing is learnt but at these fractions of the corpus, there anew from all that was read."""
+    retrain_epochs: float = 4.0
+    """Passes of such a training."""
     precision: str = "auto"
     """`bf16` or `fp32` arithmetic of the forward pass; `auto` takes bf16 where the hardware is fast at it."""
     activation_checkpointing: bool = False
@@ -47,10 +60,26 @@ class TrainConfig:
             found.append(
                 f"train.micro_batch_sequences={micro}: must divide train.batch_sequences ({self.batch_sequences})"
             )
-        if self.precision not in PRECISIONS:
-            found.append(f"train.precision={self.precision}: unknown; use one of {', '.join(PRECISIONS)}")
+        for key, known in (("precision", PRECISIONS), ("order", ORDERS), ("replay", REPLAYS)):
+            if getattr(self, key) not in known:
+                found.append(f"train.{key}={getattr(self, key)}: unknown; use one of {', '.join(known)}")
+        found.extend(self._lesson_problems())
         if not self.checkpoint_minutes > 0:
             found.append(f"train.checkpoint_minutes={self.checkpoint_minutes}: must be positive")
+        return found
+
+    def _lesson_problems(self) -> list[str]:
+        found, at = [], self.retrain_at
+        if not 0 <= self.replays <= MAX_REPLAYS:
+            found.append(f"train.replays={self.replays}: must be between 0 and {MAX_REPLAYS}")
+        if not all(0 < fraction < 1 for fraction in at) or sorted(set(at)) != at:
+            found.append(f"train.retrain_at={at}: must be fractions between 0 and 1, each larger than the one before")
+        if not (math.isfinite(self.retrain_epochs) and self.retrain_epochs > 0):
+            found.append(f"train.retrain_epochs={self.retrain_epochs}: must be positive")
+        if at and self.replays:
+            found.append(f"train.replays={self.replays}: nothing is learnt between the blocks of retrain_at; use 0")
+        if at and self.epochs != 1:
+            found.append(f"train.epochs={self.epochs}: a block code reads the corpus once; use 1")
         return found
 
     def micro_batch(self, world_size: int) -> int:

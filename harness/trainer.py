@@ -4,6 +4,7 @@ import pickle
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -20,18 +21,21 @@ from harness.config import RunConfig, training_sha256
 from harness.data import Data
 from harness.distributed import Ranks
 from harness.errors import RunFailure, Stopped, UsageError
+from harness.experts import Experts
 from harness.hardware import identity, peak_flops, peak_memory_bytes
-from harness.learner import Learner
 from harness.ledger import LedgerWriter
+from harness.lessons import Lessons
 from harness.meter import Meter
 from harness.model import token_nats
 from harness.monitor import make_monitor
-from harness.rundir import mark_done, on_first_rank, write_weights
+from harness.prequential import Prequential
+from harness.rundir import mark_done, on_first_rank, write_members, write_weights
 from harness.schedule import Phase, plan_phases
 from harness.sparsity.phase import prune
 from harness.sparsity.rules import make_rule
 from harness.stop import StopRequest
 from harness.summary import derived_numbers
+from harness.units import bits_from_nats
 
 LOGS_PER_HISTOGRAM = 20
 
@@ -41,10 +45,15 @@ class Trainer:
 
     def __init__(self, config: RunConfig, data: Data, ranks: Ranks, dtype: torch.dtype):
         self.config, self.data, self.ranks, self.dtype = config, data, ranks, dtype
-        self.learner = Learner(config, data.tokenizer.vocab_size, ranks, dtype)
+        self.experts = Experts(config, data.tokenizer.vocab_size, ranks, dtype)
+        self.learner = self.experts.main
         self.backend, self.optimizer = self.learner.backend, self.learner.optimizer
-        context, batch_sequences = config.model.context, config.train.batch_sequences
-        self.batches = Batches(data.train, context, batch_sequences, self.learner.micro_batch, config.seed, ranks)
+        context = config.model.context
+        self.batches = Batches(data.train, config.train, context, self.learner.micro_batch, config.seed, ranks)
+        self.lessons = Lessons(config.train, self.batches)
+        self.prequential = None
+        if config.train.retrain_at or not config.online.trains_plainly:
+            self.prequential = Prequential(self.experts, data.tokenizer.vocab_size, data.train.num_tokens, ranks, dtype)
         self.phases = plan_phases(config.train, self.batches.order.steps, has_finetuning=config.prune.kind != "none")
         self.num_steps = self.phases[-1].end_step
         self.state = RunState(
@@ -67,8 +76,8 @@ class Trainer:
             lines = derived_numbers(config, shard, self.phases, size, self.ranks, micro, self.dtype)
             print("\n".join(lines), flush=True)
         started = time.perf_counter()
-        self.learner.dry_step()
-        self.learner.reset()
+        self.experts.dry_step()
+        self.experts.reset()
         seconds = time.perf_counter() - started
         if self.ranks.is_first:
             print(f"dry step    {seconds:.2f} s, peak memory of rank 0 {peak_memory_bytes() / 1e6:,.0f} MB", flush=True)
@@ -92,7 +101,7 @@ class Trainer:
 
                 # one optimizer step
                 self.learner.set_schedule(step, phase)
-                self._train_step(step)
+                self._train_step(step, phase)
                 self.state.step = step + 1
 
                 # once in a while: metrics
@@ -118,18 +127,27 @@ class Trainer:
                 self._prune()
             self._finish(stop)
 
-    def _train_step(self, step: int) -> None:
+    def _train_step(self, step: int, phase: Phase) -> None:
         batch = self.batches.of_step(step)
+        is_new = batch.epoch == 0
+        coded = self.prequential.code(batch) if self.prequential and is_new else None
         try:
-            losses = self.learner.train(batch, f"step {step}")
+            if is_new:
+                losses = self.experts.learn(step, phase, batch, self.lessons)
+            else:
+                losses = self.learner.train(batch, f"step {step}")
         except RunFailure as error:
             saved = committed_checkpoints(self.config.run_dir)
             kept = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint had been saved"
             raise RunFailure(f"{error} ({kept})") from None
-        for micro_batch, (nats, loss_nats_sum) in zip(batch.micro_batches, losses, strict=True):
+        # In a block code nothing is trained on at its first visit.
+        losses = losses or [(nats.astype(np.float32), float(nats.sum())) for nats in coded]
+        for index, (micro_batch, (nats, loss_nats_sum)) in enumerate(zip(batch.micro_batches, losses, strict=True)):
             raw_bytes = (self.data.tokenizer.token_bytes[micro_batch.tokens] * micro_batch.mask).sum(axis=1)
-            self.ledger.append(step, batch.epoch, micro_batch.sequences, nats, micro_batch.mask, raw_bytes)
-            self.meter.add(loss_nats_sum, int(micro_batch.mask.sum()), int(raw_bytes.sum()), batch.epoch == 0)
+            code_nats = coded[index] if coded else None
+            self.ledger.append(step, batch.epoch, micro_batch, nats, raw_bytes, code_nats)
+            code_nats_sum = 0.0 if not is_new else loss_nats_sum if code_nats is None else float(code_nats.sum())
+            self.meter.add(loss_nats_sum, int(micro_batch.mask.sum()), int(raw_bytes.sum()), code_nats_sum, is_new)
         self.meter.steps += 1
 
     def _log(self, phase: Phase, with_tensors: bool) -> None:
@@ -189,7 +207,10 @@ class Trainer:
         self.state = read_state(checkpoint, self.state.identity, "set name=... for a new run")
         try:
             own = read_rank_state(checkpoint, self.ranks.rank)
-            self.learner.load(own, own if "backend" in own else read_rank_state(checkpoint, 0))
+            first = own if "backend" in own["learners"][0] else read_rank_state(checkpoint, 0)
+            self.experts.load(own, first)
+            if self.prequential:
+                self.prequential.blend.load(own["blend"])
             self.meter = Meter(**own["meter"])
         except (OSError, KeyError, TypeError, ValueError, RuntimeError, pickle.UnpicklingError):
             # Its digests are right: somebody else has written it.
@@ -199,13 +220,18 @@ class Trainer:
 
     def _save(self) -> Path:
         self.state.ledger_parts = self.ranks.gather(self.ledger.flush())
-        own = self.learner.state() | {"meter": self.meter.state()}
+        own = self.experts.state() | {"meter": self.meter.state()}
+        if self.prequential:
+            own["blend"] = self.prequential.blend.state()
         keep = self.config.train.keep_checkpoints
         return save_checkpoint(self.config.run_dir, self.state, own, self.ranks, keep)
 
     def _finish(self, stop: StopRequest) -> None:
         self.ledger.flush()
         self.ranks.barrier()
+        member_nats = self.prequential.blend.member_nats() if self.prequential else {}
+        members = {name: bits_from_nats(nats) for name, nats in member_nats.items()}
+        on_first_rank(self.ranks, write_members, self.config.run_dir, members)
         # All ranks gather; the first keeps what it gets.
         weights = {name: tensor.cpu() for name, tensor in self.backend.weights() if self.ranks.is_first}
         on_first_rank(self.ranks, write_weights, self.config.run_dir, weights, self.state.grid_steps)

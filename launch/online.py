@@ -14,6 +14,7 @@ from launch.commands import check_output, show_progress
 
 if TYPE_CHECKING:
     from eval.online import SendReport
+    from eval.online_job import Costs
 
 
 def send_command(options: Namespace) -> int:
@@ -29,10 +30,7 @@ def send_command(options: Namespace) -> int:
         from launch.workers import run_here
 
         config.train.micro_batch(options.processes)
-        extra = ["--json"] if options.json else []
-        return run_here(
-            "launch", ["send", options.config, *options.overrides, *_shared(options), *extra], options.processes
-        )
+        return run_here("launch", ["send", options.config, *options.overrides, *_shared(options)], options.processes)
     from eval.online import open_input, send
     from harness.train import joined_job
 
@@ -59,9 +57,12 @@ def receive_command(options: Namespace) -> int:
 
         return run_here("launch", ["receive", str(options.file), *_shared(options)], processes)
     with joined_job(config) as ranks:
-        receive(options.file, options.output, ranks, show_progress(options.quiet or not ranks.is_first))
-        if ranks.is_first and not options.quiet:
-            print(f"{options.output}: {head.raw_bytes:,} bytes, SHA-256 verified", flush=True)
+        costs = receive(options.file, options.output, ranks, show_progress(options.quiet or not ranks.is_first))
+        if ranks.is_first and options.json:
+            told = {"raw_bytes": head.raw_bytes, "sha256": head.sha256, "costs": asdict(costs)}
+            print(json.dumps(told), flush=True)
+        elif ranks.is_first and not options.quiet:
+            print(f"{options.output}: {head.raw_bytes:,} bytes, SHA-256 verified; {describe_costs(costs)}", flush=True)
     return 0
 
 
@@ -98,12 +99,20 @@ def describe(report: "SendReport", path: Path) -> str:
     lines = [f"{bits:>+18,.1f} bits  {words}" for bits, words in parts]
     rate = bits_per_byte(file_bits, report.raw_bytes)
     total = f"{path}: {report.file_bytes:,} bytes for {report.raw_bytes:,} ({rate:.3f} bits/byte), of which"
-    return "\n".join([total, *lines])
+    return "\n".join([total, *lines, describe_costs(report.costs)])
+
+
+def describe_costs(costs: "Costs") -> str:
+    """Time and memory, for people."""
+    return (
+        f"{costs.seconds:,.1f} s, of which {costs.learning_seconds:,.1f} s training; "
+        f"{costs.memory_bytes / 1e6:,.0f} MB in all processes"
+    )
 
 
 def _shared(options: Namespace) -> list[str]:
     """Options that every rank gets as they are."""
-    flags = [f"--{name}" for name in ("force", "quiet") if getattr(options, name)]
+    flags = [f"--{name}" for name in ("force", "quiet", "json") if getattr(options, name)]
     return ["-o", str(options.output), *flags]
 
 

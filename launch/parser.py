@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from launch import commands, online
+from launch import commands, crossover, online
 
 AddCommand = Callable[[str, Callable[[argparse.Namespace], int | None], str], argparse.ArgumentParser]
 
@@ -23,7 +23,7 @@ def make_parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    for add in (_add_runs, _add_files, _add_online, _add_curve, _add_machines):
+    for add in (_add_runs, _add_files, _add_online, _add_curve, _add_crossover, _add_machines):
         add(command)
     return parser
 
@@ -93,6 +93,15 @@ def _add_curve(command: AddCommand) -> None:
     sub.add_argument("--figure", type=Path, metavar="FILE.png", help="draw the curve; replaces FILE.png")
 
 
+def _add_crossover(command: AddCommand) -> None:
+    """The bits of a model, and where its two codes are equally long."""
+    text = "model bits of a run beside a control on shuffled bytes, and the size from which on offline is shorter"
+    sub = command("crossover", crossover.crossover_command, text)
+    sub.add_argument("--processes", type=_positive, default=1, help="processes of both runs (default: 1)")
+    sub.add_argument("--format", default="rich", choices=["rich", "md", "json"], help="(default: rich)")
+    _add_config(sub)
+
+
 def _add_online(command: AddCommand) -> None:
     """The online code as a file."""
     sub = command("send", online.send_command, "write the online code of a text: every batch coded, then learnt from")
@@ -109,6 +118,7 @@ def _add_online(command: AddCommand) -> None:
     )
     sub.add_argument("file", type=Path, metavar="FILE.clo")
     sub.add_argument("--processes", type=_positive, help="processes (default: as many as have sent)")
+    sub.add_argument("--json", action="store_true", help="print digest, time and memory for programs")
     _add_output(sub)
     sub.add_argument("--quiet", action="store_true", help="no progress")
     sub = command("audit", online.audit_command, "which threads, lanes, processes and instruction sets keep every bit")

@@ -47,7 +47,19 @@ def sweep(path: Path, overrides: list[str], at_a_time: int, processes: int, inde
     """
     grid = read_sweep(path, overrides)
     runs = chosen_runs(grid, index)
-    at_a_time = min(at_a_time, len(runs))
+    failures = finish_runs(grid, runs, min(at_a_time, len(runs)), processes)
+    finished = [run for run in grid.runs if state_of(run) == "done"]
+    if finished and (index is None or len(finished) == len(grid.runs)):
+        _write_table(grid, finished)
+    if failures:
+        raise RunFailure("\n".join(failures))
+
+
+def finish_runs(grid: Sweep, runs: list[Run], at_a_time: int, processes: int) -> list[str]:
+    """Train and evaluate what is not finished of `runs`; returns a line per failed run.
+
+    Raises UsageError before anything starts.
+    """
     _check_processes(runs, processes)
     environments = slot_environments(at_a_time, processes, torch.cuda.device_count())
     todo = [run for run in runs if state_of(run) != "done"]
@@ -57,11 +69,7 @@ def sweep(path: Path, overrides: list[str], at_a_time: int, processes: int, inde
         _prepare_data(todo)
     jobs = [_job(grid, run, processes, at_a_time) for run in todo]
     failures = JobQueue(jobs, environments).run()
-    finished = [run for run in grid.runs if state_of(run) == "done"]
-    if finished and (index is None or len(finished) == len(grid.runs)):
-        _write_table(grid, finished)
-    if failures:
-        raise RunFailure("\n".join(f"{run}: {line} (see {_log_path(grid, run)})" for run, line in failures.items()))
+    return [f"{run}: {line} (see {_log_path(grid, run)})" for run, line in failures.items()]
 
 
 def describe(path: Path, overrides: list[str], index: int | None) -> None:

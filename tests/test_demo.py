@@ -9,7 +9,7 @@ from conftest import run_command
 
 KEYS = {
     "data": {"corpus", "train_bytes", "eval_split", "raw_bytes"},
-    "online": {"aulc_bits", "tokens", "bits_per_byte", "above_final_bits", "code_bytes"},
+    "online": {"aulc_bits", "ideal_bits", "tokens", "bits_per_byte", "above_final_bits", "code_bytes"},
     "offline": {
         "method", "parameters", "nonzeros", "model_bytes", "data_bytes", "header_bytes", "total_bytes",
         "bits_per_byte", "ideal_data_bits", "verified", "sha256", "encode_seconds", "decode_seconds",

@@ -125,6 +125,79 @@ def test_any_file_comes_back_and_its_bits_add_up(capsys, place, tmp_path, name):
     assert (report["aulc_bits"] > 0) == bool(TEXTS[name])
 
 
+PREDICTING = {
+    "uniform and frequencies": ("online.experts=[uniform,frequencies]",),
+    "n-gram": ("online.experts=[ngram]", "online.ngram_order=3"),
+    "network": ("online.experts=[ngram,network]", "train.order=sequential"),
+    "two transformers": ("online.models=[16x1x1]",),
+    "running means": ("online.ema=0.9",),
+    "temperature": ("online.calibrate=true",),
+    "self-switch": ("online.checkpoints=3", "online.checkpoint_steps=2"),
+    "replays": ("train.replays=2",),
+    "replay streams": ("train.replays=1", "train.replay=streams", "train.order=streams"),
+    "blocks": ("train.retrain_at=[0.2,0.6]", "train.retrain_epochs=1.5"),
+}
+EVERYTHING = tuple(
+    setting
+    for name in ("network", "two transformers", "running means", "temperature", "self-switch", "replays")
+    for setting in PREDICTING[name]
+)
+
+
+@pytest.mark.parametrize("name", PREDICTING)
+def test_every_way_to_predict_and_to_learn_comes_back(place, tmp_path, name):
+    file, output = tmp_path / "file.clo", tmp_path / "out"
+    assert run("send", place / "config.yaml", place / "text", *PREDICTING[name], "-o", file, "--quiet") == 0
+    assert run("receive", file, "-o", output, "--quiet") == 0
+    assert output.read_bytes() == TEXT
+
+
+def test_everything_together_is_as_long_as_the_ordinary_runs_ledger_says(capsys, place, tmp_path):
+    settings = [str(place / "config.yaml"), *EVERYTHING, "train.precision=fp32"]
+    assert run("send", *settings, "-o", tmp_path / "file.clo", "--quiet", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert run("receive", tmp_path / "file.clo", "-o", tmp_path / "out", "--quiet") == 0
+    assert (tmp_path / "out").read_bytes() == open_corpus(settings)
+    assert run("train", *settings, "name=everything", "prune.kind=none") == 0
+    config = load_config(settings[0], [*settings[1:], "name=everything"])
+    train = open_data(config).train
+    code = read_online_code(config.run_dir, Sequences(train, config.model.context).num_sequences, train.num_tokens)
+    assert report["aulc_bits"] == pytest.approx(code.aulc_bits, rel=1e-9)
+    assert report["aulc_bits"] + report["prediction_bits"] == pytest.approx(code.ideal_bits, rel=1e-3)
+    assert code.ideal_bits < 0.8 * code.aulc_bits
+
+
+def open_corpus(settings: list[str]) -> bytes:
+    data = open_data(load_config(settings[0], settings[1:]))
+    return data.tokenizer.decode(data.train.tokens)
+
+
+def test_a_mixture_of_symbols_that_are_not_bytes_comes_back(place, tmp_path):
+    text, file, output = tmp_path / "in", tmp_path / "file.clo", tmp_path / "out"
+    text.write_bytes(TEXT)
+    settings = ("tokenizer.kind=sentencepiece", "tokenizer.vocab_size=330", "online.models=[16x1x1]")
+    experts = "online.experts=[uniform,frequencies,network]"
+    assert run("send", place / "config.yaml", text, *settings, experts, "-o", file, "--quiet") == 0
+    assert run("receive", file, "-o", output, "--quiet") == 0
+    assert output.read_bytes() == TEXT
+
+
+def test_two_ranks_send_everything_and_go_on_after_a_kill(place, tmp_path):
+    settings = (place / "config.yaml", place / "long", *EVERYTHING, "online.segment_steps=8")
+    whole, file = tmp_path / "whole.clo", tmp_path / "file.clo"
+    status, _, errors = finished(command("send", *settings, "-o", whole, "--processes", 2, "--quiet"))
+    assert status == 0, errors
+    with Ranks(2, place, program=["-m", "launch", "send", *map(str, settings), "-o", str(file), "--quiet"]) as ranks:
+        ranks.wait_until(lambda: any(tmp_path.glob("file.clo.part/checkpoints/*/COMMITTED")))
+        ranks.kill()
+    status, _, errors = finished(command("send", *settings, "-o", file, "--processes", 2, "--quiet"))
+    assert status == 0 and "goes on from step" in errors, errors
+    assert file.read_bytes() == whole.read_bytes()
+    status, _, errors = finished(command("receive", file, "-o", tmp_path / "out", "--quiet"))
+    assert status == 0, errors
+    assert (tmp_path / "out").read_bytes() == LONG
+
+
 def test_sentencepiece_symbols_come_back(place, tmp_path):
     text, file, output = tmp_path / "in", tmp_path / "file.clo", tmp_path / "out"
     text.write_bytes(TEXT + b"\xff\xfe\0" + TEXT[:500])
@@ -194,7 +267,7 @@ def test_two_ranks_send_and_two_receive(place, tmp_path, sent_by_two):
     status, printed, errors = finished(command("receive", sent_by_two, "-o", tmp_path / "out"))
     assert status == 0, errors
     assert (tmp_path / "out").read_bytes() == TEXT
-    assert printed == f"{tmp_path / 'out'}: {len(TEXT):,} bytes, SHA-256 verified\n"
+    assert printed.startswith(f"{tmp_path / 'out'}: {len(TEXT):,} bytes, SHA-256 verified; ")
 
 
 def test_zero_stage_three_sends_the_same_weights(place, tmp_path):

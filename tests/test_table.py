@@ -26,6 +26,7 @@ REPORT = {
     },
     "online": {
         "aulc_bits": 14_496_602.0625,
+        "ideal_bits": 14_496_602.0625,
         "tokens": 5_707_324,
         "bits_per_byte": 2.5400000012345,
         "above_final_bits": 2e6,

@@ -1,0 +1,29 @@
+"""Compilation of the adaptive models to machine code, which is kept on disk for later processes."""
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+import numba
+
+_SOURCES = ("compiled", "mixture", "network", "ngram", "switching")
+
+
+def _cache_directory() -> Path:
+    """A folder for these sources alone: numba does not notice changes in functions that a function calls."""
+    digest = hashlib.sha256()
+    for name in _SOURCES:
+        digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = home / "codelength" / digest.hexdigest()[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="codelength-"))
+    return folder
+
+
+numba.config.CACHE_DIR = str(_cache_directory())
+compiled = numba.njit(cache=True)
+inlined = numba.njit(inline="always")

@@ -1,0 +1,146 @@
+"""The transformers of an online code: how they learn from each batch, and whose weights predict the next one."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.batches import StepBatch
+from harness.config import RunConfig
+from harness.distributed import Ranks
+from harness.learner import Learner
+from harness.lessons import Lessons
+from harness.model import ModelConfig
+from harness.schedule import Phase
+
+Weights = Iterable[tuple[str, Tensor]]
+Losses = list[tuple[np.ndarray, float]]
+_EMA_WARMUP = 10
+
+
+class Experts:
+    """The run's own transformer first, then those of `online.models`; all of them see the same batches."""
+
+    def __init__(self, config: RunConfig, vocab_size: int, ranks: Ranks, dtype: torch.dtype):
+        self.config, self.online = config, config.online
+        self.shapes: list[ModelConfig] = config.expert_models()
+        self.learners = [Learner(replace(config, model=shape), vocab_size, ranks, dtype) for shape in self.shapes]
+        self._forget()
+
+    @property
+    def main(self) -> Learner:
+        """The transformer that the run trains."""
+        return self.learners[0]
+
+    def candidates(self) -> list[Weights]:
+        """Weights that the run's own transformer may predict with, the current ones first."""
+        return [list(self._predicting(0)), *(kept.items() for kept in self._kept)]
+
+    def others(self) -> list[Weights]:
+        """Weights that the other transformers predict with."""
+        return [self._predicting(index) for index in range(1, len(self.learners))]
+
+    def learn(self, step: int, phase: Phase, batch: StepBatch, lessons: Lessons) -> Losses | None:
+        """Take the step of a new batch and those that follow it; returns the losses of the run's own transformer.
+
+        None in a block code, which does not train on a batch at its first visit. Raises RunFailure where a loss is not
+        finite.
+        """
+        where = f"step {step}"
+        if self.config.train.retrain_at:
+            self._train_anew(lessons.training(step), where)
+            self._keep(step)
+            return None
+        losses = self._train(step, phase, batch, where)
+        for replay in lessons.replays(step):
+            self._train(step, phase, replay, f"{where}, replay")
+        self._keep(step)
+        return losses
+
+    def dry_step(self) -> None:
+        """One step of each on made-up tokens; `reset` undoes it."""
+        for learner in self.learners:
+            learner.dry_step()
+
+    def reset(self) -> None:
+        """Back to before the first step."""
+        for learner in self.learners:
+            learner.reset()
+        self._forget()
+
+    def weights_digest(self) -> bytes:
+        """BLAKE2b of all weights, 8 bytes, the same on every rank."""
+        digests = [learner.weights_digest() for learner in self.learners]
+        return digests[0] if len(digests) == 1 else hashlib.blake2b(b"".join(digests), digest_size=8).digest()
+
+    def state(self) -> dict:
+        """What a checkpoint of this rank holds."""
+        return {
+            "learners": [learner.state() for learner in self.learners],
+            "means": self._means,
+            "num_means": self._num_means,
+            "kept": self._kept,
+        }
+
+    def load(self, own: dict, first: dict) -> None:
+        """Go on from the saved states of this rank and of the first."""
+        for learner, mine, shared in zip(self.learners, own["learners"], first["learners"], strict=True):
+            learner.load(mine, shared)
+        self._means, self._num_means, self._kept = own["means"], own["num_means"], own["kept"]
+
+    def close(self) -> None:
+        """Let go of what the backends hold."""
+        for learner in self.learners:
+            learner.backend.close()
+
+    def _forget(self) -> None:
+        self._means: list[dict[str, Tensor]] = []
+        self._num_means = 0
+        self._kept: list[dict[str, Tensor]] = []
+
+    def _predicting(self, index: int) -> Weights:
+        return self._means[index].items() if self._means else self.learners[index].backend.weights()
+
+    def _train(self, step: int, phase: Phase, batch: StepBatch, where: str) -> Losses:
+        losses = []
+        for learner in self.learners:
+            learner.set_schedule(step, phase)
+            losses.append(learner.train(batch, where))
+        self._average()
+        return losses[0]
+
+    def _train_anew(self, training: list[tuple[StepBatch, Phase]], where: str) -> None:
+        if training:
+            rules = [learner.optimizer.rule for learner in self.learners]
+            for learner, rule in zip(self.learners, rules, strict=True):
+                learner.reset()
+                learner.optimizer.set_rule(rule)
+            self._means, self._num_means = [], 0
+        for index, (batch, phase) in enumerate(training):
+            self._train(index, phase, batch, where)
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Move the running means of the weights; young ones move faster, as means of few values should."""
+        if not self.online.ema:
+            return
+        self._num_means += 1
+        share = max(1 - self.online.ema, _EMA_WARMUP / (_EMA_WARMUP + self._num_means))
+        if not self._means:
+            self._means = [_copied(learner.backend.weights()) for learner in self.learners]
+        for means, learner in zip(self._means, self.learners, strict=True):
+            for name, weights in learner.backend.weights():
+                means[name].lerp_(weights.float(), share)
+
+    def _keep(self, step: int) -> None:
+        """Keep the weights that predict now for later batches to choose, in place of the oldest ones."""
+        if self.online.checkpoints > 1 and (step + 1) % self.online.checkpoint_steps == 0:
+            newest = _copied(self._predicting(0))
+            self._kept = [newest, *self._kept][: self.online.checkpoints - 1]
+
+
+def _copied(weights: Weights) -> dict[str, Tensor]:
+    return {name: tensor.detach().float().clone() for name, tensor in weights}

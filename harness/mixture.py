@@ -1,0 +1,298 @@
+"""Many experts as one: the chance of each bit of a symbol, from tables of transformers and from adaptive models.
+
+A symbol is coded as the bits of its number, the highest first; the experts' chances of them multiply to those of the
+symbol, so that mixing bit by bit is mixing the symbols' distributions. All chances at a position are computed before
+any lane learns from it, since a receiver decodes the lanes side by side; the lanes then learn in their order.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from harness import network, ngram, switching
+from harness.compiled import compiled
+from harness.network import Network, new_network
+from harness.ngram import Ngram, new_ngram, num_inputs
+from harness.switching import Switch, new_switch
+
+_SMALLEST = 1e-12
+_POSITION_CLASSES = 17
+_TABLE_WEIGHT, _CONTEXT_WEIGHT = 0.25, 0.15
+
+
+class State(NamedTuple):
+    """Everything that the mixture remembers, as arrays."""
+
+    switch: Switch
+    ngram: Ngram
+    alone: Network
+    """Mixes the contexts of the n-gram model."""
+    joint: Network
+    """Mixes these and the tables."""
+    has_ngram: np.ndarray
+    """bool (1,)."""
+    has_network: np.ndarray
+    """bool (1,)."""
+    counts: np.ndarray
+    """Of every symbol, for the expert of frequencies: float64 (vocabulary,), or (0,) without it."""
+    cumulative: np.ndarray
+    """Tables summed up: float64 (tables, lanes, 2^bits + 1)."""
+    chances: np.ndarray
+    """Of the current bit, by expert: float64 (lanes, experts)."""
+    places: np.ndarray
+    """Of the current symbol: in the text, in its sequence; the symbol before: int64 (lanes, 3)."""
+    nodes: np.ndarray
+    """Bits of the current symbol so far after a leading one: int64 (lanes,)."""
+    nats: np.ndarray
+    """Code length of each expert alone: float64 (experts,)."""
+
+
+class Mixture:
+    """A Bayesian switch over tables and adaptive experts, for the sequences of one rank."""
+
+    def __init__(self, tables: int, experts: list[str], order: int, vocab_size: int, num_tokens: int, lanes: int):
+        """`tables` distributions are given for each symbol; `experts` are names of others that are to take part.
+
+        `order` is the longest context of the n-gram model.
+        """
+        has_ngram, has_network, has_counts = (name in experts for name in ("ngram", "network", "frequencies"))
+        self.given, self.vocab_size, self.lanes = tables, vocab_size, lanes
+        self.uniform = "uniform" in experts
+        self.bits = max(1, (vocab_size - 1).bit_length())
+        total = tables + self.uniform + has_counts
+        contexts = num_inputs(order) if has_ngram else 0
+        members = total + has_ngram + has_network
+        self.state = State(
+            switch=new_switch(members, lanes),
+            ngram=new_ngram(order if has_ngram else 0, num_tokens if has_ngram else 1, lanes),
+            alone=new_network(contexts, lanes if has_ngram else 1, _CONTEXT_WEIGHT),
+            joint=new_network(contexts + tables + 1 if has_network else 1, lanes, _CONTEXT_WEIGHT),
+            has_ngram=np.array([has_ngram]),
+            has_network=np.array([has_network]),
+            counts=np.full(vocab_size if has_counts else 0, 0.5),
+            cumulative=np.zeros((total, lanes, (1 << self.bits) + 1)),
+            chances=np.zeros((lanes, members)),
+            places=np.zeros((lanes, 3), dtype=np.int64),
+            nodes=np.ones(lanes, dtype=np.int64),
+            nats=np.zeros(members),
+        )
+        self.state.joint.weights[:, :, contexts : contexts + tables] = _TABLE_WEIGHT
+
+    def start(self, starts: np.ndarray) -> None:
+        """Begin sequences at the places `starts` (n,) of the text, lane by lane."""
+        _start(self.state, starts)
+
+    def code_known(self, tables: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Chances of a 1, float64 (n, length, bits), for every bit of `tokens` (n, length), from the start on.
+
+        `tables` are float32 (tables, n, length, vocabulary).
+        """
+        chances = np.full((*tokens.shape, self.bits), 0.5)
+        _code_known(self.state, tables, tokens, mask, self.uniform, chances)
+        return chances
+
+    def start_symbols(self, tables: np.ndarray, active: np.ndarray) -> None:
+        """Begin a symbol on each lane that is `active` (n,); `tables` are float32 (tables, n, vocabulary)."""
+        _start_symbols(self.state, tables, active, self.uniform)
+
+    def next_bits(self, active: np.ndarray) -> np.ndarray:
+        """Chances of a 1, float64, of the next bit of the active lanes."""
+        chances = np.zeros(len(active))
+        _next_bits(self.state, active, self.bits, chances)
+        return chances[active]
+
+    def learn_bits(self, bits: np.ndarray, active: np.ndarray) -> None:
+        """The bits of the active lanes, for which chances were asked."""
+        every = np.zeros(len(active), dtype=np.int64)
+        every[active] = bits
+        _learn_bits(self.state, every, active, self.bits)
+
+    def end_symbols(self, active: np.ndarray) -> np.ndarray:
+        """Symbols (n,) that the bits have made; 0 on lanes that are not active."""
+        symbols = np.zeros(len(active), dtype=np.int64)
+        _end_symbols(self.state, active, self.bits, symbols)
+        return symbols
+
+    def learn_known(self, starts: np.ndarray, tables: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> None:
+        """Learn sequences that another rank has coded, as if this one had; its own switch and sums stay."""
+        kept = [array.copy() for array in (*self.state.switch, self.state.nats)]
+        self.start(starts)
+        self.code_known(tables, tokens, mask)
+        for array, before in zip((*self.state.switch, self.state.nats), kept, strict=True):
+            array[...] = before
+
+    def bits_of(self, tokens: np.ndarray) -> np.ndarray:
+        """Bits of `tokens` (...), the highest first: int64 (..., bits)."""
+        return tokens[..., None] >> np.arange(self.bits - 1, -1, -1) & 1
+
+    def nats_of(self, chances: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Code length in nats of `tokens` (...), given chances of a 1 (..., bits) for their bits."""
+        return -np.log(np.where(self.bits_of(tokens), chances, 1 - chances)).sum(axis=-1)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All that is remembered, for a checkpoint."""
+        return dict(_leaves(self.state))
+
+    def load(self, arrays: dict[str, np.ndarray]) -> None:
+        """Inverse of `arrays`; raises KeyError or ValueError for those of another mixture."""
+        for name, own in _leaves(self.state):
+            own[...] = arrays[name]
+
+
+def _leaves(part: tuple, prefix: str = "") -> list[tuple[str, np.ndarray]]:
+    found = []
+    for name, value in zip(part._fields, part, strict=True):
+        found.extend(_leaves(value, f"{prefix}{name}.") if isinstance(value, tuple) else [(f"{prefix}{name}", value)])
+    return found
+
+
+@compiled
+def _start(m, starts):
+    for lane in range(len(starts)):
+        m.places[lane, 0], m.places[lane, 1], m.places[lane, 2] = starts[lane], 0, 0
+        if m.has_ngram[0]:
+            ngram.start_sequence(m.ngram, lane, starts[lane])
+
+
+@compiled
+def _code_known(m, tables, tokens, mask, uniform, chances):
+    lanes, length, bits = chances.shape
+    every = np.zeros(lanes, dtype=np.int64)
+    ones = np.zeros(lanes)
+    for i in range(length):
+        active = mask[:, i]
+        if not active.any():
+            break
+        _start_symbols(m, tables[:, :, i], active, uniform)
+        for depth in range(bits):
+            _next_bits(m, active, bits, ones)
+            chances[active, i, depth] = ones[active]
+            for lane in range(lanes):
+                every[lane] = tokens[lane, i] >> (bits - 1 - depth) & 1
+            _learn_bits(m, every, active, bits)
+        _end_symbols(m, active, bits, every)
+
+
+@compiled
+def _start_symbols(m, tables, active, uniform):
+    given, lanes, vocab_size = tables.shape
+    for lane in range(lanes):
+        if not active[lane]:
+            continue
+        m.nodes[lane] = 1
+        for k in range(m.cumulative.shape[0]):
+            total, sums = 0.0, m.cumulative[k, lane]
+            for v in range(vocab_size):
+                if k < given:
+                    # No chance is 0, whatever a table says.
+                    total += tables[k, lane, v] + 1e-9
+                else:
+                    total += 1.0 if uniform and k == given else m.counts[v]
+                sums[v + 1] = total
+            for v in range(vocab_size, len(sums) - 1):
+                sums[v + 1] = total
+        switching.start_symbol(m.switch, lane)
+        if m.has_ngram[0]:
+            ngram.start_byte(m.ngram, lane, m.places[lane, 0])
+
+
+@compiled
+def _next_bits(m, active, bits, ones):
+    for lane in range(len(active)):
+        if active[lane]:
+            _fill_chances(m, lane, bits)
+            chance = switching.mixed_chance(m.switch, lane, m.chances[lane])
+            ones[lane] = min(max(chance, _SMALLEST), 1.0 - _SMALLEST)
+
+
+@compiled
+def _fill_chances(m, lane, bits):
+    """What every expert says of the lane's next bit."""
+    node, chances = m.nodes[lane], m.chances[lane]
+    depth = 0
+    while node >> (depth + 1):
+        depth += 1
+    span = 1 << (bits - depth)
+    left = node * span - (1 << bits)
+    tables = m.cumulative.shape[0]
+    for k in range(tables):
+        sums = m.cumulative[k, lane]
+        whole = sums[left + span] - sums[left]
+        chance = (sums[left + span] - sums[left + span // 2]) / whole if whole > 0 else 0.5
+        chances[k] = min(max(chance, _SMALLEST), 1.0 - _SMALLEST)
+    seen = found = 0
+    contexts = 0
+    if m.has_ngram[0]:
+        x = m.alone.lane_inputs[lane]
+        contexts = len(x)
+        seen, found = ngram.inputs(m.ngram, lane, node, depth, x)
+        _choose(m, m.alone.lane_choices[lane], lane, node, depth, seen, found)
+        chances[tables] = network.chance(m.alone, lane)
+    if m.has_network[0]:
+        x = m.joint.lane_inputs[lane]
+        x[:contexts] = m.alone.lane_inputs[lane, :contexts]
+        given = len(x) - 1 - contexts
+        for k in range(given):
+            x[contexts + k] = ngram.stretch(np.float32(min(max(chances[k], 1e-6), 1 - 1e-6)))
+        x[contexts + given] = 0.3
+        choices = m.joint.lane_choices[lane]
+        _choose(m, choices, lane, node, depth, seen, found)
+        position = 0
+        while m.places[lane, 1] >> position and position < _POSITION_CLASSES - 1:
+            position += 1
+        choices[3] = position * 4 + found
+        chances[len(chances) - 1] = network.chance(m.joint, lane)
+
+
+@compiled
+def _choose(m, choices, lane, node, depth, seen, found):
+    """Which weights of a network the bit takes."""
+    last, before = m.places[lane, 2], 0
+    if m.has_ngram[0]:
+        at = m.places[lane, 0]
+        last = m.ngram.history[at - 1] & 255 if at > 0 else 0
+        before = m.ngram.history[at - 2] & 255 if at > 1 else 0
+    choices[0] = (seen * 16 + depth) * 4 + found
+    choices[1] = node & 1023
+    choices[2] = last & 1023
+    choices[3] = before
+    choices[4] = (last * 256 + node) & 0xFFFF
+    h = np.uint64(last * 256 + before) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(node) * np.uint64(0xD1342543DE82EF95)
+    choices[5] = np.int64(h >> np.uint64(48))
+
+
+@compiled
+def _learn_bits(m, every, active, bits):
+    for lane in range(len(active)):
+        if not active[lane]:
+            continue
+        bit, node = every[lane], m.nodes[lane]
+        switching.learn_bit(m.switch, lane, m.chances[lane], bit)
+        if m.has_network[0]:
+            network.learn(m.joint, lane, bit)
+        if m.has_ngram[0]:
+            network.learn(m.alone, lane, bit)
+            depth = 0
+            while node >> (depth + 1):
+                depth += 1
+            ngram.learn_bit(m.ngram, lane, node, depth, bit)
+        m.nodes[lane] = node << 1 | bit
+
+
+@compiled
+def _end_symbols(m, active, bits, symbols):
+    for lane in range(len(active)):
+        if not active[lane]:
+            continue
+        symbol = m.nodes[lane] - (1 << bits)
+        symbols[lane] = symbol
+        for k in range(len(m.nats)):
+            m.nats[k] -= np.log(m.switch.likelihoods[lane, k])
+        switching.end_symbol(m.switch, lane)
+        if len(m.counts) and symbol < len(m.counts):
+            m.counts[symbol] += 1.0
+        if m.has_ngram[0]:
+            ngram.end_byte(m.ngram, lane, m.places[lane, 0], symbol)
+        m.places[lane, 0] += 1
+        m.places[lane, 1] += 1
+        m.places[lane, 2] = symbol

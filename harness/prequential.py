@@ -1,0 +1,65 @@
+"""The online code of a run whose settings name more than the weights that train: its length, token by token.
+
+Tables come from whole sequences at once, as in training; `eval.exchange` computes the same token by token for a file.
+"""
+
+import numpy as np
+import torch
+
+from harness.batches import MicroBatch, StepBatch
+from harness.blend import Blend, Choice
+from harness.distributed import Ranks
+from harness.experts import Experts, Weights
+from harness.model import Transformer
+
+
+class Prequential:
+    """What each new batch costs before anything is learnt from it."""
+
+    def __init__(self, experts: Experts, vocab_size: int, num_tokens: int, ranks: Ranks, dtype: torch.dtype):
+        self.experts, self.ranks, self.dtype = experts, ranks, dtype
+        lanes, length = experts.main.micro_batch, experts.config.model.context
+        self.blend = Blend(experts.online, vocab_size, num_tokens, lanes, length, ranks)
+        self._modules = [Transformer(shape, vocab_size).to(ranks.device) for shape in experts.shapes]
+
+    def code(self, batch: StepBatch) -> list[np.ndarray]:
+        """Code length in nats, float64 (n, length), of each micro-batch of this rank.
+
+        The name of the chosen weights, in a self-switch, is charged to the first token.
+        """
+        options = [self._tables(0, weights, batch) for weights in self.experts.candidates()]
+        others = [self._tables(index, weights, batch) for index, weights in enumerate(self.experts.others(), start=1)]
+        coded = []
+        for place, micro_batch in enumerate(batch.micro_batches):
+            choice, best = choose([option[place] for option in options], micro_batch)
+            tables = np.stack([best, *(tables[place] for tables in others)])
+            nats = self.blend.nats_known(tables, micro_batch)
+            if micro_batch.mask.any():
+                nats[tuple(np.argwhere(micro_batch.mask)[0])] += choice.nats
+            coded.append(nats)
+        self.blend.end_step()
+        return coded
+
+    @torch.no_grad()
+    def _tables(self, index: int, weights: Weights, batch: StepBatch) -> list[np.ndarray]:
+        """Tables (n, length, vocabulary), float32, of each micro-batch."""
+        module = self._modules[index]
+        own = dict(module.named_parameters())
+        for name, tensor in weights:
+            own[name].copy_(tensor)
+        return [self._table(module, micro_batch) for micro_batch in batch.micro_batches]
+
+    def _table(self, module: Transformer, micro_batch: MicroBatch) -> np.ndarray:
+        tokens, _ = self.experts.main.on_device(micro_batch)
+        with torch.autocast(tokens.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            logits = module(tokens)
+        return torch.softmax(logits.float(), dim=-1).cpu().numpy()
+
+
+def choose(options: list[np.ndarray], micro_batch: MicroBatch) -> tuple[Choice, np.ndarray]:
+    """The table (n, length, vocabulary) that codes a micro-batch best, and its name."""
+    rows, places = np.nonzero(micro_batch.mask)
+    tokens = micro_batch.tokens[rows, places]
+    nats = [float(-np.log(np.maximum(table[rows, places, tokens], 1e-30)).sum()) for table in options]
+    index = int(np.argmin(nats))
+    return Choice(index, len(options)), options[index]
