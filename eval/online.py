@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from eval.container import write_atomically
-from eval.exchange import INFORMATIVE, Decoding, Encoding, Exchange, Source, Sums
+from eval.exchange import INFORMATIVE, Exchange, Source, Sums
 from eval.online_file import (
     FileSizes,
     OnlineHead,
@@ -25,6 +25,7 @@ from eval.online_file import (
     write_online_file,
 )
 from eval.online_job import Costs, OnlineJob, Progress
+from eval.stream_coders import Decoding, Encoding
 from harness.checkpoint import sha256
 from harness.config import RunConfig
 from harness.distributed import Ranks

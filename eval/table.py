@@ -10,36 +10,21 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from eval.baselines import BASELINES, CHUNK_BYTES
+from eval.columns import Column, Record, count, decimal, in_words, new_block, percent, ratio, verdict
 from eval.markup import Block, to_latex, to_markdown, to_rich
+from eval.online_blocks import SENT_COSTS, SENT_PARTS, members_block, sent_block
 from harness.errors import UsageError
 from harness.units import bits_from_bytes, bits_per_byte, bytes_from_bits
 
 FORMATS = ("rich", "md", "csv", "json", "latex")
-_IDEAL_NOTE = "ideal: the sum of the ledger (area under the loss curve), without the sources; not a file."
+_IDEAL_NOTE = "ideal: the sum of the ledger, without the sources; not a file."
 _PROJECTED_NOTE = "projected: model bytes plus data bits/byte of the coded text times the dataset; not a file."
 _VERIFIED_NOTE = (
     "verified: a fresh process decoded the file, compared by SHA-256; "
     "-: decoded by the same process, right after coding."
 )
-
-SENT_PARTS = {
-    "prediction": "prediction token by token, by all who predict",
-    "quantisation": "probabilities rounded to 24 bits",
-    "termination": "ends of the streams",
-    "segment": "digests, checksums and lengths of the segments",
-    "header": "header, tokenizer and checksum of the file",
-}
-"""What the file of an online code adds to the losses of the training steps."""
-
-SENT_COSTS = ("seconds", "learning_seconds", "memory_bytes")
-"""What sending and receiving take: in all, of it for learning, and the memory of all processes at most."""
-
-Record = dict[str, Any]
-Column = tuple[str, str, Callable[[Any], str]]
-"""Header, key in the record, and how the value is shown; words stand left, numbers right."""
 
 _FIELDS: dict[str, tuple[str, str]] = {
     **{key: ("data", key) for key in ("corpus", "train_bytes", "heldout_bytes", "eval_split", "raw_bytes")},
@@ -126,52 +111,17 @@ def _rate(num_bytes: float | None, raw_bytes: float | None) -> float | None:
     return None if num_bytes is None or not raw_bytes else bits_per_byte(bits_from_bytes(num_bytes), raw_bytes)
 
 
-def _ratio(part: float | None, whole: float | None) -> float | None:
-    return None if part is None or not whole else part / whole
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else " ".join(str(value).split())
-
-
-def _count(value: float | None) -> str:
-    return "" if value is None else f"{round(value):,}"
-
-
-def _decimal(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f} %"
-
-
-def _verdict(value: bool | None) -> str:
-    return "-" if value is None else "yes" if value else "NO"
-
-
 def _blocks(reports: list[dict]) -> list[Block]:
     records = [flat_record(report) for report in reports]
     if len(records) == 1:
         chunk_bytes = _value(reports[0], "data", "chunk_bytes") or CHUNK_BYTES
-        sent = [_sent_block(records[0])] if records[0]["online_file_bytes"] is not None else []
+        sent = [sent_block(records[0])] if records[0]["online_file_bytes"] is not None else []
         online = reports[0].get("online")
         member_bits = online.get("members") if isinstance(online, dict) else None
-        members = [_members_block(records[0], member_bits)] if member_bits else []
+        members = [members_block(records[0], member_bits)] if member_bits else []
         corpus = [_corpus_block(records[0]), *members, *sent]
         return [_codes_block(records[0], chunk_bytes), *corpus, _model_block(records[0])]
     return _runs_blocks(records)
-
-
-def _block(title: str, columns: list[Column], records: list[Record], notes: list[str]) -> Block:
-    return Block(
-        title=title,
-        header=[name for name, _, _ in columns],
-        is_number=[show is not _text for _, _, show in columns],
-        rows=[[show(record.get(key)) for _, key, show in columns] for record in records],
-        emphasised_rows=[record.get("is_emphasised", False) for record in records],
-        notes=notes,
-    )
 
 
 def _codes_block(record: Record, chunk_bytes: int) -> Block:
@@ -186,25 +136,25 @@ def _codes_block(record: Record, chunk_bytes: int) -> Block:
     for code in codes:
         code["bits_per_byte"] = _rate(code["total_bytes"], raw_bytes)
         code["data_bits_per_byte"] = _rate(code["data_bytes"], raw_bytes)
-        code["of_raw"] = _ratio(code["total_bytes"], raw_bytes)
+        code["of_raw"] = ratio(code["total_bytes"], raw_bytes)
     codes.sort(key=lambda code: math.inf if code["total_bytes"] is None else code["total_bytes"])
     columns: list[Column] = [
-        ("code", "code", _text),
-        ("coded alone", "context", _text),
-        ("model bytes", "model_bytes", _count),
-        ("data bytes", "data_bytes", _count),
-        ("total bytes", "total_bytes", _count),
-        ("bits/byte", "bits_per_byte", _decimal),
-        ("data bits/byte", "data_bits_per_byte", _decimal),
-        ("of raw", "of_raw", _percent),
-        ("verified", "verified", _verdict),
+        ("code", "code", in_words),
+        ("coded alone", "context", in_words),
+        ("model bytes", "model_bytes", count),
+        ("data bytes", "data_bytes", count),
+        ("total bytes", "total_bytes", count),
+        ("bits/byte", "bits_per_byte", decimal),
+        ("data bits/byte", "data_bits_per_byte", decimal),
+        ("of raw", "of_raw", percent),
+        ("verified", "verified", verdict),
     ]
     parts = [(part, record[f"{part}_bytes"]) for part in ("tokenizer", "header", "checksum")]
-    extra = ", ".join(f"{part} {_count(size)}" for part, size in parts if size is not None)
+    extra = ", ".join(f"{part} {count(size)}" for part, size in parts if size is not None)
     notes = [f"The total of codelength includes, in bytes: {extra}."] if extra else []
-    text, corpus, run = (_text(record[key]) for key in ("eval_split", "corpus", "run"))
-    title = f"Description length of {text or 'text'}: {_count(raw_bytes)} bytes of {corpus} (run {run})"
-    return _block(title, columns, codes, [*notes, _VERIFIED_NOTE])
+    text, corpus, run = (in_words(record[key]) for key in ("eval_split", "corpus", "run"))
+    title = f"Description length of {text or 'text'}: {count(raw_bytes)} bytes of {corpus} (run {run})"
+    return new_block(title, columns, codes, [*notes, _VERIFIED_NOTE])
 
 
 def _corpus_block(record: Record) -> Block:
@@ -220,59 +170,16 @@ def _corpus_block(record: Record) -> Block:
     codes = [code for code in codes if code["bytes"] is not None]
     for code in codes:
         code["bits_per_byte"] = _rate(code["bytes"], code.get("raw"))
-        code["of_raw"] = _ratio(code["bytes"], code.get("raw"))
+        code["of_raw"] = ratio(code["bytes"], code.get("raw"))
     columns: list[Column] = [
-        ("code", "code", _text),
-        ("kind", "kind", _text),
-        ("raw bytes", "raw", _count),
-        ("bytes", "bytes", _count),
-        ("bits/byte", "bits_per_byte", _decimal),
-        ("of raw", "of_raw", _percent),
+        ("code", "code", in_words),
+        ("kind", "kind", in_words),
+        ("raw bytes", "raw", count),
+        ("bytes", "bytes", count),
+        ("bits/byte", "bits_per_byte", decimal),
+        ("of raw", "of_raw", percent),
     ]
-    return _block(f"Training corpus of {_text(record['run'])}", columns, codes, [_IDEAL_NOTE, _PROJECTED_NOTE])
-
-
-def _sent_block(record: Record) -> Block:
-    """How the bits of the file of the online code come about."""
-    parts = [("code length by the ledger", record["online_ideal_bits"])]
-    parts += [(words, record[f"online_{part}_bits"]) for part, words in SENT_PARTS.items()]
-    file_bits = bits_from_bytes(record["online_file_bytes"])
-    rows = [{"part": words, "bits": bits, "share": _ratio(bits, file_bits)} for words, bits in parts]
-    rows.append({"part": "the file", "bits": file_bits, "share": 1.0, "is_emphasised": True})
-    columns: list[Column] = [
-        ("part of the online code", "part", _text),
-        ("bits", "bits", _count),
-        ("share", "share", lambda share: "" if share is None else f"{100 * share:.3f} %"),
-    ]
-    verdict = "fresh processes received the file, compared by SHA-256" if record["online_verified"] else "not verified"
-    costs = [_costs(record, end, word) for end, word in (("send", "sending"), ("receive", "receiving"))]
-    return _block(f"Online code of {_text(record['run'])} as a file", columns, rows, [f"verified: {verdict}.", *costs])
-
-
-def _costs(record: Record, end: str, word: str) -> str:
-    seconds, learning, memory = (record[f"online_{end}_{what}"] or 0 for what in SENT_COSTS)
-    return f"{word}: {seconds:,.0f} s, of which {learning:,.0f} s are training, and {memory / 1e6:,.0f} MB of memory."
-
-
-def _members_block(record: Record, member_bits: dict[str, float]) -> Block:
-    """What each member of the online code's mixture would take alone, and all of them together."""
-    members = {**member_bits, "all of them": record["online_ideal_bits"]}
-    rows = [
-        {
-            "member": name,
-            "bytes": bytes_from_bits(bits),
-            "bits_per_byte": bits_per_byte(bits, record["online_raw_bytes"]),
-            "is_emphasised": name == "all of them",
-        }
-        for name, bits in sorted(members.items(), key=lambda item: item[1])
-    ]
-    columns: list[Column] = [
-        ("predicts", "member", _text),
-        ("bytes", "bytes", _count),
-        ("bits/byte", "bits_per_byte", _decimal),
-    ]
-    title = f"Who predicts in the online code of {_text(record['run'])}"
-    return _block(title, columns, rows, ["ideal: sums over the ledger's tokens; not files."])
+    return new_block(f"Training corpus of {in_words(record['run'])}", columns, codes, [_IDEAL_NOTE, _PROJECTED_NOTE])
 
 
 def _model_block(record: Record) -> Block:
@@ -284,47 +191,47 @@ def _model_block(record: Record) -> Block:
         "dense float32": record["dense_float32_bytes"],
     }
     nonzeros, parameters = record["nonzeros"], record["parameters"]
-    rows = [{"name": name, "bytes": size, "rate": _ratio(size, nonzeros)} for name, size in sizes.items()]
+    rows = [{"name": name, "bytes": size, "rate": ratio(size, nonzeros)} for name, size in sizes.items()]
     columns: list[Column] = [
-        ("convention", "name", _text),
-        ("model bytes", "bytes", _count),
-        ("bytes/non-zero", "rate", _decimal),
+        ("convention", "name", in_words),
+        ("model bytes", "bytes", count),
+        ("bytes/non-zero", "rate", decimal),
     ]
-    share = _percent(_ratio(nonzeros, parameters))
-    return _block(f"Model: {_count(parameters)} parameters, {_count(nonzeros)} non-zero ({share})", columns, rows, [])
+    share = percent(ratio(nonzeros, parameters))
+    return new_block(f"Model: {count(parameters)} parameters, {count(nonzeros)} non-zero ({share})", columns, rows, [])
 
 
 def _runs_blocks(records: list[Record]) -> list[Block]:
     """A row a run: the file and its text; the training corpus; the other compressors of the text."""
     offline: list[Column] = [
-        ("run", "run", _text),
-        ("text", "eval_split", _text),
-        ("method", "method", _text),
-        ("raw bytes", "raw_bytes", _count),
-        ("model bytes", "model_bytes", _count),
-        ("data bytes", "data_bytes", _count),
-        ("total bytes", "total_bytes", _count),
-        ("bits/byte", "total_bits_per_byte", _decimal),
-        ("data bits/byte", "data_bits_per_byte", _decimal),
-        ("verified", "verified", _verdict),
+        ("run", "run", in_words),
+        ("text", "eval_split", in_words),
+        ("method", "method", in_words),
+        ("raw bytes", "raw_bytes", count),
+        ("model bytes", "model_bytes", count),
+        ("data bytes", "data_bytes", count),
+        ("total bytes", "total_bytes", count),
+        ("bits/byte", "total_bits_per_byte", decimal),
+        ("data bits/byte", "data_bits_per_byte", decimal),
+        ("verified", "verified", verdict),
     ]
     training: list[Column] = [
-        ("run", "run", _text),
-        ("corpus", "corpus", _text),
-        ("dataset bytes", "train_bytes", _count),
-        ("parameters", "parameters", _count),
-        ("non-zeros", "nonzeros", _count),
-        ("online bits/byte (ideal)", "online_ideal_bits_per_byte", _decimal),
-        ("online bytes (ideal)", "online_ideal_bytes", _count),
-        ("offline bytes (projected)", "projected_total_bytes", _count),
+        ("run", "run", in_words),
+        ("corpus", "corpus", in_words),
+        ("dataset bytes", "train_bytes", count),
+        ("parameters", "parameters", count),
+        ("non-zeros", "nonzeros", count),
+        ("online bits/byte (ideal)", "online_ideal_bits_per_byte", decimal),
+        ("online bytes (ideal)", "online_ideal_bytes", count),
+        ("offline bytes (projected)", "projected_total_bytes", count),
     ]
-    others: list[Column] = [("run", "run", _text), ("raw bytes", "raw_bytes", _count)]
-    others += [(f"{b.program} {b.convention}", f"{b.name}_bytes", _count) for b in BASELINES]
+    others: list[Column] = [("run", "run", in_words), ("raw bytes", "raw_bytes", count)]
+    others += [(f"{b.program} {b.convention}", f"{b.name}_bytes", count) for b in BASELINES]
     others_note = "chunk: every chunk coded alone, as codelength does; whole: the text as one file."
     return [
-        _block("Offline code of the text", offline, records, [_VERIFIED_NOTE]),
-        _block("Model and training corpus", training, records, [_IDEAL_NOTE, _PROJECTED_NOTE]),
-        _block("Other compressors of the same text, bytes", others, records, [others_note]),
+        new_block("Offline code of the text", offline, records, [_VERIFIED_NOTE]),
+        new_block("Model and training corpus", training, records, [_IDEAL_NOTE, _PROJECTED_NOTE]),
+        new_block("Other compressors of the same text, bytes", others, records, [others_note]),
     ]
 
 

@@ -90,7 +90,7 @@ def audit_command(options: Namespace) -> None:
 
 def describe(report: "SendReport", path: Path) -> str:
     """What a file consists of, for people."""
-    from eval.table import SENT_PARTS
+    from eval.online_blocks import SENT_PARTS
     from harness.units import bits_from_bytes, bits_per_byte
 
     file_bits = bits_from_bytes(report.file_bytes)

@@ -17,8 +17,8 @@ from conftest import ROOT
 from ranks import Ranks
 
 from eval.container import pack_json, pack_sections, read_sections, unpack_json
+from eval.online_blocks import SENT_PARTS
 from eval.online_file import read_online_file
-from eval.table import SENT_PARTS
 from harness.config import load_config
 from harness.data import open_data
 from harness.ledger import read_online_code

@@ -1,0 +1,63 @@
+"""The online code of a run in its table: the bits of its file, and who predicts."""
+
+from eval.columns import Column, Record, count, decimal, in_words, new_block, ratio
+from eval.markup import Block
+from harness.units import bits_from_bytes, bits_per_byte, bytes_from_bits
+
+SENT_PARTS = {
+    "prediction": "prediction token by token, by all who predict",
+    "quantisation": "probabilities rounded to 24 bits",
+    "termination": "ends of the streams",
+    "segment": "digests, checksums and lengths of the segments",
+    "header": "header, tokenizer and checksum of the file",
+}
+"""What the file of an online code adds to the losses of the training steps."""
+
+SENT_COSTS = ("seconds", "learning_seconds", "memory_bytes")
+"""What sending and receiving take: in all, of it for learning, and the memory of all processes at most."""
+
+
+def sent_block(record: Record) -> Block:
+    """How the bits of the file of the online code come about."""
+    parts = [("code length by the ledger", record["online_ideal_bits"])]
+    parts += [(words, record[f"online_{part}_bits"]) for part, words in SENT_PARTS.items()]
+    file_bits = bits_from_bytes(record["online_file_bytes"])
+    rows = [{"part": words, "bits": bits, "share": ratio(bits, file_bits)} for words, bits in parts]
+    rows.append({"part": "the file", "bits": file_bits, "share": 1.0, "is_emphasised": True})
+    columns: list[Column] = [
+        ("part of the online code", "part", in_words),
+        ("bits", "bits", count),
+        ("share", "share", lambda share: "" if share is None else f"{100 * share:.3f} %"),
+    ]
+    is_verified = record["online_verified"]
+    verdict = "fresh processes received the file, compared by SHA-256" if is_verified else "not verified"
+    costs = [_costs(record, end, word) for end, word in (("send", "sending"), ("receive", "receiving"))]
+    return new_block(
+        f"Online code of {in_words(record['run'])} as a file", columns, rows, [f"verified: {verdict}.", *costs]
+    )
+
+
+def _costs(record: Record, end: str, word: str) -> str:
+    seconds, learning, memory = (record[f"online_{end}_{what}"] or 0 for what in SENT_COSTS)
+    return f"{word}: {seconds:,.0f} s, of which {learning:,.0f} s are training, and {memory / 1e6:,.0f} MB of memory."
+
+
+def members_block(record: Record, member_bits: dict[str, float]) -> Block:
+    """What each member of the online code's mixture would take alone, and all of them together."""
+    members = {**member_bits, "all of them": record["online_ideal_bits"]}
+    rows = [
+        {
+            "member": name,
+            "bytes": bytes_from_bits(bits),
+            "bits_per_byte": bits_per_byte(bits, record["online_raw_bytes"]),
+            "is_emphasised": name == "all of them",
+        }
+        for name, bits in sorted(members.items(), key=lambda item: item[1])
+    ]
+    columns: list[Column] = [
+        ("predicts", "member", in_words),
+        ("bytes", "bytes", count),
+        ("bits/byte", "bits_per_byte", decimal),
+    ]
+    title = f"Who predicts in the online code of {in_words(record['run'])}"
+    return new_block(title, columns, rows, ["ideal: sums over the ledger's tokens; not files."])
