@@ -1,6 +1,5 @@
 """From the tables of the transformers to one code: temperatures, and the mixture with other experts."""
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -117,19 +116,6 @@ def _new_mixture(config: OnlineConfig, vocab_size: int, num_tokens: int, lanes: 
     from harness.mixture import Mixture
 
     return Mixture(1 + len(config.models), config.experts, config.ngram_order, vocab_size, num_tokens, lanes)
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """Which of the kept states of the weights codes a micro-batch: the best one, named in the code."""
-
-    index: int
-    of: int
-
-    @property
-    def nats(self) -> float:
-        """Code length of its name."""
-        return float(np.log(self.of))
 
 
 def _sharpened(table: np.ndarray, sharpness: float) -> np.ndarray:

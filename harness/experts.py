@@ -35,6 +35,12 @@ class Experts:
         """The transformer that the run trains."""
         return self.learners[0]
 
+    def flops_per_token(self, is_new: bool) -> float:
+        """FLOPs for each token of a batch, its replays included where it is new."""
+        if not is_new:
+            return self.main.flops_per_token
+        return (1 + self.config.train.replays) * sum(learner.flops_per_token for learner in self.learners)
+
     def candidates(self) -> list[Weights]:
         """Weights that the run's own transformer may predict with, the current ones first."""
         return [list(self._predicting(0)), *(kept.items() for kept in self._kept)]

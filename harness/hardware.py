@@ -25,7 +25,17 @@ ISA_LIMITS = (
     "MKL_CBWR",
     "NPY_DISABLE_CPU_FEATURES",
 )
-PACKAGES = ("torch", "deepspeed", "numpy", "constriction", "pyarrow", "sentencepiece", "datasets", "safetensors")
+PACKAGES = (
+    "torch",
+    "deepspeed",
+    "numpy",
+    "numba",
+    "constriction",
+    "pyarrow",
+    "sentencepiece",
+    "datasets",
+    "safetensors",
+)
 
 # Dense peaks in FLOP/s from the vendors' data sheets, by a part of the device's name: bf16 (None: not native) and fp32
 # without tensor cores, since PyTorch leaves TF32 off. The first name found in the device's name counts.

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from harness.batches import MicroBatch, StepBatch
-from harness.blend import Blend, Choice
+from harness.blend import Blend
 from harness.distributed import Ranks
 from harness.experts import Experts, Weights
 from harness.model import Transformer
@@ -31,11 +31,11 @@ class Prequential:
         others = [self._tables(index, weights, batch) for index, weights in enumerate(self.experts.others(), start=1)]
         coded = []
         for place, micro_batch in enumerate(batch.micro_batches):
-            choice, best = choose([option[place] for option in options], micro_batch)
+            best = best_table([option[place] for option in options], micro_batch)
             tables = np.stack([best, *(tables[place] for tables in others)])
             nats = self.blend.nats_known(tables, micro_batch)
             if micro_batch.mask.any():
-                nats[tuple(np.argwhere(micro_batch.mask)[0])] += choice.nats
+                nats[tuple(np.argwhere(micro_batch.mask)[0])] += np.log(len(options))
             coded.append(nats)
         self.blend.end_step()
         return coded
@@ -56,10 +56,8 @@ class Prequential:
         return torch.softmax(logits.float(), dim=-1).cpu().numpy()
 
 
-def choose(options: list[np.ndarray], micro_batch: MicroBatch) -> tuple[Choice, np.ndarray]:
-    """The table (n, length, vocabulary) that codes a micro-batch best, and its name."""
+def best_table(options: list[np.ndarray], micro_batch: MicroBatch) -> np.ndarray:
+    """The table (n, length, vocabulary) that codes a micro-batch best."""
     rows, places = np.nonzero(micro_batch.mask)
     tokens = micro_batch.tokens[rows, places]
-    nats = [float(-np.log(np.maximum(table[rows, places, tokens], 1e-30)).sum()) for table in options]
-    index = int(np.argmin(nats))
-    return Choice(index, len(options)), options[index]
+    return min(options, key=lambda table: float(-np.log(np.maximum(table[rows, places, tokens], 1e-30)).sum()))

@@ -45,6 +45,11 @@ class TrainConfig:
     log_every_steps: int = 10
     """Steps between progress lines and metrics; losses in between are summed, not skipped."""
 
+    @property
+    def main_passes(self) -> float:
+        """Passes over the corpus that the main phase trains on, replays and block trainings included."""
+        return self.retrain_epochs * sum(self.retrain_at) if self.retrain_at else self.epochs + self.replays
+
     def problems(self) -> list[str]:
         """Every bad value, a line each."""
         found = []

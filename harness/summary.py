@@ -30,7 +30,26 @@ def derived_numbers(
         f"model       {config.model.architecture}: {num_parameters:,} parameters",
         f"steps       {steps} of {tokens:,} tokens = {ranks.world_size} rank(s)"
         f" x {batch // micro_batch // ranks.world_size} micro-batch(es) x {micro_batch} x {config.model.context}",
+        *_online_lines(config),
         f"arithmetic  {str(dtype).removeprefix('torch.')} products, float32 loss, {ranks.device.type}, {backend}",
         f"sizes       ledger about {LEDGER_BYTES_PER_TOKEN * shard.num_tokens / 1e6:,.1f} MB, checkpoint about "
         f"{CHECKPOINT_BYTES_PER_PARAMETER * num_parameters / 1e6:,.1f} MB",
     ]
+
+
+def _online_lines(config: RunConfig) -> list[str]:
+    """Who predicts in the online code and what follows each new batch, where that is not the plain training."""
+    online, train, parts = config.online, config.train, []
+    if online.models or online.experts:
+        parts.append(f"switch between {', '.join(['model', *online.models, *online.experts])}")
+    if online.ema:
+        parts.append(f"running means ({online.ema:g})")
+    if online.calibrate:
+        parts.append("temperature")
+    if online.checkpoints > 1:
+        parts.append(f"best of {online.checkpoints} states")
+    if train.replays:
+        parts.append(f"{train.replays} replays a step ({train.replay})")
+    if train.retrain_at:
+        parts.append(f"retrained at {', '.join(f'{fraction:g}' for fraction in train.retrain_at)}")
+    return [f"online      {'; '.join(parts)}"] if parts else []

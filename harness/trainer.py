@@ -151,8 +151,9 @@ class Trainer:
         self.meter.steps += 1
 
     def _log(self, phase: Phase, with_tensors: bool) -> None:
-        metrics = self.meter.reduce(self.ranks, self.state, self.learner.flops_per_token, self.peak_flops)
         step = self.state.step
+        flops_per_token = self.experts.flops_per_token(self.batches.order.epoch_of(step - 1) == 0)
+        metrics = self.meter.reduce(self.ranks, self.state, flops_per_token, self.peak_flops)
         metrics["nonzeros"] = self.backend.count_nonzeros()
         self.monitor.log_step(step, phase.name, metrics)
         if with_tensors or step == phase.end_step:

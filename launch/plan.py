@@ -82,7 +82,7 @@ class Plan:
         order = SequenceOrder(-(-self.corpus.tokens // config.model.context), train.batch_sequences, "", config.seed)
         self.phases = plan_phases(train, order.steps, has_finetuning=config.prune.kind != "none")
         self.step_tokens = train.batch_sequences * config.model.context
-        epochs = {"main": train.epochs, "finetune": train.finetune_epochs}
+        epochs = {"main": train.main_passes, "finetune": train.finetune_epochs}
         self.phase_tokens = {phase.name: round(epochs[phase.name] * self.corpus.tokens) for phase in self.phases}
         self.total_flops = self.parameters.flops_per_token * sum(self.phase_tokens.values())
 
