@@ -17,7 +17,7 @@ from harness.switching import Switch, new_switch
 
 _SMALLEST = 1e-12
 _POSITION_CLASSES = 17
-_TABLE_WEIGHT, _CONTEXT_WEIGHT = 0.25, 0.15
+_TABLE_WEIGHT, _CONTEXT_WEIGHT = 0.3, 0.1
 
 
 class State(NamedTuple):

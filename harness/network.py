@@ -14,7 +14,7 @@ from harness.compiled import compiled, inlined
 NUM_SETS = 4
 _CHOICES = 1024
 """Weights a set chooses from."""
-_RATE = np.float32(0.004)
+_RATE = np.float32(0.002)
 _LAST_RATE = np.float32(0.002)
 _CORRECTION_RATE = np.float32(0.02)
 _KNOTS = 33
@@ -79,11 +79,11 @@ def chance(n, lane):
         total += n.last[node, s] * y[s]
     y[NUM_SETS] = min(max(total, -_LARGEST), _LARGEST)
     at, share = _knot(y[NUM_SETS])
-    mean = np.float32(0.5) * squash(y[NUM_SETS])
+    mean = squash(y[NUM_SETS])
     for c in range(2):
         table = n.corrections[c, n.lane_choices[lane, NUM_SETS + c]]
-        mean += np.float32(0.25) * (table[at] * (np.float32(1) - share) + table[at + 1] * share)
-    return mean
+        mean += table[at] * (np.float32(1) - share) + table[at + 1] * share
+    return mean * np.float32(1 / 3)
 
 
 @compiled

@@ -22,10 +22,13 @@ _OTHER_CONTEXTS = 4
 """Word, two words, and two or three bytes before the last one."""
 _LIMIT = 255
 _SLOT_BITS = 16, 24
+# How fast the functions follow what comes out.
+_CHANCE_RATE, _RECENT_RATE = np.float32(0.02), np.float32(0.004)
+_FIRST_RATE, _MATCH_RATE = np.float32(0.01), np.float32(0.005)
 _KNOTS = 33
 _WORD_BYTES = 48
 """How far back words are read at the start of a sequence."""
-_MATCH_BITS = 20
+_MATCH_BITS = 22
 # Odd 64-bit constants: 2^64 over the golden ratio, and one from Steele and Vigna (2021).
 _SPREAD, _SPREAD_AGAIN = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD1342543DE82EF95)
 
@@ -232,18 +235,18 @@ def learn_bit(m, lane, node, depth, bit):
         if count:
             at, w = _knot(stretch(chance))
             means = m.chances[k, min(count, 15)]
-            means[at] += (e - means[at]) * np.float32(0.02) * (np.float32(1) - w)
-            means[at + 1] += (e - means[at + 1]) * np.float32(0.02) * w
-            value = m.recents[k, recent] + (e - m.recents[k, recent]) * np.float32(0.01)
+            means[at] += (e - means[at]) * _CHANCE_RATE * (np.float32(1) - w)
+            means[at + 1] += (e - means[at + 1]) * _CHANCE_RATE * w
+            value = m.recents[k, recent] + (e - m.recents[k, recent]) * _RECENT_RATE
             m.recents[k, recent] = min(max(value, np.float32(1e-4)), np.float32(1 - 1e-4))
-    value = m.first[node & 255] + (e - m.first[node & 255]) * np.float32(0.01)
+    value = m.first[node & 255] + (e - m.first[node & 255]) * _FIRST_RATE
     m.first[node & 255] = min(max(value, np.float32(1e-4)), np.float32(1 - 1e-4))
     place, length = m.lane_matches[lane]
     if place >= 0:
         expected = np.int64(m.history[place]) | 256
         if expected >> (8 - depth) == node:
             hit = np.float32((expected >> (7 - depth) & 1) == bit)
-            value = m.match_chances[length] + (hit - m.match_chances[length]) * np.float32(0.005)
+            value = m.match_chances[length] + (hit - m.match_chances[length]) * _MATCH_RATE
             m.match_chances[length] = min(max(value, np.float32(1e-4)), np.float32(1 - 1e-4))
     learn_slots(m, lane, bit)
 
