@@ -110,6 +110,13 @@ def test_a_self_switch_is_at_most_the_names_of_its_choices_longer_than_the_last_
     assert code.ideal_bits < code.aulc_bits
 
 
+def test_the_names_of_choices_are_charged_where_they_help_nothing(place):
+    settings = ("online.checkpoints=4", "online.checkpoint_steps=1", "optimizer.learning_rate=1.0e-12")
+    _, code = train(place, "text", "self-switch-idle", *settings)
+    names_bits = sum(math.log2(min(4, 1 + batch)) for batch in range(len(code.step_bits)))
+    assert code.ideal_bits == pytest.approx(code.aulc_bits + names_bits, abs=0.01)
+
+
 def test_the_first_block_of_a_block_code_is_uniform_and_nothing_is_learnt_inside_a_block(place):
     settings = ("train.retrain_at=[0.25,0.5]", "train.retrain_epochs=3")
     _config, code = train(place, "text", "blocks", *settings)
