@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import ROOT
-from ranks import Ranks, rows
+from ranks import Ranks, finish_all, rows
 
 from harness.blend import Blend
 from harness.checkpoint import committed_checkpoints
@@ -91,6 +91,17 @@ def test_the_mixture_of_a_run_is_at_most_its_prior_longer_than_each_member(place
     # What predicts must not change what is trained.
     assert code.aulc_bits == plain[1].aulc_bits and members["model"] == pytest.approx(code.aulc_bits, rel=1e-4)
     assert members["network"] < members["ngram"] < code.aulc_bits
+
+
+def test_ranks_learn_what_the_others_have_coded(place):
+    settings = ("online.experts=[ngram,network]",)
+    config, alone = train(place, "text", "one-rank", *settings)
+    finish_all(2, place / "text.yaml", {"two-ranks": settings})
+    sequences = Sequences(open_data(config).train, config.model.context)
+    together = read_online_code(config.run_dir.with_name("two-ranks"), sequences.num_sequences, alone.tokens)
+    assert together.aulc_bits == pytest.approx(alone.aulc_bits, rel=1e-5)
+    # Half of the text would take about a fifth more.
+    assert together.ideal_bits < 1.05 * alone.ideal_bits
 
 
 def test_random_bytes_are_never_shorter_than_themselves(place):
