@@ -43,6 +43,17 @@ def saved_bytes(architecture: str, layers: int, dtype: torch.dtype) -> int:
     return sum(tensor.untyped_storage().nbytes() for key, tensor in seen.items() if key not in own)
 
 
+@pytest.mark.parametrize(
+    ("setting", "passes"),
+    [("train.replays=3", 4), ("train.retrain_at=[0.25,0.5]", 3), ("train.epochs=2", 2)],
+)
+def test_replays_and_block_trainings_count_as_work(capsys, setting, passes):
+    arguments = (str(ROOT / "configs/wiki-mini.yaml"), "--gpu", "a100-80g")
+    _, plain, _ = answer(capsys, *arguments)
+    _, plan, _ = answer(capsys, *arguments, setting)
+    assert plan["total_flops"] == pytest.approx(passes * plain["total_flops"], rel=1e-6)
+
+
 @pytest.mark.parametrize("architecture", ["modern", "published"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_activations_are_those_that_autograd_keeps(architecture, dtype):
