@@ -224,13 +224,11 @@ class Exchange:
     def _code_bits(self, tables: np.ndarray, symbols: np.ndarray, active: np.ndarray, coder: Coder) -> np.ndarray:
         """Code the active ones of `symbols` (n,) bit by bit; returns what the coder makes of them."""
         mixture = self.blend.mixture
-        known = mixture.bits_of(symbols[active])
-        mixture.start_symbols(tables, active)
-        for depth in range(mixture.bits):
-            chances = mixture.next_bits(active)
-            bits = coder.code(known[:, depth], np.stack([1 - chances, chances], axis=1))
-            mixture.learn_bits(bits, active)
-        return mixture.end_symbols(active)[active]
+        first, *others = np.ascontiguousarray(mixture.bits_of(symbols[active]).T)
+        bits = coder.code(first, mixture.start_symbols(tables, active))
+        for known in others:
+            bits = coder.code(known, mixture.next_bits(bits))
+        return mixture.end_symbols(bits)
 
     def _keep(self, micro_batch: MicroBatch) -> None:
         """Write a receiver's tokens to their place in the text."""

@@ -91,26 +91,27 @@ class Mixture:
         _code_known(self.state, tables, tokens, mask, self.uniform, chances)
         return chances
 
-    def start_symbols(self, tables: np.ndarray, active: np.ndarray) -> None:
-        """Begin a symbol on each lane that is `active` (n,); `tables` are float32 (tables, n, vocabulary)."""
+    def start_symbols(self, tables: np.ndarray, active: np.ndarray) -> np.ndarray:
+        """Begin a symbol on each lane that is `active` (n,); `tables` are float32 (tables, n, vocabulary).
+
+        Returns chances of a 0 and a 1, float64 (active lanes, 2), of its first bit.
+        """
+        self._active, self._num_active = active, int(active.sum())
+        chances = np.empty((self._num_active, 2))
         _start_symbols(self.state, tables, active, self.uniform)
-
-    def next_bits(self, active: np.ndarray) -> np.ndarray:
-        """Chances of a 1, float64, of the next bit of the active lanes."""
-        chances = np.zeros(len(active))
         _next_bits(self.state, active, self.bits, chances)
-        return chances[active]
+        return chances
 
-    def learn_bits(self, bits: np.ndarray, active: np.ndarray) -> None:
-        """The bits of the active lanes, for which chances were asked."""
-        every = np.zeros(len(active), dtype=np.int64)
-        every[active] = bits
-        _learn_bits(self.state, every, active, self.bits)
+    def next_bits(self, bits: np.ndarray) -> np.ndarray:
+        """Learn the bits, int64 (active lanes,), for which chances were given; returns those of the next ones."""
+        chances = np.empty((self._num_active, 2))
+        _learn_and_next(self.state, bits, self._active, self.bits, chances)
+        return chances
 
-    def end_symbols(self, active: np.ndarray) -> np.ndarray:
-        """Symbols (n,) that the bits have made; 0 on lanes that are not active."""
-        symbols = np.zeros(len(active), dtype=np.int64)
-        _end_symbols(self.state, active, self.bits, symbols)
+    def end_symbols(self, bits: np.ndarray) -> np.ndarray:
+        """Learn the last bits; returns the symbols (active lanes,) that all bits have made."""
+        symbols = np.empty(self._num_active, dtype=np.int64)
+        _learn_and_end(self.state, bits, self._active, self.bits, symbols)
         return symbols
 
     def learn_known(self, starts: np.ndarray, tables: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> None:
@@ -157,20 +158,23 @@ def _start(m, starts):
 @compiled
 def _code_known(m, tables, tokens, mask, uniform, chances):
     lanes, length, bits = chances.shape
-    every = np.zeros(lanes, dtype=np.int64)
-    ones = np.zeros(lanes)
+    known, symbols = np.zeros(lanes, dtype=np.int64), np.zeros(lanes, dtype=np.int64)
+    pairs = np.zeros((lanes, 2))
     for i in range(length):
         active = mask[:, i]
         if not active.any():
             break
         _start_symbols(m, tables[:, :, i], active, uniform)
         for depth in range(bits):
-            _next_bits(m, active, bits, ones)
-            chances[active, i, depth] = ones[active]
+            _next_bits(m, active, bits, pairs)
+            place = 0
             for lane in range(lanes):
-                every[lane] = tokens[lane, i] >> (bits - 1 - depth) & 1
-            _learn_bits(m, every, active, bits)
-        _end_symbols(m, active, bits, every)
+                if active[lane]:
+                    chances[lane, i, depth] = pairs[place, 1]
+                    known[place] = tokens[lane, i] >> (bits - 1 - depth) & 1
+                    place += 1
+            _learn_bits(m, known, active)
+        _end_symbols(m, active, bits, symbols)
 
 
 @compiled
@@ -197,12 +201,27 @@ def _start_symbols(m, tables, active, uniform):
 
 
 @compiled
-def _next_bits(m, active, bits, ones):
+def _next_bits(m, active, bits, pairs):
+    place = 0
     for lane in range(len(active)):
         if active[lane]:
             _fill_chances(m, lane, bits)
             chance = switching.mixed_chance(m.switch, lane, m.chances[lane])
-            ones[lane] = min(max(chance, _SMALLEST), 1.0 - _SMALLEST)
+            chance = min(max(chance, _SMALLEST), 1.0 - _SMALLEST)
+            pairs[place, 0], pairs[place, 1] = 1.0 - chance, chance
+            place += 1
+
+
+@compiled
+def _learn_and_next(m, known, active, bits, pairs):
+    _learn_bits(m, known, active)
+    _next_bits(m, active, bits, pairs)
+
+
+@compiled
+def _learn_and_end(m, known, active, bits, symbols):
+    _learn_bits(m, known, active)
+    _end_symbols(m, active, bits, symbols)
 
 
 @compiled
@@ -262,11 +281,13 @@ def _choose(m, choices, lane, node, depth, seen, found):
 
 
 @compiled
-def _learn_bits(m, every, active, bits):
+def _learn_bits(m, known, active):
+    place = 0
     for lane in range(len(active)):
         if not active[lane]:
             continue
-        bit, node = every[lane], m.nodes[lane]
+        bit, node = known[place], m.nodes[lane]
+        place += 1
         switching.learn_bit(m.switch, lane, m.chances[lane], bit)
         if m.has_network[0]:
             network.learn(m.joint, lane, bit)
@@ -281,11 +302,13 @@ def _learn_bits(m, every, active, bits):
 
 @compiled
 def _end_symbols(m, active, bits, symbols):
+    place = 0
     for lane in range(len(active)):
         if not active[lane]:
             continue
         symbol = m.nodes[lane] - (1 << bits)
-        symbols[lane] = symbol
+        symbols[place] = symbol
+        place += 1
         for k in range(len(m.nats)):
             m.nats[k] -= np.log(m.switch.likelihoods[lane, k])
         switching.end_symbol(m.switch, lane)
