@@ -98,7 +98,7 @@ class RunConfig:
         if "ngram" in self.online.experts and self.tokenizer.kind != "bytes":
             found.append(f"online.experts=ngram: predicts bytes; use tokenizer.kind=bytes, not {self.tokenizer.kind}")
         if self.online.models and self.backend.name != "ddp":
-            found.append(f"online.models={self.online.models}: need backend.name=ddp")
+            found.append(f"online.models={self.online.models}: needs backend.name=ddp")
         if self.online.models and not self.online.problems():
             for shape, model in zip(self.online.models, self.expert_models()[1:], strict=True):
                 found.extend(f"online.models={shape}: {problem}" for problem in model.problems())
