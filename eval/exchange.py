@@ -18,7 +18,7 @@ from eval.predictor import Predictor
 from eval.sources import receiver_sources
 from eval.stream_coders import Coder, Hashing
 from harness.batches import Batches, MicroBatch
-from harness.blend import Blend
+from harness.blend import Blend, table_nats
 from harness.config import RunConfig
 from harness.distributed import Ranks
 from harness.experts import Experts, Weights
@@ -185,7 +185,7 @@ class Exchange:
         tokens, mask = micro_batch.tokens, micro_batch.mask
         for position, (table,) in self._tables(micro_batch, self.predictors[:1]):
             active = np.flatnonzero(mask[:, position])
-            yield nats_in(table, active, tokens[active, position])
+            yield float(table_nats(table[active, tokens[active, position]]).sum())
 
     def _tables(self, micro_batch: MicroBatch, predictors: list[Predictor]) -> Iterator[tuple[int, np.ndarray]]:
         """Each position with what `predictors` say of it: float32 (predictors, n, vocabulary).
@@ -216,7 +216,7 @@ class Exchange:
             else:
                 tokens[active, position] = coder.code(tokens[active, position], sharp[0, active])
             blend.observe(tables[:, active], tokens[active, position])
-            nats += nats_in(tables[0], np.flatnonzero(active), tokens[active, position])
+            nats += float(table_nats(tables[0, active, tokens[active, position]]).sum())
         if coded_with:
             blend.add_sent(micro_batch, np.stack(coded_with, axis=2))
         return nats
@@ -236,11 +236,6 @@ class Exchange:
             for sequence, tokens, mask in zip(micro_batch.sequences, micro_batch.tokens, micro_batch.mask, strict=True):
                 start, length = sequence * len(tokens), int(mask.sum())
                 self.source.tokens[start : start + length] = tokens[:length]
-
-
-def nats_in(table: np.ndarray, rows: np.ndarray, tokens: np.ndarray) -> float:
-    """-ln of what the `rows` of a table (n, vocabulary) give their `tokens`; one that underflowed counts as e^-69."""
-    return float(-np.log(np.maximum(table[rows, tokens], 1e-30)).sum(dtype=np.float64))
 
 
 def _environment(ranks: Ranks, dtype: torch.dtype, packages: tuple[str, ...]) -> dict[str, str]:

@@ -65,7 +65,7 @@ class Blend:
         self.observe(tables[:, mask], tokens[mask])
         if self.mixture is None:
             chosen = np.take_along_axis(sharp[0], tokens[..., None], axis=-1)[..., 0]
-            return np.where(mask, -np.log(np.maximum(chosen, _SMALLEST)), 0.0)
+            return np.where(mask, table_nats(chosen), 0.0)
         self.mixture.start(micro_batch.sequences * self.length)
         chances = self.mixture.code_known(sharp, tokens, mask)
         self.add_sent(micro_batch, sharp)
@@ -116,6 +116,11 @@ def _new_mixture(config: OnlineConfig, vocab_size: int, num_tokens: int, lanes: 
     from harness.mixture import Mixture
 
     return Mixture(1 + len(config.models), config.experts, config.ngram_order, vocab_size, num_tokens, lanes)
+
+
+def table_nats(chances: np.ndarray) -> np.ndarray:
+    """Code lengths in nats, float64, of symbols that a table gives `chances`; one that underflowed counts as e^-69."""
+    return -np.log(np.maximum(chances, _SMALLEST).astype(np.float64))
 
 
 def _sharpened(table: np.ndarray, sharpness: float) -> np.ndarray:

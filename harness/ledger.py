@@ -138,7 +138,9 @@ def read_rows(run_dir: Path, columns: list[str]) -> Iterator[pa.Table]:
         try:
             yield pq.read_table(path, columns=columns)
         except (pa.ArrowInvalid, OSError) as error:
-            raise UsageError(f"{path}: damaged ledger part ({str(error).splitlines()[0][:100]}); train again") from None
+            raise UsageError(
+                f"{path}: damaged ledger part, or one of another version ({str(error).splitlines()[0][:100]}); train again"
+            ) from None
 
 
 def read_online_code(run_dir: Path, num_sequences: int, num_tokens: int) -> OnlineCode:

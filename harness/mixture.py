@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from harness import network, ngram, switching
-from harness.compiled import compiled
+from harness.compiled import compiled, inlined
 from harness.network import Network, new_network
 from harness.ngram import Ngram, new_ngram, num_inputs
 from harness.switching import Switch, new_switch
@@ -56,7 +56,7 @@ class Mixture:
         `order` is the longest context of the n-gram model.
         """
         has_ngram, has_network, has_counts = (name in experts for name in ("ngram", "network", "frequencies"))
-        self.given, self.vocab_size, self.lanes = tables, vocab_size, lanes
+        self.vocab_size = vocab_size
         self.uniform = "uniform" in experts
         self.bits = max(1, (vocab_size - 1).bit_length())
         total = tables + self.uniform + has_counts
@@ -111,7 +111,7 @@ class Mixture:
     def end_symbols(self, bits: np.ndarray) -> np.ndarray:
         """Learn the last bits; returns the symbols (active lanes,) that all bits have made."""
         symbols = np.empty(self._num_active, dtype=np.int64)
-        _learn_and_end(self.state, bits, self._active, self.bits, symbols)
+        _learn_and_end(self.state, bits, self._active, self.bits, self.vocab_size, symbols)
         return symbols
 
     def learn_known(self, starts: np.ndarray, tables: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> None:
@@ -174,7 +174,7 @@ def _code_known(m, tables, tokens, mask, uniform, chances):
                     known[place] = tokens[lane, i] >> (bits - 1 - depth) & 1
                     place += 1
             _learn_bits(m, known, active)
-        _end_symbols(m, active, bits, symbols)
+        _end_symbols(m, active, bits, tables.shape[3], symbols)
 
 
 @compiled
@@ -188,8 +188,9 @@ def _start_symbols(m, tables, active, uniform):
             total, sums = 0.0, m.cumulative[k, lane]
             for v in range(vocab_size):
                 if k < given:
-                    # No chance is 0, whatever a table says.
-                    total += tables[k, lane, v] + 1e-9
+                    # No chance is 0, whatever a table says; nor can one that is no number lead an index astray.
+                    chance = tables[k, lane, v]
+                    total += (chance if 0.0 < chance <= 2.0 else 0.0) + 1e-9
                 else:
                     total += 1.0 if uniform and k == given else m.counts[v]
                 sums[v + 1] = total
@@ -219,18 +220,25 @@ def _learn_and_next(m, known, active, bits, pairs):
 
 
 @compiled
-def _learn_and_end(m, known, active, bits, symbols):
+def _learn_and_end(m, known, active, bits, vocab_size, symbols):
     _learn_bits(m, known, active)
-    _end_symbols(m, active, bits, symbols)
+    _end_symbols(m, active, bits, vocab_size, symbols)
+
+
+@inlined
+def _depth(node):
+    """Number of bits after the leading one."""
+    depth = 0
+    while node >> (depth + 1):
+        depth += 1
+    return depth
 
 
 @compiled
 def _fill_chances(m, lane, bits):
     """What every expert says of the lane's next bit."""
     node, chances = m.nodes[lane], m.chances[lane]
-    depth = 0
-    while node >> (depth + 1):
-        depth += 1
+    depth = _depth(node)
     span = 1 << (bits - depth)
     left = node * span - (1 << bits)
     tables = m.cumulative.shape[0]
@@ -256,10 +264,7 @@ def _fill_chances(m, lane, bits):
         x[contexts + given] = 0.3
         choices = m.joint.lane_choices[lane]
         _choose(m, choices, lane, node, depth, seen, found)
-        position = 0
-        while m.places[lane, 1] >> position and position < _POSITION_CLASSES - 1:
-            position += 1
-        choices[3] = position * 4 + found
+        choices[3] = min(_depth(m.places[lane, 1] + 1), _POSITION_CLASSES - 1) * 4 + found
         chances[len(chances) - 1] = network.chance(m.joint, lane)
 
 
@@ -293,26 +298,26 @@ def _learn_bits(m, known, active):
             network.learn(m.joint, lane, bit)
         if m.has_ngram[0]:
             network.learn(m.alone, lane, bit)
-            depth = 0
-            while node >> (depth + 1):
-                depth += 1
-            ngram.learn_bit(m.ngram, lane, node, depth, bit)
+            ngram.learn_bit(m.ngram, lane, node, _depth(node), bit)
         m.nodes[lane] = node << 1 | bit
 
 
 @compiled
-def _end_symbols(m, active, bits, symbols):
+def _end_symbols(m, active, bits, vocab_size, symbols):
     place = 0
     for lane in range(len(active)):
         if not active[lane]:
             continue
         symbol = m.nodes[lane] - (1 << bits)
+        if symbol >= vocab_size:
+            # No sender has coded this; the checksum of the segment will tell.
+            symbol = 0
         symbols[place] = symbol
         place += 1
         for k in range(len(m.nats)):
             m.nats[k] -= np.log(m.switch.likelihoods[lane, k])
         switching.end_symbol(m.switch, lane)
-        if len(m.counts) and symbol < len(m.counts):
+        if len(m.counts):
             m.counts[symbol] += 1.0
         if m.has_ngram[0]:
             ngram.end_byte(m.ngram, lane, m.places[lane, 0], symbol)

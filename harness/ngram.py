@@ -25,6 +25,7 @@ _SLOT_BITS = 16, 24
 # How fast the functions follow what comes out.
 _CHANCE_RATE, _RECENT_RATE = np.float32(0.02), np.float32(0.004)
 _FIRST_RATE, _MATCH_RATE = np.float32(0.01), np.float32(0.005)
+_NEAREST = np.float32(1e-4)
 _KNOTS = 33
 _WORD_BYTES = 48
 """How far back words are read at the start of a sequence."""
@@ -99,6 +100,12 @@ def new_ngram(order: int, num_tokens: int, lanes: int) -> Ngram:
 def stretch(p):
     """ln(p / (1 - p))."""
     return np.float32(log(p / (np.float32(1) - p)))
+
+
+@inlined
+def _moved(chance, outcome, share):
+    """A chance a step nearer to an outcome; never so near to 0 or 1 that stretching it would overflow."""
+    return min(max(chance + (outcome - chance) * share, _NEAREST), np.float32(1) - _NEAREST)
 
 
 @inlined
@@ -235,19 +242,16 @@ def learn_bit(m, lane, node, depth, bit):
         if count:
             at, w = _knot(stretch(chance))
             means = m.chances[k, min(count, 15)]
-            means[at] += (e - means[at]) * _CHANCE_RATE * (np.float32(1) - w)
-            means[at + 1] += (e - means[at + 1]) * _CHANCE_RATE * w
-            value = m.recents[k, recent] + (e - m.recents[k, recent]) * _RECENT_RATE
-            m.recents[k, recent] = min(max(value, np.float32(1e-4)), np.float32(1 - 1e-4))
-    value = m.first[node & 255] + (e - m.first[node & 255]) * _FIRST_RATE
-    m.first[node & 255] = min(max(value, np.float32(1e-4)), np.float32(1 - 1e-4))
+            means[at] = _moved(means[at], e, _CHANCE_RATE * (np.float32(1) - w))
+            means[at + 1] = _moved(means[at + 1], e, _CHANCE_RATE * w)
+            m.recents[k, recent] = _moved(m.recents[k, recent], e, _RECENT_RATE)
+    m.first[node & 255] = _moved(m.first[node & 255], e, _FIRST_RATE)
     place, length = m.lane_matches[lane]
     if place >= 0:
         expected = np.int64(m.history[place]) | 256
         if expected >> (8 - depth) == node:
             hit = np.float32((expected >> (7 - depth) & 1) == bit)
-            value = m.match_chances[length] + (hit - m.match_chances[length]) * _MATCH_RATE
-            m.match_chances[length] = min(max(value, np.float32(1e-4)), np.float32(1 - 1e-4))
+            m.match_chances[length] = _moved(m.match_chances[length], hit, _MATCH_RATE)
     learn_slots(m, lane, bit)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from harness.batches import MicroBatch, StepBatch
-from harness.blend import Blend
+from harness.blend import Blend, table_nats
 from harness.distributed import Ranks
 from harness.experts import Experts, Weights
 from harness.model import Transformer
@@ -60,4 +60,4 @@ def best_table(options: list[np.ndarray], micro_batch: MicroBatch) -> np.ndarray
     """The table (n, length, vocabulary) that codes a micro-batch best."""
     rows, places = np.nonzero(micro_batch.mask)
     tokens = micro_batch.tokens[rows, places]
-    return min(options, key=lambda table: float(-np.log(np.maximum(table[rows, places, tokens], 1e-30)).sum()))
+    return min(options, key=lambda table: table_nats(table[rows, places, tokens]).sum())

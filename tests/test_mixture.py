@@ -164,6 +164,36 @@ def test_symbols_decoded_bit_by_bit_are_those_coded_at_once():
         assert np.array_equal(array, receiver.arrays()[name]), name
 
 
+def test_bits_that_no_sender_codes_make_a_symbol_all_the_same():
+    # 300 symbols take nine bits; a damaged stream can say 511.
+    mix = mixture(["uniform", "frequencies"], 300)
+    mix.start(np.array([0]))
+    mix.start_symbols(np.zeros((0, 1, 300), dtype=np.float32), np.array([True]))
+    ones = np.ones(1, dtype=np.int64)
+    for _ in range(8):
+        mix.next_bits(ones)
+    assert 0 <= mix.end_symbols(ones)[0] < 300
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
+def test_a_table_that_is_no_distribution_leaves_the_mixture_sound(value):
+    mix = mixture(["uniform", "ngram", "network"], tables=1)
+    tokens = TEXT[None, :200].astype(np.int64)
+    assert 0 < coded_bits(mix, tokens, np.full((1, 1, 200, 256), value, dtype=np.float32))[0] < 8 * 200 + 10
+    assert all(np.isfinite(array).all() for array in mix.arrays().values())
+
+
+@pytest.mark.parametrize("byte", [0, 255])
+def test_a_long_run_of_one_byte_stays_within_what_floats_can_tell(byte):
+    mix = mixture(["ngram", "network"], tables=1, tokens=60_000)
+    tokens = np.full((1, 60_000), byte, dtype=np.int64)
+    tables = np.broadcast_to(np.float32(1 / 256), (1, 1, 60_000, 256))
+    assert coded_bits(mix, tokens, np.ascontiguousarray(tables))[0] < 0.01 * 60_000
+    chances = mix.state.ngram.chances
+    assert chances.min() > 1e-5 and chances.max() < 1 - 1e-5
+    assert all(np.isfinite(array).all() for array in mix.arrays().values())
+
+
 def test_a_mixture_goes_on_from_its_arrays():
     tokens = TEXT[None, :400].astype(np.int64)
     experts = ["frequencies", "ngram", "network"]
