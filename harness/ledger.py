@@ -138,9 +138,8 @@ def read_rows(run_dir: Path, columns: list[str]) -> Iterator[pa.Table]:
         try:
             yield pq.read_table(path, columns=columns)
         except (pa.ArrowInvalid, OSError) as error:
-            raise UsageError(
-                f"{path}: damaged ledger part, or one of another version ({str(error).splitlines()[0][:100]}); train again"
-            ) from None
+            words = str(error).splitlines()[0][:100]
+            raise UsageError(f"{path}: damaged ledger part, or one of another version ({words}); train again") from None
 
 
 def read_online_code(run_dir: Path, num_sequences: int, num_tokens: int) -> OnlineCode:
