@@ -15,7 +15,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -85,14 +84,18 @@ def codelength(*arguments: str) -> str:
 
 
 def train(folder: Path, name: str, size: str, seed: int) -> None:
-    """A run and the minutes that it took, unless it is there."""
+    """A run and the minutes of one core that it took (whatever else the machine did meanwhile), unless it is there."""
     config, settings = arguments(folder, name, size, seed)
     run_dir = load_config(config, settings).run_dir
     if (run_dir / "minutes").exists():
         return
-    start = time.perf_counter()
-    codelength("train", config, *settings)
-    (run_dir / "minutes").write_text(str((time.perf_counter() - start) / 60))
+    command = [sys.executable, "-m", "launch", "train", config, *settings]
+    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    (run_dir / "minutes").write_text(str((usage.ru_utime + usage.ru_stime) / 60))
     print(size, seed, name, file=sys.stderr, flush=True)
 
 
