@@ -25,7 +25,6 @@ from harness.experts import Experts, Weights
 from harness.hardware import code_sha256, git_commit, identity, isa_limits, resolve_precision
 from harness.lessons import Lessons
 from harness.schedule import plan_phases
-from harness.sparsity.rules import make_rule
 
 # Entries of the environment that are told, but decide nothing by themselves.
 INFORMATIVE = ("limits", "commit")
@@ -109,7 +108,7 @@ class Exchange:
         self.blend = kept
         hashing.digest.update(self.experts.weights_digest())
         self.experts.reset()
-        self.experts.main.optimizer.set_rule(make_rule(self.config.rule))
+        self.experts.main.start_rule(self.source.num_tokens)
         return "/".join(sorted(set(self.ranks.gather(hashing.digest.hexdigest()))))
 
     def run(self, first_step: int, end_step: int, coder: Coder, sums: Sums, report: Callable[[int], None]) -> bytes:

@@ -15,8 +15,9 @@ from harness.distributed import Ranks
 from harness.errors import RunFailure
 from harness.hardware import load_random_state, random_state
 from harness.model import Transformer, token_nats
-from harness.optimizer import Optimizer
-from harness.schedule import Phase, ramp_factor
+from harness.optimizer import Optimizer, mark_parameters
+from harness.schedule import Phase
+from harness.sparsity.rules import make_rule
 
 
 class Learner:
@@ -37,13 +38,18 @@ class Learner:
         torch.manual_seed(self.config.seed)
         model = Transformer(self.config.model, self.vocab_size).to(self.ranks.device)
         model.checkpoint_activations = self.config.train.activation_checkpointing
+        mark_parameters(model, self.config.rule)
         return model
+
+    def start_rule(self, num_tokens: int) -> None:
+        """Use the configured rule from the next step on, for a text of `num_tokens` to train on."""
+        self.optimizer.set_rule(make_rule(self.config.rule, self.config.optimizer.betas, num_tokens))
 
     def set_schedule(self, step: int, phase: Phase) -> None:
         """Learning rates and strength of the rule at `step` of the run, which is in `phase`."""
         self.optimizer.set_learning_rate(step - phase.first_step, phase.num_steps, phase.name == "finetune")
         if self.optimizer.rule:
-            self.optimizer.rule.strength = ramp_factor(step, phase.num_steps * self.config.rule.ramp)
+            self.optimizer.rule.strength = self.config.rule.strength(step, phase.num_steps)
 
     def train(self, batch: StepBatch, where: str) -> list[tuple[np.ndarray, float]]:
         """One optimizer step; for each micro-batch the nats of its tokens, float32 (n, length), and their sum.

@@ -12,13 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from harness.schedule import learning_rate_factor
-from harness.sparsity.rules import Rule
+from harness.sparsity.rule import ADAM_UPDATE_SIZE, Rule, forget
+from harness.sparsity.rules import RuleConfig, kind_of_tensor
 
 OPTIMIZERS = ("muon", "adamw")
 SCHEDULES = ("linear", "cosine")
-
-# Usual root mean square of AdamW's update of a weight, in learning rates (Liu et al. 2025, "Muon is scalable").
-ADAMW_UPDATE_SIZE = 0.2
 
 MakeParts = Callable[[list[dict], "OptimizerConfig"], list["Ruled"]]
 
@@ -77,8 +75,8 @@ class Ruled:
 
     All of it is elementwise, in tensors beside the optimizer's own state of a parameter, so that the parameters may
     just as well be flat partitions of many tensors. What depends on a tensor's shape is in its parameter group:
-    `regularised`, `peak` (its largest learning rate) and `update_size` (usual root mean square of a weight's update,
-    in learning rates).
+    `regularised`, `alpha_scale` (factor on the rule's strength), `peak` (its largest learning rate) and `update_size`
+    (usual root mean square of a weight's update, in learning rates).
     """
 
     rule: Rule | None = None
@@ -94,14 +92,17 @@ class Ruled:
         for _, parameter, state in regularised:
             if "unrounded" in state:
                 parameter.copy_(state["unrounded"])
+        # PyTorch's optimizers take a state that is not empty for their own.
+        kept = [state or {} for _, _, state in regularised]
         if rule and rule.coupling == "adam":
-            for _, parameter, state in regularised:
-                rule.add_gradient(parameter, parameter.grad, state)
+            for (group, parameter, _), state in zip(regularised, kept, strict=True):
+                rule.apply(parameter, state, group["lr"], group["alpha_scale"])
         super().step()
-        for group, parameter, _ in regularised:
+        for (group, parameter, _), its_rule in zip(regularised, kept, strict=True):
             state = self.state[parameter]
+            state |= its_rule
             if rule and rule.coupling == "decoupled":
-                rule.shrink(parameter, group["lr"] * group["update_size"], state)
+                rule.apply(parameter, state, group["lr"] * group["update_size"], group["alpha_scale"])
             if "mask" in state:
                 parameter.mul_(state["mask"])
             if "unrounded" in state:
@@ -134,10 +135,13 @@ class Optimizer:
         self.set_rule(rule)
 
     def set_rule(self, rule: Rule | None) -> None:
-        """Use `rule` from the next step on."""
+        """Use `rule` from the next step on; what one before it kept is still there, or with None forgotten."""
         self.rule = rule
         for part in self.parts:
             part.rule = rule
+            if rule is None:
+                for state in part.state.values():
+                    forget(state)
 
     def set_learning_rate(self, step: int, num_steps: int, finetuning: bool) -> float:
         """Set the learning rates of `step` of a phase of `num_steps`; returns the factor on the peaks."""
@@ -165,8 +169,9 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
     groups: dict[tuple, dict] = {}
     for name, p in model.named_parameters():
         by_muon = config.kind == "muon" and is_block_matrix(name, p)
-        size = muon_update_size(p) if by_muon else ADAMW_UPDATE_SIZE
+        size = muon_update_size(p) if by_muon else ADAM_UPDATE_SIZE
         settings = {"muon": by_muon, "regularised": is_regularised(p), "update_size": size}
+        settings["alpha_scale"] = getattr(p, "alpha_scale", 1.0)
         peak = config.muon_learning_rate if by_muon else config.learning_rate
         group = groups.setdefault(tuple(settings.values()), {"params": [], "peak": peak, **settings})
         group["params"].append(p)
@@ -199,6 +204,15 @@ def is_block_matrix(name: str, parameter: Tensor) -> bool:
     return parameter.dim() == 2 and name.startswith("blocks.")
 
 
+def mark_parameters(model: nn.Module, config: RuleConfig) -> None:
+    """Note on each parameter whether rules and pruning touch it, and the factor on the rule's strength in it."""
+    touched = [p for name, p in model.named_parameters() if kind_of_tensor(name, p) in config.tensors]
+    num_weights = sum(p.numel() for p in touched)
+    for p in model.parameters():
+        p.is_regularised = any(p is other for other in touched)
+        p.alpha_scale = num_weights / (p.numel() * len(touched)) if config.layer_normalisation else 1.0
+
+
 def is_regularised(parameter: Tensor) -> bool:
-    """Whether rules and pruning touch this parameter: matrices and embeddings, not norms and biases."""
-    return parameter.dim() >= 2
+    """Whether rules and pruning touch this parameter; where nobody has said so, matrices and embeddings."""
+    return getattr(parameter, "is_regularised", parameter.dim() >= 2)

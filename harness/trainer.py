@@ -32,7 +32,6 @@ from harness.prequential import Prequential
 from harness.rundir import mark_done, on_first_rank, write_members, write_weights
 from harness.schedule import Phase, plan_phases
 from harness.sparsity.phase import prune
-from harness.sparsity.rules import make_rule
 from harness.stop import StopRequest
 from harness.summary import derived_numbers
 from harness.units import bits_from_nats
@@ -200,7 +199,8 @@ class Trainer:
             messages.append("resume      no undamaged checkpoint is left: from step 0")
         # Without pruning there is no phase in which the rule would rest.
         rests = self.state.pruned and self.config.prune.kind != "none"
-        self.optimizer.set_rule(None if rests else make_rule(self.config.rule))
+        if not rests:
+            self.learner.start_rule(self.data.train.num_tokens)
         if self.ranks.is_first and messages:
             print("\n".join(messages), flush=True)
 

@@ -12,7 +12,7 @@ import torch
 from harness.backends.deepspeed import BUCKET_ELEMENTS
 from harness.config import RunConfig
 from harness.model import ModelConfig, Transformer
-from harness.optimizer import OptimizerConfig, parameter_groups
+from harness.optimizer import mark_parameters, parameter_groups
 
 FLOAT, HALF = 4, 2
 
@@ -49,7 +49,7 @@ class Memory:
     """Those that the forward pass reads."""
     gradients: float
     optimizer: float
-    """State of the optimizer, with float32 weights of its own under ZeRO, mask and grid."""
+    """State of the optimizer, with float32 weights of its own under ZeRO, what a rule keeps, mask and grid."""
     buffers: float
     """Copies that collectives and gathered weights need."""
     activations: float
@@ -65,11 +65,12 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.buffers + self.activations + self.fixed
 
 
-def count_parameters(model: ModelConfig, optimizer: OptimizerConfig, vocab_size: int) -> Parameters:
+def count_parameters(config: RunConfig, vocab_size: int) -> Parameters:
     """Counted on the model itself, which takes no memory here."""
     with torch.device("meta"):
-        module = Transformer(model, vocab_size)
-    groups = parameter_groups(module, optimizer)
+        module = Transformer(config.model, vocab_size)
+    mark_parameters(module, config.rule)
+    groups = parameter_groups(module, config.optimizer)
 
     def count(key: str) -> int:
         return sum(p.numel() for group in groups if group[key] for p in group["params"])
@@ -159,7 +160,8 @@ def moments(
     weights = width * total * (share if stage == 3 else 1)
     master = full * share if stage else 0.0
     state = FLOAT * share * (2 * total - parameters.muon)
-    extra = FLOAT * share * parameters.regularised * (3 if config.prune.grid else 1)
+    regularised = FLOAT * share * parameters.regularised
+    ruled, extra = regularised * config.rule.tensors_kept, regularised * (3 if config.prune.grid else 1)
     gathered = full if stage else 0.0
     held, working = _held(config, parameters, ranks, on_gpu), _update_bytes(parameters, stage, share, on_gpu)
     micro_batch = config.train.micro_batch(ranks)
@@ -180,12 +182,12 @@ def moments(
 
     yield from step("dry step", 0.0, state, 0.0)
     yield memory("reset after it", held.always, state, full, 0.0)
-    yield from step("training", state, state, 0.0)
-    yield memory("logging", held.always, state, FLOAT * parameters.largest if stage else 0.0, 0.0)
+    yield from step("training", state + ruled, state + ruled, 0.0)
+    yield memory("logging", held.always, state + ruled, FLOAT * parameters.largest if stage else 0.0, 0.0)
     if config.prune.kind != "none":
         # Whole tensors on every rank: second moments, a replica, and masks, or steps of the grid and rounded weights.
         copies = full * (4 if config.prune.grid else 3) + gathered
-        yield memory("pruning", held.always, state + extra, copies, 0.0)
+        yield memory("pruning", held.always, state + max(ruled, extra), copies, 0.0)
         if config.train.finetune_epochs:
             yield from step("fine-tuning", state + extra, state + extra, 0.0)
 

@@ -77,7 +77,7 @@ class Plan:
         self.is_bf16 = uses_bf16(config, self.device)
         self.vocab_size = NUM_BYTE_VALUES if config.tokenizer.kind == "bytes" else config.tokenizer.vocab_size
         self.corpus = corpus_size(config, question)
-        self.parameters = count_parameters(config.model, config.optimizer, self.vocab_size)
+        self.parameters = count_parameters(config, self.vocab_size)
         train = config.train
         order = SequenceOrder(-(-self.corpus.tokens // config.model.context), train.batch_sequences, "", config.seed)
         self.phases = plan_phases(train, order.steps, has_finetuning=config.prune.kind != "none")
@@ -138,10 +138,9 @@ class Plan:
     def disk_bytes(self) -> dict[str, float]:
         """What a run leaves on the disk."""
         parameters, config = self.parameters, self.config
-        tensors = 3 * parameters.total - parameters.muon
-        if config.prune.kind != "none":
-            tensors += parameters.regularised * (3 if config.prune.grid else 1)
-        checkpoint = FLOAT * tensors
+        masks = 0 if config.prune.kind == "none" else 3 if config.prune.grid else 1
+        extra = parameters.regularised * max(masks, config.rule.tensors_kept)
+        checkpoint = FLOAT * (3 * parameters.total - parameters.muon + extra)
         return {
             "ledger": LEDGER_BYTES_PER_TOKEN * self.corpus.tokens,
             "checkpoint": checkpoint,

@@ -29,9 +29,10 @@ prune: {kind: tamade, sample_sequences: 8, resolution: 1.0e-3, grid: 0.5}
 """
 
 
-def write_config(folder: Path, **train: float) -> Path:
+def write_config(folder: Path, rule: str = "rl1", **train: float) -> Path:
     """A configuration of ten steps an epoch with a rule, pruning and a grid, its data and runs in `folder`."""
     content = yaml.safe_load(CONFIG) | {"runs_dir": f"{folder}/runs", "data_dir": f"{folder}/data"}
+    content["rule"]["kind"] = rule
     content["train"] |= train
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(content))

@@ -33,12 +33,20 @@ def zero(stage: int) -> tuple[str, str]:
     return "backend.name=deepspeed", f"backend.zero_stage={stage}"
 
 
+def rule(kind: str) -> tuple[str, ...]:
+    """Published coupling, warm-up and ramp; DRR with a strength for each layer."""
+    per_layer = (f"rule.layer_normalisation={str(kind == 'drr').lower()}",)
+    return f"rule.kind={kind}", "rule.coupling=adam", "rule.alpha=1e-4", "rule.warmup=0.2", "rule.ramp=0.3", *per_layer
+
+
 ACCUMULATED = (
     "train.micro_batch_sequences=1",
     "backend.offload_optimizer=true",
     "train.activation_checkpointing=true",
 )
 MUON = ("optimizer.kind=muon", "rule.alpha=0.3", "train.finetune_epochs=0.5")
+# Rules, each at a stage.
+RULES = {"drr": 1, "fpp": 2, "pmmp": 3, "admm": 2}
 BF16 = ("backend.bf16_weights=true", "train.precision=bf16")
 JOBS = (
     {"ddp": (), "ddp-four": ("train.micro_batch_sequences=1",)}
@@ -49,6 +57,8 @@ JOBS = (
     | {f"bf16-{stage}": (*zero(stage), *BF16) for stage in (1, 3)}
     | {"bf16-ddp": ("train.precision=bf16",), "clipped": (*zero(2), "optimizer.clip_norm=0.1")}
     | {"clipped-ddp": ("optimizer.clip_norm=0.1",)}
+    | {f"{kind}-ddp": rule(kind) for kind in RULES}
+    | {f"{kind}-{stage}": (*zero(stage), *rule(kind)) for kind, stage in RULES.items()}
 )
 
 
@@ -98,6 +108,11 @@ def test_muon_learns_and_its_rule_makes_zeros(runs):
     assert nats[-10:].mean() < 0.95 * nats[:10].mean()
     weights = load_file(runs / "muon-1" / "weights.safetensors")
     assert all(int(w.count_nonzero()) < w.numel() for name, w in weights.items() if "blocks" in name)
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_what_rules_keep_is_shared_out_without_changing_a_bit(runs, kind):
+    assert_same_run(runs / f"{kind}-{RULES[kind]}", runs / f"{kind}-ddp")
 
 
 @pytest.mark.parametrize("stage", [1, 3])

@@ -25,8 +25,9 @@ NUM_STEPS = 40
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> Path:
-    """A job of 40 steps that saves a checkpoint after each."""
-    return write_config(tmp_path_factory.mktemp("resume"), epochs=3, log_every_steps=3, checkpoint_minutes=1e-9)
+    """A job of 40 steps that saves a checkpoint after each, with a rule that keeps more than any other."""
+    folder = tmp_path_factory.mktemp("resume")
+    return write_config(folder, rule="fpp", epochs=3, log_every_steps=3, checkpoint_minutes=1e-9)
 
 
 def run_dir(config: Path, name: str) -> Path:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.optimizer import MakeParts, Optimizer
+from harness.sparsity.rule import forget
 
 BACKENDS = ("ddp", "deepspeed")
 
@@ -128,6 +129,7 @@ def reset(backend: Backend, optimizer: Optimizer, weights: dict[str, Tensor]) ->
     backend.set_weights(weights)
     with backend.partitions():
         for _, state in all_partitions(optimizer):
+            forget(state)
             for key, value in state.items():
                 state[key] = value.zero_() if isinstance(value, Tensor) else type(value)()
 

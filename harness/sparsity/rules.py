@@ -1,19 +1,20 @@
-"""Elementwise rules that an optimizer applies to regularised tensors; nothing is added to the loss.
-
-A rule has two couplings: `adam` adds its gradient before Adam's scaling (the published way), `decoupled` applies it to
-the weights with the learning rate after the step, as AdamW does with decay. There the learning rate counts in units of
-a weight's usual update: an alpha of 0.5 pulls every weight towards zero with half the force of its optimizer,
-whichever that is.
-"""
+"""Which rule makes weights sparse in the main phase: its configuration, and the rule itself."""
 
 import math
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-RULES = ("none", "rl1")
+from harness.sparsity.admm import L0ADMM
+from harness.sparsity.minimax import FPP, PMMP
+from harness.sparsity.penalties import DRR, RL1
+from harness.sparsity.rule import Rule
+from harness.units import nats_from_bits
+
+RULES = ("none", "rl1", "drr", "pmmp", "fpp", "admm")
 COUPLINGS = ("adam", "decoupled")
+TENSORS = ("embedding", "matrices", "head", "vectors")
+_KEPT = {"pmmp": PMMP.kept, "fpp": FPP.kept, "admm": L0ADMM.kept}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -21,13 +22,39 @@ class RuleConfig:
     """The L0 method of the main phase."""
 
     kind: str = "none"
-    """`none` or `rl1`."""
+    """`none`, `rl1`, `drr`, `pmmp`, `fpp` or `admm`."""
     alpha: float = 0.0
     """Strength: `adam` in nats of the mean loss per unit of the penalty; `decoupled` as a share of the update."""
+    bits_per_weight: float = 0.0
+    """Another way to say alpha: what a weight costs in the two-part code; alpha = bits ln 2 / training tokens."""
+    beta: float = 5.0
+    """drr: steepness of exp(-beta |weight|)."""
+    l2: float = 0.0
+    """drr: strength of an additional sum of squares (DRR-O)."""
+    layer_normalisation: bool = False
+    """drr: alpha times all weights / weights of the tensor / number of tensors (DRR-O)."""
+    start_u: float = 0.0
+    """pmmp, fpp: first value of u, the price of weight - w gamma."""
+    rho: float = 1.0
+    """admm: price of the distance from the sparse vector."""
+    warmup: float = 0.0
+    """Share of the main phase during which the rule rests."""
     ramp: float = 0.0
-    """Share of the main phase over which the strength rises linearly from 0."""
+    """Share of the main phase over which the strength then rises linearly from 0."""
     coupling: str = "decoupled"
     """`adam` or `decoupled`; matrices trained by Muon need `decoupled`."""
+    tensors: list[str] = field(default_factory=lambda: ["embedding", "matrices", "head"])
+    """What rules and pruning touch; `vectors` are norms and biases."""
+
+    @property
+    def tensors_kept(self) -> int:
+        """Numbers that the rule keeps for each weight."""
+        return sum(_KEPT.get(self.kind, {}).values())
+
+    def strength(self, step: int, num_steps: int) -> float:
+        """Factor on alpha at `step` of a main phase of `num_steps`."""
+        elapsed = step + 1 - self.warmup * num_steps
+        return min(1.0, max(0.0, elapsed / (self.ramp * num_steps) if self.ramp else float(elapsed > 0)))
 
     def problems(self) -> list[str]:
         """Every bad value, a line each."""
@@ -36,48 +63,59 @@ class RuleConfig:
             found.append(f"rule.kind={self.kind}: unknown; use one of {', '.join(RULES)}")
         if self.coupling not in COUPLINGS:
             found.append(f"rule.coupling={self.coupling}: unknown; use one of {', '.join(COUPLINGS)}")
-        if not (math.isfinite(self.alpha) and self.alpha >= 0):
-            found.append(f"rule.alpha={self.alpha}: must be finite and not negative")
-        if not 0 <= self.ramp <= 1:
-            found.append(f"rule.ramp={self.ramp}: must be between 0 and 1 (a share of the main phase)")
-        if self.kind == "rl1" and self.alpha == 0:
-            found.append("rule.alpha=0: rl1 needs a positive strength, or set rule.kind=none")
+        for key in ("alpha", "bits_per_weight", "l2", "start_u"):
+            if not (math.isfinite(getattr(self, key)) and getattr(self, key) >= 0):
+                found.append(f"rule.{key}={getattr(self, key)}: must be finite and not negative")
+        for key in ("beta", "rho"):
+            if not (math.isfinite(getattr(self, key)) and getattr(self, key) > 0):
+                found.append(f"rule.{key}={getattr(self, key)}: must be finite and positive")
+        for key in ("warmup", "ramp"):
+            if not 0 <= getattr(self, key) <= 1:
+                found.append(f"rule.{key}={getattr(self, key)}: must be between 0 and 1 (a share of the main phase)")
+        if self.warmup >= 1:
+            found.append(f"rule.warmup={self.warmup}: the rule would never act; use less than 1 or rule.kind=none")
+        if not self.tensors or len(set(self.tensors)) < len(self.tensors) or not set(self.tensors) <= set(TENSORS):
+            found.append(f"rule.tensors={self.tensors}: must name some of {', '.join(TENSORS)}, each once")
+        return found + self._strength_problems()
+
+    def _strength_problems(self) -> list[str]:
+        found = []
+        if self.kind != "none" and not (self.alpha or self.bits_per_weight):
+            found.append(f"rule.alpha=0: {self.kind} needs a positive strength, or set rule.kind=none")
+        if self.alpha and self.bits_per_weight:
+            found.append(
+                f"rule.bits_per_weight={self.bits_per_weight}: rule.alpha={self.alpha} says the strength too; set one "
+                "of them to 0"
+            )
+        if self.bits_per_weight and self.coupling == "decoupled":
+            found.append(
+                f"rule.bits_per_weight={self.bits_per_weight}: with rule.coupling=decoupled alpha is a share of the "
+                "update, not nats; use rule.coupling=adam or rule.alpha"
+            )
+        for key, default in (("l2", 0.0), ("layer_normalisation", False)):
+            if getattr(self, key) != default and self.kind != "drr":
+                found.append(f"rule.{key}={getattr(self, key)}: is for rule.kind=drr, not {self.kind}")
         return found
 
 
-class Rule(Protocol):
-    """What an optimizer calls for each regularised parameter; `state` is the optimizer's state of that parameter."""
-
-    coupling: str
-    strength: float
-    """Factor on the rule's force, between 0 and 1; a ramp sets it before each step."""
-
-    def add_gradient(self, parameter: Tensor, gradient: Tensor, state: dict) -> None:
-        """Add the rule's gradient in place, before the optimizer's step (coupling `adam`)."""
-
-    def shrink(self, parameter: Tensor, learning_rate: float, state: dict) -> None:
-        """Apply the rule to the weights in place, after the optimizer's step (coupling `decoupled`)."""
-
-
-class RL1:
-    """Relaxed l1: alpha * sum |theta|.
-
-    Coupling `decoupled` is the proximal step (soft threshold), which makes exact zeros while training.
-    """
-
-    def __init__(self, alpha: float, coupling: str):
-        self.alpha, self.coupling, self.strength = alpha, coupling, 1.0
-
-    def add_gradient(self, parameter: Tensor, gradient: Tensor, state: dict) -> None:
-        """g += alpha sign(theta), with sign(0) = 0."""
-        gradient.add_(parameter.sign(), alpha=self.strength * self.alpha)
-
-    def shrink(self, parameter: Tensor, learning_rate: float, state: dict) -> None:
-        """Theta moves towards zero by learning_rate * alpha and stops there."""
-        threshold = learning_rate * self.strength * self.alpha
-        parameter.sub_(parameter.clamp(-threshold, threshold))
+def make_rule(config: RuleConfig, betas: list[float], num_tokens: int) -> Rule | None:
+    """The rule that `config` names, or None; `num_tokens` are those of the training text, `betas` those of AdamW."""
+    if config.kind == "none":
+        return None
+    alpha = config.alpha or nats_from_bits(config.bits_per_weight) / max(1, num_tokens)
+    players = (config.start_u, tuple(betas))
+    makers = {
+        "rl1": lambda: RL1(alpha, config.coupling),
+        "drr": lambda: DRR(alpha, config.coupling, config.beta, config.l2),
+        "pmmp": lambda: PMMP(alpha, config.coupling, *players),
+        "fpp": lambda: FPP(alpha, config.coupling, *players),
+        "admm": lambda: L0ADMM(alpha, config.coupling, config.rho),
+    }
+    return makers[config.kind]()
 
 
-def make_rule(config: RuleConfig) -> Rule | None:
-    """The rule that `config` names, or None."""
-    return RL1(config.alpha, config.coupling) if config.kind == "rl1" else None
+def kind_of_tensor(name: str, parameter: Tensor) -> str:
+    """Which of TENSORS a parameter of the model is."""
+    if parameter.dim() < 2:
+        return "vectors"
+    return {"embed": "embedding", "head": "head"}.get(name.partition(".")[0], "matrices")

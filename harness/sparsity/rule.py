@@ -1,0 +1,102 @@
+"""What a sparsity rule is: a force on each weight by itself, with tensors of its own beside the optimizer's.
+
+Every rule is elementwise, so the tensors that it works on may be parameters or flat shares of many of them. On a CPU it
+is applied piece by piece: all that it reads and writes of a piece stays in the cache, and a dozen operations cost
+little more than one walk through memory.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+# Most elements of a piece on a CPU: some ten float32 arrays of it fit into a second-level cache.
+PIECE_ELEMENTS = 1 << 15
+# Usual root mean square of Adam's update of a weight, in learning rates (Liu et al. 2025, "Muon is scalable").
+ADAM_UPDATE_SIZE = 0.2
+STEPS_KEY = "rule_steps"
+STATE_PREFIX = "rule_"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Part of a parameter, flat, and what a rule needs to know at this step."""
+
+    weights: Tensor
+    """Shape (n,); a rule changes it in place where its coupling is `decoupled`."""
+    gradient: Tensor | None
+    """Shape (n,), with the coupling `adam`: a rule adds to it in place."""
+    state: dict[str, Tensor]
+    """What the rule keeps, by name, shape (rows, n), to be changed in place."""
+    alpha: float
+    """Strength at this step, in this tensor."""
+    rate: float
+    """With the coupling `decoupled` the usual size of a weight's update, else the learning rate."""
+    step: int
+    """How many steps the rule has taken, this one included."""
+
+
+class Rule:
+    """Base of all rules; `alpha` is the strength, `coupling` says which of the two methods is called.
+
+    `adam`: `add_gradient` before the optimizer's step, which scales it (the published way). `decoupled`: `shrink` after
+    the step, with the learning rate in units of a weight's usual update, as AdamW does with decay: an alpha of 0.5
+    pulls every weight with half the force of its optimizer, whichever that is.
+    """
+
+    kept: ClassVar[dict[str, int]] = {}
+    """Names of the state beside each parameter, and how many numbers it holds for each weight."""
+
+    def __init__(self, alpha: float, coupling: str):
+        self.alpha, self.coupling = alpha, coupling
+        self.strength = 1.0
+        """Factor on `alpha`, between 0 (the rule rests) and 1; a schedule sets it before each step."""
+
+    def start(self, weights: Tensor) -> dict[str, Tensor]:
+        """State of shape (rows, n) before the first step, by name, for flat `weights` (n,)."""
+        return {name: weights.new_zeros(rows, weights.numel()) for name, rows in self.kept.items()}
+
+    def add_gradient(self, piece: Piece) -> None:
+        """Add the rule's force to the gradient, before the optimizer's step."""
+        raise NotImplementedError
+
+    def shrink(self, piece: Piece) -> None:
+        """Move the weights, after the optimizer's step."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def apply(self, parameter: Tensor, state: dict, rate: float, scale: float) -> None:
+        """The rule's part of a step, on a contiguous parameter and its optimizer's `state`; `scale` is of its alpha."""
+        if not self.strength:
+            return
+        if STEPS_KEY not in state:
+            state[STEPS_KEY] = 0
+            state |= self.start(parameter.detach().view(-1))
+        state[STEPS_KEY] += 1
+        act = self.add_gradient if self.coupling == "adam" else self.shrink
+        alpha = self.alpha * self.strength * scale
+        gradient = parameter.grad if self.coupling == "adam" else None
+        for part in _parts(parameter):
+            act(
+                Piece(
+                    weights=parameter.view(-1)[part],
+                    gradient=None if gradient is None else gradient.view(-1)[part],
+                    state={name: state[name][:, part] for name in self.kept},
+                    alpha=alpha,
+                    rate=rate,
+                    step=state[STEPS_KEY],
+                )
+            )
+
+
+def forget(state: dict) -> None:
+    """Take what a rule keeps out of an optimizer's state of a parameter."""
+    for key in [key for key in state if isinstance(key, str) and key.startswith(STATE_PREFIX)]:
+        del state[key]
+
+
+def _parts(parameter: Tensor) -> Iterator[slice]:
+    length = PIECE_ELEMENTS if parameter.device.type == "cpu" else max(1, parameter.numel())
+    return (slice(start, start + length) for start in range(0, parameter.numel(), length))
