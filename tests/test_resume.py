@@ -217,10 +217,10 @@ def test_what_decides_the_bits_is_refused_by_name(stopped):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 4 MB."""
+    """A file system of 12 MB."""
     folder = tmp_path / "small"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(folder)]
     if os.geteuid() != 0:
         pytest.skip("mounting a tmpfs needs root")
     subprocess.run(mount, check=True)
@@ -228,7 +228,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("free_bytes", [0, 100_000, 500_000])
+@pytest.mark.parametrize("free_bytes", [0, 100_000, 1_500_000])
 def test_a_full_disk_leaves_the_last_good_checkpoint(config, alone, small_disk, free_bytes):
     directory = small_disk / "full"
     directory.mkdir()
