@@ -47,6 +47,11 @@ def percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f} %"
 
 
-def verdict(value: bool | None) -> str:
-    """Whether something was verified."""
-    return "-" if value is None else "yes" if value else "NO"
+def verdict(value: bool | str | None) -> str:
+    """Whether something was verified, or a word for why there was nothing to verify."""
+    return value if isinstance(value, str) else "-" if value is None else "yes" if value else "NO"
+
+
+def checked(record: Record) -> bool | str | None:
+    """What `verdict` says of a flat record."""
+    return "ideal" if record["is_ideal"] else record["verified"]

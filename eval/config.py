@@ -24,7 +24,8 @@ class EvalConfig:
     """Memory for keys and values; bounds the number of blocks that step together."""
     predictor: str = "float"
     """`float`: the archive decodes on processors that sum as this one does. `portable`: in integers, on every one."""
-
+    ideal: bool = False
+    """Write no file: weights are coded, the text counts as the sum of its ideal code lengths. For sweeps."""
     online: bool = False
     """Also write the online code of the training corpus as a file, and receive it; takes longer than training."""
 

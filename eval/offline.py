@@ -17,8 +17,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from eval.archive import ArchiveReport, Progress, QuantisedModel, write_archive
-from eval.baselines import BASELINES, measure
+from eval.baseline_cache import measured
+from eval.baselines import BASELINES, CHUNK_BYTES
 from eval.grid import GridPoint, choose_grid
+from eval.ideal import ideal_archive, ideal_bits
 from eval.online_report import send_and_receive
 from eval.sources import ROOT, receiver_sources
 from harness.config import RunConfig, config_sha256, dump_config
@@ -73,17 +75,22 @@ def text_to_code(split: str, data: Data) -> bytes:
         raise UsageError(f"eval.split={split}: {error.strerror}; use heldout, train or the path of a file") from None
 
 
-def compress(
-    run_dir: Path, config: RunConfig, data: Data, text: bytes, output: Path, threads: int, progress: Progress
-) -> tuple[ArchiveReport, QuantisedModel, list[GridPoint]]:
-    """Choose the grid for `text`, and write its archive to `output`."""
+def choose_model(
+    run_dir: Path, config: RunConfig, data: Data, text: bytes, threads: int
+) -> tuple[QuantisedModel, list[GridPoint]]:
+    """The model of a run on the grid that is shortest for `text`."""
     weights, trained_steps = load_weights(run_dir, config, data.tokenizer.vocab_size)
     torch.set_num_threads(threads)
     dtype = resolve_precision(config.train.precision, torch.device("cpu"))
-    model, points = choose_grid(
-        weights, trained_steps, config.model, data.tokenizer, text, config.eval.chunk_bytes, dtype
-    )
-    return write_archive(output, text, model, config.eval, threads, progress), model, points
+    return choose_grid(weights, trained_steps, config.model, data.tokenizer, text, config.eval.chunk_bytes, dtype)
+
+
+def compress(
+    run_dir: Path, config: RunConfig, data: Data, text: bytes, output: Path, threads: int, progress: Progress
+) -> ArchiveReport:
+    """Choose the grid for `text`, and write its archive to `output`."""
+    model, _ = choose_model(run_dir, config, data, text, threads)
+    return write_archive(output, text, model, config.eval, threads, progress)
 
 
 def evaluate(run_dir: Path, overrides: list[str], threads: int, progress: Progress, quiet: bool) -> dict:
@@ -100,9 +107,19 @@ def evaluate(run_dir: Path, overrides: list[str], threads: int, progress: Progre
     text = text_to_code(config.eval.split, data)
     output = run_dir / ARCHIVE_FILE
     output.parent.mkdir(exist_ok=True)
-    archive, model, points = compress(run_dir, config, data, text, output, threads, progress)
-    decode_seconds = verify(output, text, threads)
-    online_report = online_section(online, archive, len(text), config) | {"baselines": corpus_baselines(data)}
+    model, points = choose_model(run_dir, config, data, text, threads)
+    dtype = resolve_precision(config.train.precision, torch.device("cpu"))
+    if config.eval.ideal:
+        output.unlink(missing_ok=True)
+        archive, decode_seconds = ideal_archive(model, text, config.eval.chunk_bytes, dtype, progress), None
+    else:
+        archive = write_archive(output, text, model, config.eval, threads, progress)
+        decode_seconds = verify(output, text, threads)
+    heldout = data.tokenizer.decode(data.heldout.tokens)
+    heldout_bits = ideal_bits(
+        model.transformer().eval(), data.tokenizer.encode, heldout, config.eval.chunk_bytes, dtype, lambda *_: None
+    )
+    online_report = online_section(online, archive, len(text), config) | {"baselines": corpus_baselines(data, config)}
     online_report |= {"members": read_members(run_dir)}
     if config.eval.online:
         online_report |= send_and_receive(run_dir, online.ideal_bits, quiet)
@@ -118,10 +135,11 @@ def evaluate(run_dir: Path, overrides: list[str], threads: int, progress: Progre
             "chunk_bytes": config.eval.chunk_bytes,
         },
         "online": online_report,
-        "offline": offline_section(archive, model, points, len(text), config) | {"decode_seconds": decode_seconds},
+        "offline": offline_section(archive, model, points, len(text), config)
+        | {"heldout_ideal_bits": heldout_bits, "decode_seconds": decode_seconds},
         "projected": projected_section(archive, len(text), data.train.raw_bytes),
         "conventions": conventions_section(model.integers),
-        "baselines": measure(text, config.eval.chunk_bytes),
+        "baselines": measured(text, config.eval.chunk_bytes, baseline_folder(config)),
     }
     write_json(run_dir / REPORT_FILE, report)
     return report
@@ -163,12 +181,17 @@ def online_section(online: OnlineCode, archive: ArchiveReport, raw_bytes: int, c
     }
 
 
-def corpus_baselines(data: Data) -> dict[str, int] | None:
+def baseline_folder(config: RunConfig) -> Path:
+    """Where sizes by other compressors are kept."""
+    return Path(config.data_dir) / "baselines"
+
+
+def corpus_baselines(data: Data, config: RunConfig) -> dict[str, int] | None:
     """Bytes of the training corpus by the whole-file compressors but brotli (0.3 MB/s); None for large corpora."""
     if data.train.raw_bytes > MAX_CORPUS_BASELINE_BYTES:
         return None
     names = [b.name for b in BASELINES if b.convention == "whole" and b.name != "brotli_whole"]
-    return measure(data.tokenizer.decode(data.train.tokens), names=names)
+    return measured(data.tokenizer.decode(data.train.tokens), CHUNK_BYTES, baseline_folder(config), names)
 
 
 def offline_section(
@@ -187,7 +210,8 @@ def offline_section(
         "bits_per_byte": bits_per_byte(bits_from_bytes(archive.total_bytes), raw_bytes),
         "data_bits_per_byte": bits_per_byte(bits_from_bytes(archive.data_bytes), raw_bytes),
         "grid_factor": best.factor,
-        "verified": True,
+        "verified": not config.eval.ideal,
+        "is_ideal": config.eval.ideal,
         "encode_seconds": archive.encode_seconds,
     }
 

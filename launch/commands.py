@@ -149,7 +149,7 @@ def compress_command(options: Namespace) -> None:
         raise UsageError(f"{options.input}: {error.strerror}; give the path of a file") from None
     check_output(options.output, options.force)
     progress = show_progress(options.quiet)
-    report, _, _ = compress(options.run_dir, config, open_data(config), text, options.output, options.threads, progress)
+    report = compress(options.run_dir, config, open_data(config), text, options.output, options.threads, progress)
     print(
         f"{options.output}: {report.total_bytes:,} bytes for {len(text):,} (header {report.header_bytes:,}, model "
         f"{report.model_bytes:,}, tokenizer {report.tokenizer_bytes:,}, data {report.data_bytes:,}, checksum "

@@ -21,7 +21,7 @@ def crossover_command(options: Namespace) -> None:
     from eval.crossover_figure import draw_crossover
     from eval.crossover_table import measure, record_of, render
     from eval.plot import FIGURES_DIR
-    from launch.sweep import finish_runs, state_of
+    from launch.running import finish_runs, state_of
 
     pair = run_and_control(options.config, options.overrides)
     # What is printed at the end may be read by a program.
@@ -71,4 +71,5 @@ def run_and_control(config_path: str, overrides: list[str]) -> "Sweep":
         common=tuple(overrides),
         axes=(),
         runs=tuple(runs),
+        comparison=None,
     )

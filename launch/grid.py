@@ -5,14 +5,14 @@ import json
 import math
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from harness.config import RunConfig, leaves, load_config, read_yaml
 from harness.errors import UsageError
 
-KEYS = ("name", "config", "settings", "grid")
+KEYS = ("name", "config", "settings", "grid", "compare")
 MAX_RUNS = 1000
 MAX_NAME_CHARS = 200
 # What a shell, `key=value` and every file system take as it is.
@@ -35,6 +35,18 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """What a sweep does when all its runs are finished: methods against data sets."""
+
+    columns: str
+    """The axis of the data sets; the others make a method."""
+    seeds: tuple[int, ...]
+    """The best of each family of regularised methods is repeated with these."""
+    published: dict[str, list[float]]
+    """Totals of others in MB, by family, or by baseline's name, one for each point of `columns`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Sweep:
     """All runs of a sweep file, in the order of its grid: the last axis changes fastest."""
 
@@ -47,6 +59,7 @@ class Sweep:
     axes: tuple[str, ...]
     """Names of the axes, as written in the file."""
     runs: tuple[Run, ...]
+    comparison: Comparison | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +90,35 @@ def read_sweep(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Sweep
     common = [*_common_settings(content.get("settings"), problems), *overrides]
     grid = _read_grid(content.get("grid"), problems)
     problems += _conflicts(grid, common)
+    comparison = _read_comparison(content.get("compare"), grid, problems)
     if problems:
         raise UsageError("\n".join(problems))
     config_path = path.parent / config
     runs = _make_runs(name, config_path, common, list(grid.values()))
     directory = Path(runs[0].config.runs_dir)
     return Sweep(
-        name=name, directory=directory, config_path=config_path, common=tuple(common), axes=tuple(grid), runs=runs
+        name=name,
+        directory=directory,
+        config_path=config_path,
+        common=tuple(common),
+        axes=tuple(grid),
+        runs=runs,
+        comparison=comparison,
     )
+
+
+def repeated(sweep: Sweep, run: Run, seed: int) -> Run:
+    """The same run with another seed."""
+    name = f"{run.name}_seed-{seed}"
+    overrides = (*run.overrides, f"seed={seed}", _setting("name", name))
+    config = load_config(sweep.config_path, overrides)
+    return replace(run, name=name, settings=(*run.settings, f"seed={seed}"), overrides=overrides, config=config)
+
+
+def with_file(sweep: Sweep, run: Run) -> Run:
+    """The same run, its text coded as a file."""
+    overrides = (*run.overrides, "eval.ideal=false")
+    return replace(run, overrides=overrides, config=load_config(sweep.config_path, overrides))
 
 
 def _load(path: Path) -> dict:
@@ -116,6 +150,30 @@ def _read_grid(grid: Any, problems: list[str]) -> dict[str, list[_Point]]:
     if num_runs > MAX_RUNS:
         problems.append(f"grid: {num_runs:,} runs; at most {MAX_RUNS:,}, so split it into several sweeps")
     return axes
+
+
+def _read_comparison(content: Any, grid: dict[str, list[_Point]], problems: list[str]) -> Comparison | None:
+    if content is None:
+        return None
+    known = ("columns", "seeds", "published")
+    if not isinstance(content, dict) or not set(content) <= set(known):
+        problems.append(f"compare={content}: must be a mapping of {', '.join(known)}; {_REMEDY}")
+        return None
+    columns, seeds, published = content.get("columns"), content.get("seeds", []), content.get("published", {})
+    if columns not in grid or len(grid) < 2:
+        problems.append(f"compare.columns={columns}: must be one of at least two axes ({', '.join(grid)})")
+        return None
+    if not isinstance(seeds, list) or not all(isinstance(seed, int) for seed in seeds) or len(set(seeds)) < len(seeds):
+        problems.append(f"compare.seeds={seeds}: must be a list of different seeds")
+    num_columns = len(grid[columns])
+    is_mapping = isinstance(published, dict)
+    for name, totals in published.items() if is_mapping else [("", published)]:
+        numbers = isinstance(totals, list) and all(isinstance(value, int | float) for value in totals)
+        if not (is_mapping and numbers and len(totals) == num_columns):
+            problems.append(
+                f"compare.published.{name}={totals}: must be {num_columns} numbers, one for each point of {columns}"
+            )
+    return None if problems else Comparison(columns=columns, seeds=tuple(seeds), published=published)
 
 
 def _read_axis(axis: str, values: Any, axes: list[str], problems: list[str]) -> list[_Point]:

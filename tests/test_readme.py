@@ -14,12 +14,13 @@ from conftest import ROOT, SMALL, run_command
 
 COMMANDS = [line[2:] for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("$ ")]
 TRAINING = ("codelength data", "codelength train", "codelength send", "torchrun")
-# Tested elsewhere: make demo and tensorboard in their own ways, the sweep (an hour at its size) in tests/test_sweep.py,
-# the audit (a dozen processes) in tests/test_audit.py, the crossover (two runs) in tests/test_crossover.py.
+# Tested elsewhere: make demo and tensorboard in their own ways, sweeps (hours at their size) in tests/test_sweep.py and
+# test_compare.py, the audit (a dozen processes) in tests/test_audit.py, the crossover (two runs) in test_crossover.py.
 NOT_HERE = (
     "make",
     "tensorboard",
     "codelength sweep configs/sweeps/alpha.yaml --at-a-time",
+    "codelength sweep configs/sweeps/table3.yaml --at-a-time",
     "codelength audit",
     "codelength crossover",
 )

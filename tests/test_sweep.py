@@ -18,7 +18,7 @@ from harness.errors import UsageError
 from launch.grid import read_sweep
 from launch.jobs import Job, JobQueue
 from launch.main import main
-from launch.sweep import slot_environments
+from launch.running import slot_environments
 
 ROOT = Path(__file__).parents[1]
 COMMITTED = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))

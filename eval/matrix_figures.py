@@ -1,0 +1,86 @@
+"""Pictures of many runs: total code length against the size of the weights, and held-out loss against it."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from eval.figures import COLOURS, LEGEND, QUIET_COLOUR, SMALL_FONT, new_figure, save_figure
+from eval.matrix import Entry, families
+from harness.units import bits_from_bytes, bytes_from_bits
+
+_MARKERS = "osD^vP*X"
+_RATES = (1.5, 2.0, 2.5, 3.0, 4.0, 5.0)
+"""Bits/byte of the data along iso-lines."""
+
+
+def totals_figure(path: Path, column: str, entries: list[Entry]) -> None:
+    """Total bytes against coded weights of one data set, with lines of equal data bits/byte."""
+    figure, axes = new_figure(f"{column}: total code length against the size of the weights")
+    raw_bytes = entries[0].record["raw_bytes"]
+    sizes = np.array([entry.record["model_bytes"] for entry in entries])
+    totals = np.array([entry.ideal_total_bytes for entry in entries])
+    _points(axes, entries, totals)
+    low, high = 0.7 * sizes.min(), 1.5 * sizes.max()
+    walk = np.geomspace(max(1.0, low), high, 200)
+    for rate in _RATES:
+        line = walk + bytes_from_bits(rate * raw_bytes)
+        if totals.min() / 1.1 < line.max() and line.min() < 1.1 * totals.max():
+            axes.plot(walk, line, color=QUIET_COLOUR, lw=0.7, zorder=0)
+            axes.annotate(f"{rate:g} bits/byte", (walk[0], line[0]), fontsize=SMALL_FONT, color=QUIET_COLOUR)
+    axes.plot(walk, walk, color=QUIET_COLOUR, lw=0.7, linestyle="--", zorder=0)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(walk[0], walk[-1])
+    axes.set_ylim(0.9 * totals.min(), 1.1 * totals.max())
+    axes.set_xlabel("weights in the file (bytes)")
+    axes.set_ylabel("weights and data (bytes)")
+    axes.legend(loc="best", **LEGEND)
+    save_figure(figure, path)
+
+
+def heldout_figure(path: Path, entries: list[Entry]) -> None:
+    """Held-out bits/byte against coded weights; a colour a data set, a marker a family."""
+    figure, axes = new_figure("Held-out loss against the size of the weights")
+    columns = list(dict.fromkeys(entry.column for entry in entries))
+    names = list(families(entries))
+    for index, column in enumerate(columns):
+        for name in names:
+            own = [entry for entry in entries if entry.column == column and entry.family == name]
+            own.sort(key=lambda entry: entry.record["model_bytes"])
+            style = {"color": COLOURS[index % len(COLOURS)], "marker": _MARKERS[names.index(name) % len(_MARKERS)]}
+            axes.plot(
+                [entry.record["model_bytes"] for entry in own],
+                [entry.record["heldout_ideal_bits_per_byte"] for entry in own],
+                lw=0.8,
+                markersize=5,
+                label=f"{column}, {name}",
+                **style,
+            )
+    axes.set_xscale("log")
+    axes.set_xlabel("weights in the file (bytes)")
+    axes.set_ylabel("held-out text (bits/byte)")
+    axes.legend(loc="best", ncols=len(columns), **LEGEND)
+    save_figure(figure, path)
+
+
+def _points(axes: Axes, entries: list[Entry], totals: np.ndarray) -> None:
+    """A line a family, a point a run, a ring around the best of all."""
+    total_of = dict(zip(map(id, entries), totals, strict=True))
+    for index, (name, members) in enumerate(families(entries).items()):
+        members = sorted(members, key=lambda entry: entry.record["model_bytes"])
+        axes.plot(
+            [entry.record["model_bytes"] for entry in members],
+            [total_of[id(entry)] for entry in members],
+            marker=_MARKERS[index % len(_MARKERS)],
+            color=COLOURS[index % len(COLOURS)],
+            lw=0.9,
+            markersize=5,
+            label=name,
+        )
+    best = min(entries, key=lambda entry: total_of[id(entry)])
+    place = best.record["model_bytes"], total_of[id(best)]
+    axes.plot(*place, marker="o", markersize=13, markerfacecolor="none", color="black", linestyle="none")
+    rate = bits_from_bytes(total_of[id(best)]) / best.record["raw_bytes"]
+    axes.annotate(f"{best.label}: {rate:.3f} bits/byte", place, xytext=(8, -14), textcoords="offset points",
+                  fontsize=SMALL_FONT)  # fmt: skip

@@ -1,0 +1,81 @@
+"""After a sweep: methods against data sets. The best are repeated, the very best written as files, and all is drawn."""
+
+from eval.container import write_atomically
+from eval.markup import to_markdown, to_rich
+from eval.matrix import Entry, best_of, column_block, families, summary_block
+from eval.matrix_figures import heldout_figure, totals_figure
+from eval.table import flat_record, load_reports
+from launch.grid import Run, Sweep, repeated, with_file
+from launch.running import finish_runs
+
+Labelled = list[tuple[str, Run]]
+"""Runs with the labels of their methods."""
+
+
+def compare(grid: Sweep, at_a_time: int, processes: int) -> list[str]:
+    """Repeat the best of each family with other seeds, write the files of the best of all; then tables and pictures.
+
+    All runs of the grid must be finished. Returns a line per failed run.
+    """
+    runs = [(_label(grid, run), run) for run in grid.runs]
+    repetitions = [
+        (f"{label}, seed {seed}", repeated(grid, run, seed))
+        for label, run in _best_of_families(grid, runs)
+        for seed in grid.comparison.seeds
+    ]
+    failures = finish_runs(grid, [run for _, run in repetitions], at_a_time, processes)
+    if failures:
+        return failures
+    runs += repetitions
+    winners = [_run_of(grid, runs, best_of(own)) for own in _by_column(_entries(grid, runs)).values()]
+    failures = finish_runs(grid, [with_file(grid, run) for _, run in winners], at_a_time, processes)
+    if not failures:
+        _write(grid, _entries(grid, runs))
+    return failures
+
+
+def _best_of_families(grid: Sweep, runs: Labelled) -> Labelled:
+    """The best regularised run of each family for each data set."""
+    by_column = _by_column([entry for entry in _entries(grid, runs) if entry.is_regularised])
+    groups = [members for own in by_column.values() for members in families(own).values()]
+    return [_run_of(grid, runs, best_of(members)) for members in groups]
+
+
+def _run_of(grid: Sweep, runs: Labelled, entry: Entry) -> tuple[str, Run]:
+    return next((label, run) for label, run in runs if (label, _column(grid, run)) == (entry.label, entry.column))
+
+
+def _entries(grid: Sweep, runs: Labelled) -> list[Entry]:
+    found = []
+    for label, run in runs:
+        (report,) = load_reports([run.config.run_dir])
+        found.append(Entry(_column(grid, run), label, flat_record(report)))
+    return found
+
+
+def _by_column(entries: list[Entry]) -> dict[str, list[Entry]]:
+    found: dict[str, list[Entry]] = {}
+    for entry in entries:
+        found.setdefault(entry.column, []).append(entry)
+    return found
+
+
+def _column(grid: Sweep, run: Run) -> str:
+    return run.labels[grid.axes.index(grid.comparison.columns)]
+
+
+def _label(grid: Sweep, run: Run) -> str:
+    labels = zip(grid.axes, run.labels, strict=True)
+    return "_".join(label for axis, label in labels if axis != grid.comparison.columns)
+
+
+def _write(grid: Sweep, entries: list[Entry]) -> None:
+    columns = _by_column(entries)
+    blocks = [summary_block(entries, grid.comparison.published)]
+    blocks += [column_block(column, own) for column, own in columns.items()]
+    write_atomically(grid.directory / "comparison.md", to_markdown(blocks).encode())
+    for column, own in columns.items():
+        totals_figure(grid.directory / f"total-{column}.png", column, own)
+    heldout_figure(grid.directory / "heldout.png", entries)
+    print(to_rich(blocks, None), end="")
+    print(f"comparison.md, total-*.png and heldout.png are in {grid.directory}", flush=True)

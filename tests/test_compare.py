@@ -1,0 +1,175 @@
+"""Methods against data sets: the comparison after a sweep, ideal lengths, and sizes that are kept."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run_command
+
+from eval.baseline_cache import measured
+from eval.baselines import measure
+from eval.matrix import Entry, best_of, column_block, families, summary_block
+from eval.table import flat_record
+from harness.errors import UsageError
+from launch.grid import read_sweep
+
+SWEEP = """
+name: small
+config: {root}/configs/table3.yaml
+settings:
+  runs_dir: {folder}/runs
+  data_dir: {folder}/data
+  corpus.heldout_bytes: 2000
+  model: {{width: 16, layers: 1, context: 128}}
+  eval: {{chunk_bytes: 128, lanes: 8}}
+  train: {{epochs: 3, finetune_epochs: 1}}
+  optimizer.warmup_steps: 0
+  prune: {{sample_sequences: 8, resolution: 1.0e-3}}
+grid:
+  subset:
+    15kB: {{corpus.subset_bytes: 15000}}
+  method:
+    UT: {{rule.kind: none}}
+    rl1+0.05: {{rule.kind: rl1, rule.alpha: 0.05, prune.kind: tamade}}
+    rl1+0.2: {{rule.kind: rl1, rule.alpha: 0.2, prune.kind: tamade}}
+compare: {compare}
+"""
+COMPARE = "{columns: subset, seeds: [1], published: {rl1: [61], zstd_chunk: [195]}}"
+
+
+def write_sweep(folder: Path, compare: str = COMPARE) -> Path:
+    path = folder / "sweep.yaml"
+    path.write_text(SWEEP.format(root=ROOT, folder=folder, compare=compare))
+    return path
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory) -> tuple[Path, str]:
+    """Directory of a small sweep, and what it printed."""
+    folder = tmp_path_factory.mktemp("compare")
+    done = run_command(f"python -m launch sweep {write_sweep(folder)} --at-a-time 2", ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "runs" / "small", done.stdout
+
+
+def reports(directory: Path) -> dict[str, dict]:
+    return {path.parent.name: json.loads(path.read_text()) for path in directory.glob("*/report.json")}
+
+
+def test_the_best_is_repeated_and_only_the_best_of_all_becomes_a_file(swept):
+    directory, _ = swept
+    found = reports(directory)
+    assert len(found) == 4 and sum("_seed-1" in name for name in found) == 1
+    totals = {name: r["offline"]["model_bytes"] + r["offline"]["ideal_data_bits"] / 8 for name, r in found.items()}
+    best = min(totals, key=totals.get)
+    for name, report in found.items():
+        assert report["offline"]["verified"] == (name == best)
+        assert (directory / name / "offline" / "archive.cl").exists() == (name == best)
+        assert report["data"]["eval_split"] == "train" and report["offline"]["heldout_ideal_bits"] > 0
+    regularised = {name: total for name, total in totals.items() if "rl1" in name and "seed" not in name}
+    assert f"{min(regularised, key=regularised.get)}_seed-1" in found
+
+
+def test_table_and_pictures_show_both_kinds_of_lengths(swept):
+    directory, printed = swept
+    text = (directory / "comparison.md").read_text()
+    for words in ("The best of each family", "15kB: 15,000 bytes", "seed 1", "decoded", "ideal", "195.0", "61.0"):
+        assert words in text, words
+    assert "comparison.md" in printed
+    for picture in ("total-15kB.png", "heldout.png"):
+        assert (directory / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_command_has_nothing_left_to_do(swept):
+    directory, _ = swept
+    before = {path: path.stat().st_mtime_ns for path in directory.glob("*/report.json")}
+    done = run_command(f"python -m launch sweep {directory.parents[1] / 'sweep.yaml'}", ROOT)
+    assert done.returncode == 0 and "start" not in done.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in directory.glob("*/report.json")}
+
+
+@pytest.mark.parametrize(
+    ("compare", "words"),
+    [
+        ("[1]", "must be a mapping"),
+        ("{columns: method, sedes: [1]}", "must be a mapping"),
+        ("{columns: place}", "compare.columns=place: must be one of"),
+        ("{columns: subset, seeds: [1, 1]}", "compare.seeds=[1, 1]: must be a list of different seeds"),
+        ("{columns: subset, published: {rl1: [1, 2]}}", "compare.published.rl1=[1, 2]: must be 1 numbers"),
+    ],
+)
+def test_a_bad_comparison_is_refused_before_anything_runs(tmp_path, compare, words):
+    with pytest.raises(UsageError) as caught:
+        read_sweep(write_sweep(tmp_path, compare))
+    assert words in str(caught.value)
+
+
+def entry(column: str, label: str, model: int, data: int, **more: object) -> Entry:
+    report = {
+        "data": {"raw_bytes": 1000, "heldout_bytes": 100},
+        "offline": {"method": "rl1", "parameters": 50, "nonzeros": 10, "model_bytes": model, "data_bytes": data}
+        | {"tokenizer_bytes": 0, "total_bytes": model + data + 7, "ideal_data_bits": 8 * data, "verified": True}
+        | {"heldout_ideal_bits": 200, **more},
+        "conventions": {"paper_model_bytes": 40, "csr_model_bytes": 70},
+        "baselines": {"zstd_chunk": 600, "bz2_whole": 300},
+    }
+    return Entry(column, label, flat_record(report))
+
+
+def test_totals_in_each_convention_add_up():
+    entries = [
+        entry("a", "rl1+1", 20, 400),
+        entry("a", "rl1+2", 30, 300, verified=False, is_ideal=True),
+        entry("a", "drr+1", 10, 500),
+    ]
+    assert best_of(entries).label == "rl1+2" and list(families(entries)) == ["rl1", "drr"]
+    block = column_block("a", entries)
+    rows = {row[0]: dict(zip(block.header, row, strict=True)) for row in block.rows}
+    assert list(rows) == ["rl1+2", "rl1+1", "drr+1", "zstd -19 / 512 B chunk"]
+    first = rows["rl1+2"]
+    assert [first[f"total {key}"] for key in ("bytes", "csr", "paper")] == ["337", "377", "347"]
+    assert first["file"] == "ideal" and rows["rl1+1"]["file"] == "decoded"
+    assert first["held-out bits/byte"] == "2.000" and first["bits/byte"] == "2.696"
+    assert block.emphasised_rows == [True, False, False, False]
+
+
+def test_the_summary_names_the_best_of_each_family_for_each_data_set():
+    entries = [entry(c, label, 20, d) for c, label, d in (("a", "x+1", 400), ("a", "x+2", 300), ("b", "x+1", 900),
+                                                          ("b", "y+1", 800))]  # fmt: skip
+    block = summary_block(entries, {"x": [1, 2000]})
+    rows = {row[0]: row for row in block.rows}
+    assert rows["x"] == ["x", "0.3", "0.9", "0.3", "0.9", "1.0", "2,000"]
+    assert rows["y"][:3] == ["y", "", "0.8"] and rows["zstd -19 / 512 B chunk"][1:3] == ["0.6", "0.6"]
+    assert block.emphasised_rows[:2] == [True, True] and not any(block.emphasised_rows[2:])
+
+
+def test_ideal_lengths_are_those_of_the_file_without_its_overhead(demo_run, tmp_path):
+    run_dir = tmp_path / "runs" / "demo"
+    shutil.copytree(demo_run, run_dir)
+    as_file = json.loads((run_dir / "report.json").read_text())["offline"]
+    done = run_command(f"python -m launch eval {run_dir} eval.ideal=true", demo_run.parents[1])
+    assert done.returncode == 0, done.stderr
+    ideal = json.loads((run_dir / "report.json").read_text())["offline"]
+    assert ideal["model_bytes"] == as_file["model_bytes"] and ideal["is_ideal"] and not ideal["verified"]
+    assert ideal["data_bytes"] == pytest.approx(as_file["ideal_data_bits"] / 8, rel=2e-3)
+    assert ideal["total_bytes"] == ideal["model_bytes"] + ideal["data_bytes"]
+    assert not (run_dir / "offline" / "archive.cl").exists() and "ideal" in done.stdout
+    assert ideal["heldout_ideal_bits"] == pytest.approx(as_file["heldout_ideal_bits"], rel=1e-12)
+
+
+def test_other_compressors_are_measured_once(tmp_path, monkeypatch):
+    text, names = b"abcd" * 1000, ["zstd_chunk", "bz2_whole"]
+    first = measured(text, 512, tmp_path, names)
+    assert first == measure(text, 512, names=names)
+    monkeypatch.setattr("eval.baseline_cache.measure", lambda *_, names: dict.fromkeys(names, 1))
+    assert measured(text, 512, tmp_path, names) == first
+    # What is not known yet, another size of chunks, another text, a damaged file: all are measured.
+    assert measured(text, 512, tmp_path, [*names, "lzma2_whole"]) == first | {"lzma2_whole": 1}
+    assert (
+        measured(text, 256, tmp_path, names) == measured(text + b"e", 512, tmp_path, names) == dict.fromkeys(names, 1)
+    )
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"{")
+    assert measured(text, 512, tmp_path, names) == dict.fromkeys(names, 1)
+    assert measured(text, 512, Path("/proc/nowhere"), names) == dict.fromkeys(names, 1)
