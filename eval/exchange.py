@@ -77,7 +77,7 @@ class Exchange:
             self.batches = Batches(source, config.train, context, lanes, config.seed, ranks)
             self.lessons = Lessons(config.train, self.batches)
             self.num_steps = self.batches.order.steps_per_epoch
-            self._phase = plan_phases(config.train, self.batches.order.steps, has_finetuning=False)[0]
+            self._phase = plan_phases(config.train, self.batches.order.steps, prunings=0)[0]
         weights = [learner.backend.weights() for learner in self.experts.learners]
         models = [FloatModel(shape, vocab_size, own) for shape, own in zip(self.experts.shapes, weights, strict=True)]
         self.predictors = [Predictor(model, lanes, blocks=1, length=context, threads=1) for model in models]

@@ -31,6 +31,7 @@ from harness.ledger import OnlineCode, read_online_code
 from harness.model import Transformer
 from harness.order import Sequences
 from harness.rundir import GRID_KEY, WEIGHTS_FILE, is_done, load_run_config, read_members
+from harness.sparsity.structure import DeadStructure, find_dead
 from harness.units import bits_from_bytes, bits_per_byte
 
 MAX_CORPUS_BASELINE_BYTES = 16_000_000
@@ -205,6 +206,7 @@ def offline_section(
         "predictor": config.eval.predictor,
         "parameters": sum(q.size for q in model.integers.values()),
         "nonzeros": sum(int(np.count_nonzero(q)) for q in model.integers.values()),
+        **{f"dead_{part}": number for part, number in asdict(_dead(model.integers, config)).items()},
         "tensors": {name: [q.size, int(np.count_nonzero(q))] for name, q in model.integers.items()},
         **{key: sizes[key] for key in sizes if key != "encode_seconds"},
         "bits_per_byte": bits_per_byte(bits_from_bytes(archive.total_bytes), raw_bytes),
@@ -214,6 +216,12 @@ def offline_section(
         "is_ideal": config.eval.ideal,
         "encode_seconds": archive.encode_seconds,
     }
+
+
+def _dead(integers: dict[str, np.ndarray], config: RunConfig) -> DeadStructure:
+    """What the zeros of the file leave without influence."""
+    nonzero = {name: torch.from_numpy(q != 0) for name, q in integers.items()}
+    return find_dead(nonzero, config.model.heads)[1]
 
 
 def projected_section(archive: ArchiveReport, raw_bytes: int, dataset_bytes: int) -> dict:

@@ -26,12 +26,21 @@ _VERIFIED_NOTE = (
     "-: decoded by the same process, right after coding; "
     "ideal: no file was written, the text counts as the sum of its ideal code lengths."
 )
+_DEAD_PARTS = {
+    "rows": "rows of matrices",
+    "columns": "columns",
+    "heads": "attention heads",
+    "units": "hidden units",
+    "channels": "residual channels",
+    "weights": "non-zero weights",
+}
 
 _FIELDS: dict[str, tuple[str, str]] = {
     **{key: ("data", key) for key in ("corpus", "train_bytes", "heldout_bytes", "eval_split", "raw_bytes")},
     **{f"{baseline.name}_bytes": ("baselines", baseline.name) for baseline in BASELINES},
     **{key: ("offline", key) for key in ("method", "parameters", "nonzeros", "model_bytes", "tokenizer_bytes")},
     **{key: ("offline", key) for key in ("header_bytes", "checksum_bytes", "data_bytes", "total_bytes")},
+    **{f"dead_{part}": ("offline", f"dead_{part}") for part in _DEAD_PARTS},
     **{key: ("offline", key) for key in ("ideal_data_bits", "heldout_ideal_bits", "verified", "sha256")},
     **{key: ("offline", key) for key in ("is_ideal", "encode_seconds", "decode_seconds")},
     "online_ideal_bits": ("online", "ideal_bits"),
@@ -204,7 +213,11 @@ def _model_block(record: Record) -> Block:
         ("bytes/non-zero", "rate", decimal),
     ]
     share = percent(ratio(nonzeros, parameters))
-    return new_block(f"Model: {count(parameters)} parameters, {count(nonzeros)} non-zero ({share})", columns, rows, [])
+    dead = [(record[f"dead_{part}"], name) for part, name in _DEAD_PARTS.items()]
+    parts = ", ".join(f"{count(number)} {name}" for number, name in dead if number is not None)
+    notes = [f"Without influence on the output, in the blocks: {parts}."] if parts else []
+    title = f"Model: {count(parameters)} parameters, {count(nonzeros)} non-zero ({share})"
+    return new_block(title, columns, rows, notes)
 
 
 def _runs_blocks(records: list[Record]) -> list[Block]:

@@ -18,7 +18,7 @@ import torch
 from harness.distributed import Ranks
 from harness.errors import RunFailure, UsageError
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MARKER = "COMMITTED"
 STATE_FILE = "state.json"
 SMALL_FILE_BYTES = 1 << 16
@@ -30,8 +30,8 @@ class RunState:
 
     step: int = 0
     """Optimizer steps done, which is also the position in the order."""
-    pruned: bool = False
-    """Whether the prune phase is over."""
+    prunings: int = 0
+    """How often it has been pruned."""
     first_nats_sum: float = 0.0
     """Nats of all first visits that have been logged, over all ranks."""
     first_raw_bytes: int = 0

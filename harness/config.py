@@ -80,6 +80,11 @@ class RunConfig:
             )
         if self.backend.bf16_weights and self.train.precision == "fp32":
             found.append("backend.bf16_weights=true: contradicts train.precision=fp32; use bf16 or auto")
+        if self.prune.prunings > 1 and self.train.finetune_epochs == 0:
+            found.append(
+                f"prune.rounds={self.prune.rounds}: fine-tuning is what alternates with pruning; use "
+                "train.finetune_epochs > 0 or prune.rounds=1"
+            )
         found.extend(self._online_problems())
         if self.model.context < 1 or self.eval.chunk_bytes > self.model.context:
             found.append(

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from harness.errors import RunFailure
 
@@ -39,6 +40,18 @@ class Ranks:
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return total.tolist()
+
+    def sum_tensor(self, tensor: Tensor) -> Tensor:
+        """Sum of `tensor` over all ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def share_tensor(self, tensor: Tensor) -> Tensor:
+        """The first rank's `tensor` on every rank, in place."""
+        if self.world_size > 1:
+            dist.broadcast(tensor, src=0)
+        return tensor
 
     def any(self, flag: bool) -> bool:
         """Whether any rank says so."""

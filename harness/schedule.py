@@ -19,7 +19,7 @@ class TrainConfig:
     epochs: float = 1.0
     """Passes over the corpus in the main phase; at least 1, since the online code needs every token once."""
     finetune_epochs: float = 0.1
-    """Passes after pruning, without penalty and with zeros held at zero; 0 leaves the phase out."""
+    """Passes after pruning, without penalty and with zeros held at zero; 0 leaves them out. See `prune.rounds`."""
     batch_sequences: int = 8
     """Sequences per optimizer step, over all ranks and micro-batches."""
     micro_batch_sequences: int | None = None
@@ -108,6 +108,8 @@ class Phase:
     name: str
     first_step: int
     num_steps: int
+    prunings: int = 0
+    """How many prunings come before it."""
 
     @property
     def end_step(self) -> int:
@@ -115,11 +117,23 @@ class Phase:
         return self.first_step + self.num_steps
 
 
-def plan_phases(config: TrainConfig, steps_of: Callable[[float], int], has_finetuning: bool) -> list[Phase]:
-    """The main phase and, after a pruning, fine-tuning; `steps_of(epochs)` are optimizer steps."""
-    main = Phase("main", 0, steps_of(config.epochs))
-    finetune = Phase("finetune", main.end_step, steps_of(config.finetune_epochs) if has_finetuning else 0)
-    return [phase for phase in (main, finetune) if phase.num_steps]
+def plan_phases(config: TrainConfig, steps_of: Callable[[float], int], prunings: int) -> list[Phase]:
+    """The main phase and, after each pruning, an equal stretch of fine-tuning; `steps_of(epochs)` are optimizer steps.
+
+    Each stretch has its own decay, so that every pruning is judged on weights that have settled, and what it damages is
+    mended at learning rates that can. Raises UsageError where there are fewer steps of fine-tuning than prunings.
+    """
+    phases = [Phase("main", 0, steps_of(config.epochs))]
+    num_steps = steps_of(config.finetune_epochs) if prunings else 0
+    if 0 < num_steps < prunings:
+        raise UsageError(
+            f"prune.rounds={prunings}: fine-tuning has {num_steps} steps to share out among as many stretches; "
+            "use fewer rounds or more train.finetune_epochs"
+        )
+    for index in range(prunings if num_steps else 0):
+        share = num_steps // prunings + (index < num_steps % prunings)
+        phases.append(Phase("finetune", phases[-1].end_step, share, prunings=index + 1))
+    return phases
 
 
 def ramp_factor(step: int, ramp_steps: float) -> float:

@@ -11,7 +11,9 @@ from harness.data import Data
 from harness.distributed import Ranks, joined_ranks, leave
 from harness.errors import CodelengthError, RunFailure, UsageError, is_said_here
 from harness.hardware import compute_deterministically, is_out_of_memory, resolve_precision
+from harness.order import SequenceOrder
 from harness.rundir import is_done, open_run_directory, prepared_on_first_rank
+from harness.schedule import plan_phases
 from harness.trainer import Trainer
 
 
@@ -43,6 +45,10 @@ def train_run(config: RunConfig) -> None:
     with joined_job(config) as ranks:
         dtype = resolve_precision(config.train.precision, ranks.device)
         data = prepared_on_first_rank(config, ranks)
+        # What cannot be shared out is refused before a directory is made for it.
+        num_sequences = -(-data.train.num_tokens // config.model.context)
+        order = SequenceOrder(num_sequences, config.train.batch_sequences, data.train.fingerprint, config.seed)
+        plan_phases(config.train, order.steps, config.prune.prunings)
         if not config.dry_run:
             open_run_directory(config, ranks, dtype)
             if is_done(config.run_dir):

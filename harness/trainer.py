@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from harness.batches import Batches
 from harness.checkpoint import (
@@ -26,12 +25,12 @@ from harness.hardware import identity, peak_flops, peak_memory_bytes
 from harness.ledger import LedgerWriter
 from harness.lessons import Lessons
 from harness.meter import Meter
-from harness.model import token_nats
 from harness.monitor import make_monitor
 from harness.prequential import Prequential
 from harness.rundir import mark_done, on_first_rank, write_members, write_weights
 from harness.schedule import Phase, plan_phases
 from harness.sparsity.phase import prune
+from harness.sparsity.sample import Sample
 from harness.stop import StopRequest
 from harness.summary import derived_numbers
 from harness.units import bits_from_nats
@@ -40,7 +39,7 @@ LOGS_PER_HISTOGRAM = 20
 
 
 class Trainer:
-    """One run on one rank: phases main -> prune -> finetune over a fixed order of sequences."""
+    """One run on one rank: main -> prune -> finetune, the latter two once or in rounds, over a fixed order."""
 
     def __init__(self, config: RunConfig, data: Data, ranks: Ranks, dtype: torch.dtype):
         self.config, self.data, self.ranks, self.dtype = config, data, ranks, dtype
@@ -53,10 +52,9 @@ class Trainer:
         self.prequential = None
         if config.train.retrain_at or not config.online.trains_plainly:
             self.prequential = Prequential(self.experts, data.tokenizer.vocab_size, data.train.num_tokens, ranks, dtype)
-        self.phases = plan_phases(config.train, self.batches.order.steps, has_finetuning=config.prune.kind != "none")
+        self.phases = plan_phases(config.train, self.batches.order.steps, config.prune.prunings)
         self.num_steps = self.phases[-1].end_step
         self.state = RunState(
-            pruned=config.prune.kind == "none",
             ledger_parts=[0] * ranks.world_size,
             identity={
                 "config": training_sha256(config)[:16],
@@ -93,8 +91,8 @@ class Trainer:
             for step in range(self.state.step, self.num_steps):
                 phase = next(p for p in self.phases if step < p.end_step)
 
-                # once: between main and fine-tuning
-                if phase.name == "finetune" and not self.state.pruned:
+                # once in a while: between main and fine-tuning, or two stretches of it
+                if self.state.prunings < phase.prunings:
                     self._prune()
                     self.meter = Meter()
 
@@ -122,7 +120,7 @@ class Trainer:
                     on_first_rank(ranks, stop.fulfil)
                     self.monitor.message(text)
                     return
-            if not self.state.pruned:
+            if self.state.prunings < self.config.prune.prunings:
                 self._prune()
             self._finish(stop)
 
@@ -169,26 +167,20 @@ class Trainer:
         )
 
     def _prune(self) -> None:
-        sample = self.batches.sample(self.config.prune.sample_sequences)
-
-        def mean_loss(model: nn.Module) -> float:
-            nats_sum = tokens = 0.0
-            for micro_batch in sample:
-                ids, mask = self.learner.on_device(micro_batch)
-                nats_sum += float(token_nats(model, ids, self.dtype).masked_fill(~mask, 0.0).sum(dtype=torch.float64))
-                tokens += int(micro_batch.mask.sum())
-            nats_sum, tokens = self.ranks.sum(nats_sum, tokens)
-            return nats_sum / tokens
-
+        config, number = self.config.prune, self.state.prunings + 1
         report, self.state.grid_steps = prune(
-            self.backend, self.optimizer, self.learner.new_model(), mean_loss, self.config.prune
+            self.backend,
+            self.optimizer,
+            self.learner.new_model(),
+            Sample(self.learner, self.batches.sample(config.sample_sequences)),
+            config,
+            self.config.seed,
+            is_last=number == config.rounds,
         )
-        self.state.pruned = True
-        self.monitor.message(
-            f"prune: |weight| >= {report.threshold:.3g} keeps {report.nonzeros:,} of {self.learner.num_parameters:,} "
-            f"weights ({report.nonzeros / self.learner.num_parameters:.1%}); loss {report.loss_before:.4f} -> "
-            f"{report.loss_after:.4f} nats/token on {self.config.prune.sample_sequences} training sequences"
-        )
+        self.state.prunings = number
+        name = f"prune {number} of {config.rounds}" if config.rounds > 1 else "prune"
+        for line in report.lines(config):
+            self.monitor.message(f"{name}: {line}")
 
     def _resume(self) -> None:
         checkpoint, messages = newest_checkpoint(self.config.run_dir, self.ranks)
@@ -197,9 +189,8 @@ class Trainer:
             messages.append(f"resume      from step {self.state.step:,} ({checkpoint})")
         elif messages:
             messages.append("resume      no undamaged checkpoint is left: from step 0")
-        # Without pruning there is no phase in which the rule would rest.
-        rests = self.state.pruned and self.config.prune.kind != "none"
-        if not rests:
+        # Once pruned, fine-tuning goes without it.
+        if not self.state.prunings:
             self.learner.start_rule(self.data.train.num_tokens)
         if self.ranks.is_first and messages:
             print("\n".join(messages), flush=True)

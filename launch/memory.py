@@ -13,6 +13,7 @@ from harness.backends.deepspeed import BUCKET_ELEMENTS
 from harness.config import RunConfig
 from harness.model import ModelConfig, Transformer
 from harness.optimizer import mark_parameters, parameter_groups
+from harness.sparsity.random_gradient import POSITIONS_PER_PASS
 
 FLOAT, HALF = 4, 2
 
@@ -185,11 +186,32 @@ def moments(
     yield from step("training", state + ruled, state + ruled, 0.0)
     yield memory("logging", held.always, state + ruled, FLOAT * parameters.largest if stage else 0.0, 0.0)
     if config.prune.kind != "none":
-        # Whole tensors on every rank: second moments, a replica, and masks, or steps of the grid and rounded weights.
-        copies = full * (4 if config.prune.grid else 3) + gathered
-        yield memory("pruning", held.always, state + max(ruled, extra), copies, 0.0)
+        for added, copies, activations in _pruning(config, parameters, vocab_size, share):
+            copies += gathered
+            yield memory("pruning", held.always, state + (max(ruled, extra) if added else ruled), copies, activations)
         if config.train.finetune_epochs:
             yield from step("fine-tuning", state + extra, state + extra, 0.0)
+
+
+def _pruning(
+    config: RunConfig, parameters: Parameters, vocab_size: int, share: float
+) -> Iterator[tuple[bool, float, float]]:
+    """Moments of a pruning: whether masks and grids are there, bytes of whole tensors on every rank, activations."""
+    prune, full, layer = config.prune, FLOAT * parameters.total, 4 * config.model.width**2
+    # Second moments and a replica, while partitions hold the former.
+    yield False, (2 + share) * full, 0.0
+    if prune.random_gradient:
+        double, rows = Arithmetic(2 * FLOAT, 2 * FLOAT), max(1, POSITIONS_PER_PASS // config.model.context)
+        dead = 2 * parameters.regularised + double.weight * parameters.largest
+        yield False, 2 * full + dead, max(activation_bytes(config, parameters, vocab_size, rows, double))
+    if prune.kind == "layerwise":
+        # Moments of the widest inputs (two in float64, one in float32); targets, weights, probabilities and what Adam
+        # keeps and computes for both.
+        yield False, full + (2 * 2 + 1) * FLOAT * 4 * layer + 14 * FLOAT * layer, 0.0
+    else:
+        yield False, 2 * full + FLOAT * parameters.largest, 0.0
+    # A replica and masks, or steps of the grid and rounded weights.
+    yield True, full * (3 if prune.grid else 2), 0.0
 
 
 @dataclass(frozen=True, slots=True)

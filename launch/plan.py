@@ -80,10 +80,12 @@ class Plan:
         self.parameters = count_parameters(config, self.vocab_size)
         train = config.train
         order = SequenceOrder(-(-self.corpus.tokens // config.model.context), train.batch_sequences, "", config.seed)
-        self.phases = plan_phases(train, order.steps, has_finetuning=config.prune.kind != "none")
+        self.phases = plan_phases(train, order.steps, config.prune.prunings)
         self.step_tokens = train.batch_sequences * config.model.context
         epochs = {"main": train.main_passes, "finetune": train.finetune_epochs}
-        self.phase_tokens = {phase.name: round(epochs[phase.name] * self.corpus.tokens) for phase in self.phases}
+        names = dict.fromkeys(phase.name for phase in self.phases)
+        self.phase_steps = {name: sum(p.num_steps for p in self.phases if p.name == name) for name in names}
+        self.phase_tokens = {name: round(epochs[name] * self.corpus.tokens) for name in names}
         self.total_flops = self.parameters.flops_per_token * sum(self.phase_tokens.values())
 
     def memory(self, config: RunConfig, device: Device, ranks: int) -> list[Memory]:

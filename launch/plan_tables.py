@@ -34,7 +34,7 @@ def record(plan: Plan) -> dict:
         "corpus": asdict(plan.corpus),
         "micro_batch_sequences": plan.micro_batch,
         "tokens_per_step": plan.step_tokens,
-        "steps": {phase.name: phase.num_steps for phase in plan.phases},
+        "steps": plan.phase_steps,
         "tokens": plan.phase_tokens,
         "memory": {
             name: {"configured": is_own}
@@ -56,7 +56,9 @@ def blocks(plan: Plan) -> list[Block]:
 
 def _run_block(plan: Plan) -> Block:
     p, gpus, context = plan.parameters, plan.question.gpus, plan.config.model.context
-    phases = ", ".join(f"{f.name} {f.num_steps:,} ({plan.phase_tokens[f.name]:,} tokens)" for f in plan.phases)
+    phases = ", ".join(f"{name} {n:,} ({plan.phase_tokens[name]:,} tokens)" for name, n in plan.phase_steps.items())
+    rounds = plan.config.prune.prunings
+    phases += f" in {rounds} stretches, each after a pruning" if rounds > 1 else ""
     rows = [
         ["parameters", f"{p.total:,}: embedding {p.embedding:,}, blocks {p.blocks:,}, head {p.head:,}"],
         ["trained by Muon", f"{p.muon:,}"],

@@ -48,6 +48,7 @@ MUON = ("optimizer.kind=muon", "rule.alpha=0.3", "train.finetune_epochs=0.5")
 # Rules, each at a stage.
 RULES = {"drr": 1, "fpp": 2, "pmmp": 3, "admm": 2}
 BF16 = ("backend.bf16_weights=true", "train.precision=bf16")
+LAYERS = ("prune.kind=layerwise", "prune.steps=30", "prune.alpha=0.01", "train.epochs=1", "train.finetune_epochs=0.4")
 JOBS = (
     {"ddp": (), "ddp-four": ("train.micro_batch_sequences=1",)}
     | {f"zero-{stage}": zero(stage) for stage in range(4)}
@@ -56,6 +57,7 @@ JOBS = (
     | {"muon-offload-3": (*zero(3), *MUON, "backend.offload_optimizer=true")}
     | {f"bf16-{stage}": (*zero(stage), *BF16) for stage in (1, 3)}
     | {"bf16-ddp": ("train.precision=bf16",), "clipped": (*zero(2), "optimizer.clip_norm=0.1")}
+    | {"layers-ddp": LAYERS, "layers-2": (*zero(2), *LAYERS)}
     | {"clipped-ddp": ("optimizer.clip_norm=0.1",)}
     | {f"{kind}-ddp": rule(kind) for kind in RULES}
     | {f"{kind}-{stage}": (*zero(stage), *rule(kind)) for kind, stage in RULES.items()}
@@ -121,6 +123,11 @@ def test_bf16_weights_are_consolidated_from_their_float32_masters(runs, stage):
     assert weights.dtype == torch.float32 and not torch.equal(weights, weights.bfloat16().float())
     ours, theirs = (rows(runs / name)["nats_sum"].to_numpy().sum() for name in (f"bf16-{stage}", "bf16-ddp"))
     assert ours == pytest.approx(theirs, rel=0.01)
+
+
+def test_ranks_prune_layers_alike_whoever_holds_the_weights(runs):
+    """Ranks that pruned differently would hold different replicas under DDP, and a mixture of them under ZeRO."""
+    assert_same_run(runs / "layers-2", runs / "layers-ddp")
 
 
 def test_clipping_is_the_same(runs):

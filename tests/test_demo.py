@@ -13,6 +13,7 @@ KEYS = {
     "offline": {
         "method", "parameters", "nonzeros", "model_bytes", "data_bytes", "header_bytes", "total_bytes",
         "bits_per_byte", "ideal_data_bits", "verified", "sha256", "encode_seconds", "decode_seconds",
+        "dead_rows", "dead_columns", "dead_heads", "dead_units", "dead_channels", "dead_weights",
     },
     "projected": {"dataset_bytes", "total_bytes"},
     "conventions": {"paper_model_bytes", "csr_model_bytes", "dense_float32_bytes"},

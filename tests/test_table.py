@@ -141,7 +141,16 @@ def test_csv_and_json_carry_full_numbers_under_keys_with_units():
     assert unitless == {
         *("run", "corpus", "eval_split", "method", "parameters", "nonzeros", "verified", "sha256", "is_ideal"),
         *("online_tokens", "online_verified"),
+        *(f"dead_{part}" for part in ("rows", "columns", "heads", "units", "channels", "weights")),
     }
+
+
+def test_what_is_without_influence_stands_under_the_model():
+    dead = {"dead_rows": 1234, "dead_columns": 7, "dead_heads": 1, "dead_weights": 0}
+    assert "1,234 rows of matrices, 7 columns, 1 attention heads, 0 non-zero weights." in render(
+        [report(offline=dead)], "md"
+    )
+    assert "influence" not in render([REPORT], "md")
 
 
 @pytest.mark.parametrize("fmt", FORMATS)

@@ -1,43 +1,92 @@
-"""The prune phase: what happens once, between the main and the fine-tuning phase, on any backend."""
+"""The prune phase: what happens between two stretches of training, on any backend."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.backends.base import Backend, gather_state, scatter_state
+from harness.errors import RunFailure
+from harness.model import Transformer
 from harness.optimizer import Optimizer, is_regularised, rounded
-from harness.sparsity.prune import PruneConfig, PruneReport, tamade
+from harness.sparsity.layerwise import prune_layers
+from harness.sparsity.prune import Outcome, PruneConfig, finite_loss, shown, tamade
+from harness.sparsity.random_gradient import remove_without_influence
+from harness.sparsity.sample import Sample
+from harness.sparsity.structure import DeadStructure, find_dead
+
+UNITS = {"loss": "nats/token", "accuracy": "of the next tokens"}
+
+
+@dataclass(frozen=True, slots=True)
+class PruneReport:
+    """What a pruning did."""
+
+    threshold: float | None
+    """Smallest magnitude that was kept; None without a threshold."""
+    loss_before: float
+    loss_after: float
+    """Nats/token, or, with `prune.measure=accuracy`, the share of tokens not predicted."""
+    evaluations: int
+    """How often that was measured for it."""
+    parameters: int
+    nonzeros: int
+    """Of all parameters, those that are not zero now."""
+    without_influence: int
+    """Weights that random-gradient pruning removed."""
+    dead: DeadStructure
+    """Parts that cannot influence the output."""
+    warnings: list[str]
+    """Where an assumption of a method did not hold, with the numbers."""
+
+    def lines(self, config: PruneConfig) -> Iterator[str]:
+        """What to tell the user."""
+        how = f"layerwise, alpha {config.alpha:g}," if self.threshold is None else f"|weight| >= {self.threshold:.3g}"
+        before, after = (shown(loss, config.measure) for loss in (self.loss_before, self.loss_after))
+        yield (
+            f"{how} keeps {self.nonzeros:,} of {self.parameters:,} weights ({self.nonzeros / self.parameters:.1%}); "
+            f"{config.measure} {before} -> {after} {UNITS[config.measure]} on {config.sample_sequences} training "
+            f"sequences ({self.evaluations} evaluations)"
+        )
+        dead = self.dead
+        removed = f"; {self.without_influence:,} weights removed for that" if config.random_gradient else ""
+        yield (
+            f"without influence on the output are {dead.rows:,} rows and {dead.columns:,} columns of the blocks' "
+            f"matrices, {dead.heads:,} heads, {dead.units:,} hidden units, {dead.channels:,} residual channels and "
+            f"{dead.weights:,} non-zero weights{removed}"
+        )
+        yield from (f"warning: {warning}" for warning in self.warnings)
 
 
 @torch.no_grad()
 def prune(
     backend: Backend,
     optimizer: Optimizer,
-    replica: nn.Module,
-    mean_loss: Callable[[nn.Module], float],
+    replica: Transformer,
+    sample: Sample,
     config: PruneConfig,
+    seed: int,
+    is_last: bool,
 ) -> tuple[PruneReport, dict[str, float]]:
-    """Prune, drop the rule, and hold zeros at zero and weights on their grid from now on.
+    """Prune, drop the rule, hold zeros at zero and, after the last pruning, weights on their grid from now on.
 
     The search runs on `replica`, a whole model with any weights, since a backend may have shared its own out.
-    `mean_loss(replica)` is the same number on every rank. Weights that never had a gradient, such as the embeddings of
-    symbols never seen, go first: they hold their random initial values, influenced no loss and would only cost bits.
+    Weights that never had a gradient, such as the embeddings of symbols never seen, go first: they hold their random
+    initial values, influenced no loss and would only cost bits. The grid is relative to the non-zeros of a tensor, and
+    a search for a threshold would see little but its steps: it is laid when these no longer change.
 
-    Returns the report and, by tensor, the step of its grid (empty without one).
+    Returns the report and, by tensor, the step of its grid (empty without one). Raises RunFailure where the loss is not
+    finite or no weight survives.
     """
-    trained = gather_state(backend, optimizer, "exp_avg_sq", missing=1.0)
-    weights = dict(backend.weights())
-    for name, p in replica.named_parameters():
-        p.copy_(weights[name])
-        if is_regularised(p):
-            p.mul_(trained[name] != 0)
-    report = tamade(replica, lambda: mean_loss(replica), config.tolerance, config.resolution)
-
+    _copy_trained(backend, optimizer, replica)
+    report = _prune_replica(replica, sample, config, seed)
     optimizer.set_rule(None)
     pruned = {name: p.detach() for name, p in replica.named_parameters()}
     scatter_state(backend, optimizer, "mask", {name: (p != 0).float() for name, p in pruned.items()})
-    grid_steps = {name: _grid_step(p, config.grid) for name, p in pruned.items() if config.grid and is_regularised(p)}
+    grid = config.grid if is_last else 0.0
+    grid_steps = {name: _grid_step(p, grid) for name, p in pruned.items() if grid and is_regularised(p)}
     if grid_steps:
         steps = {name: torch.full_like(p, grid_steps.get(name, 1.0)) for name, p in pruned.items()}
         scatter_state(backend, optimizer, "grid_step", steps)
@@ -45,6 +94,65 @@ def prune(
         pruned = {name: rounded(p, steps[name]) if name in grid_steps else p for name, p in pruned.items()}
     backend.set_weights(pruned)
     return report, grid_steps
+
+
+def _copy_trained(backend: Backend, optimizer: Optimizer, replica: Transformer) -> None:
+    """The weights of the run in `replica`, with those at zero that never had a gradient."""
+    trained = gather_state(backend, optimizer, "exp_avg_sq", missing=1.0)
+    weights = dict(backend.weights())
+    for name, p in replica.named_parameters():
+        p.copy_(weights[name])
+        if is_regularised(p):
+            p.mul_(trained[name] != 0)
+
+
+def _prune_replica(replica: Transformer, sample: Sample, config: PruneConfig, seed: int) -> PruneReport:
+    without_influence, warnings = 0, []
+
+    def mean_loss() -> float:
+        return sample.mean_loss(replica)
+
+    def loss() -> float:
+        return sample.error_rate(replica) if config.measure == "accuracy" else mean_loss()
+
+    def clean() -> None:
+        nonlocal without_influence
+        if config.random_gradient:
+            removal = remove_without_influence(replica, mean_loss, seed)
+            without_influence += removal.weights
+            if removal.warning:
+                warnings.append(removal.warning)
+
+    if config.kind == "layerwise":
+        before = finite_loss(loss)
+        prune_layers(
+            replica,
+            partial(sample.second_moments, replica),
+            sample.ranks.share_tensor,
+            clean,
+            config.alpha,
+            config.steps,
+        )
+        outcome = Outcome(None, before, loss(), evaluations=2, warnings=[])
+    else:
+        clean()
+        outcome = tamade(replica, loss, config)
+        clean()
+    nonzero = {name: p != 0 for name, p in replica.named_parameters()}
+    if not any(nonzero[name].any() for name, p in replica.named_parameters() if is_regularised(p)):
+        strength = "alpha" if config.kind == "layerwise" else "tolerance"
+        raise RunFailure(f"pruning: no weight survives; lower rule.alpha or prune.{strength} and train again")
+    return PruneReport(
+        threshold=outcome.threshold,
+        loss_before=outcome.loss_before,
+        loss_after=outcome.loss_after,
+        evaluations=outcome.evaluations,
+        parameters=sum(p.numel() for p in nonzero.values()),
+        nonzeros=sum(int(p.sum()) for p in nonzero.values()),
+        without_influence=without_influence,
+        dead=find_dead(nonzero, replica.config.heads)[1],
+        warnings=[*outcome.warnings, *warnings],
+    )
 
 
 def _grid_step(weights: Tensor, relative_step: float) -> float:

@@ -10,82 +10,172 @@ from torch import nn
 from harness.errors import RunFailure
 from harness.optimizer import is_regularised
 
-PRUNERS = ("none", "tamade")
+PRUNERS = ("none", "tamade", "layerwise")
+MEASURES = ("loss", "accuracy")
+MAX_ROUNDS = 100
+# The scan ends at this many halvings of the largest weight; the search by halves goes on from there.
+SCAN_HALVINGS = 16
+# Falls of the loss below this share of it are rounding: of float32 sums, or of bf16 products over thousands of tokens.
+ROUNDING = 1e-5
 
 
 @dataclass(kw_only=True, slots=True)
 class PruneConfig:
-    """Pruning between the main and the fine-tuning phase."""
+    """Pruning after the main phase."""
 
     kind: str = "none"
-    """`none` or `tamade`."""
+    """`none`, `tamade` (a threshold on magnitudes) or `layerwise` (each linear layer fits its own outputs)."""
+    measure: str = "loss"
+    """What is tolerated: a relative rise of the mean `loss`, or an absolute drop of next-token `accuracy`."""
     tolerance: float = 0.02
-    """Relative rise of the loss that pruning may cause."""
+    """`tamade`: rise of the loss, relative, or drop of the accuracy, absolute, that pruning may cause."""
     resolution: float = 1e-7
-    """Width of the bracket of the threshold at which the search ends."""
+    """`tamade`: width of the bracket of the threshold at which the search ends."""
+    random_gradient: bool = True
+    """Remove weights without influence before and after the search, or after each layer of `layerwise`."""
+    alpha: float = 1e-3
+    """`layerwise`: price of a weight, in mean squares of an output of its layer."""
+    steps: int = 500
+    """`layerwise`: Adam steps a layer."""
+    rounds: int = 1
+    """How often to prune: each time, an equal stretch of fine-tuning follows."""
     grid: float = 0.0
     """Step of the grid that fine-tuning rounds weights to, relative to the rms of a tensor's non-zeros; 0: no grid."""
     sample_sequences: int = 64
     """Training sequences that the loss is measured on; held-out text stays unseen."""
 
+    @property
+    def prunings(self) -> int:
+        """How often a run prunes."""
+        return 0 if self.kind == "none" else self.rounds
+
     def problems(self) -> list[str]:
         """Every bad value, a line each."""
         found = []
-        if self.kind not in PRUNERS:
-            found.append(f"prune.kind={self.kind}: unknown; use one of {', '.join(PRUNERS)}")
+        for key, known in (("kind", PRUNERS), ("measure", MEASURES)):
+            if getattr(self, key) not in known:
+                found.append(f"prune.{key}={getattr(self, key)}: unknown; use one of {', '.join(known)}")
         if not 0 <= self.tolerance <= 1:
-            found.append(f"prune.tolerance={self.tolerance}: must be between 0 and 1 (a relative rise of the loss)")
-        if not (math.isfinite(self.resolution) and self.resolution > 0):
-            found.append(f"prune.resolution={self.resolution}: must be positive")
+            what = "drop of the accuracy" if self.measure == "accuracy" else "relative rise of the loss"
+            found.append(f"prune.tolerance={self.tolerance}: must be between 0 and 1 (a {what})")
+        for key in ("resolution", "alpha"):
+            if not (math.isfinite(getattr(self, key)) and getattr(self, key) > 0):
+                found.append(f"prune.{key}={getattr(self, key)}: must be positive")
+        if not 1 <= self.rounds <= MAX_ROUNDS:
+            found.append(f"prune.rounds={self.rounds}: must be between 1 and {MAX_ROUNDS}")
         if not 0 <= self.grid <= 2:
             found.append(f"prune.grid={self.grid}: must be between 0 (no grid) and 2")
-        if self.sample_sequences < 1:
-            found.append(f"prune.sample_sequences={self.sample_sequences}: must be at least 1")
+        for key in ("steps", "sample_sequences"):
+            if getattr(self, key) < 1:
+                found.append(f"prune.{key}={getattr(self, key)}: must be at least 1")
         return found
+
+    def limit(self, before: float) -> float:
+        """The largest tolerated loss, or share of tokens not predicted, where it was `before`."""
+        return before + self.tolerance if self.measure == "accuracy" else (1 + self.tolerance) * before
 
 
 @dataclass(frozen=True, slots=True)
-class PruneReport:
-    """What a search found."""
+class Outcome:
+    """What a method did; losses are nats/token or, for `accuracy`, the share of tokens not predicted."""
 
-    threshold: float
+    threshold: float | None
+    """Smallest magnitude that was kept; None where that did not decide."""
     loss_before: float
     loss_after: float
-    nonzeros: int
     evaluations: int
+    """How often the loss was measured."""
+    warnings: list[str]
+    """Where the loss did not rise with the threshold, which a search by halves takes for granted."""
 
 
 @torch.no_grad()
-def tamade(model: nn.Module, mean_loss: Callable[[], float], tolerance: float, resolution: float) -> PruneReport:
-    """Zero every regularised weight smaller than the largest threshold with loss <= (1 + tolerance) * loss before.
+def tamade(model: nn.Module, loss: Callable[[], float], config: PruneConfig) -> Outcome:
+    """Zero every regularised weight smaller than the largest threshold with a tolerated loss.
 
-    `mean_loss()` is the loss of the model as it stands, the same number on every rank, so that every rank takes the
-    same branch. The threshold is found by bisection on [0, max |weight|], as published.
+    `loss()` is that of the model as it stands, in the units of `Outcome`, the same number on every rank, so that every
+    rank takes the same branch. A scan at max |weight| / 2, / 4, ... finds the largest acceptable threshold of these;
+    bisection goes on above it, down to `config.resolution`. The published bisection on [0, max |weight|] measures the
+    same thresholds from the top to the first acceptable one. So the result is the same where the loss rises with the
+    threshold, and whether it does is known at a price of at most 16 evaluations, those of the scan below it.
 
-    Raises RunFailure where the loss is not finite or no weight survives.
+    Raises RunFailure where the loss is not finite.
     """
     tensors = [p for p in model.parameters() if is_regularised(p)]
     originals = [p.clone() for p in tensors]
+    losses: dict[float, float] = {}
 
-    def loss_at(threshold: float) -> float:
+    def zero_below(threshold: float) -> None:
         for p, original in zip(tensors, originals, strict=True):
             torch.mul(original, original.abs() >= threshold, out=p)
-        return mean_loss()
 
-    before = loss_at(0.0)
-    if not math.isfinite(before):
-        raise RunFailure(f"pruning: the loss before it is {before}; lower the learning rates and train again")
-    low, high = 0.0, max(float(p.abs().max()) for p in originals)
-    evaluations = 1
-    while high - low > resolution:
+    def is_tolerated(threshold: float) -> bool:
+        zero_below(threshold)
+        losses[threshold] = loss()
+        return losses[threshold] <= limit
+
+    losses[0.0] = finite_loss(loss)
+    limit = config.limit(losses[0.0])
+    low, high = _scan(max(float(p.abs().max()) for p in originals), config.resolution, is_tolerated)
+    while high - low > config.resolution:
         middle = (low + high) / 2
-        evaluations += 1
-        if loss_at(middle) <= (1 + tolerance) * before:
+        if is_tolerated(middle):
             low = middle
         else:
             high = middle
-    after = loss_at(low)
-    nonzeros = sum(int(p.count_nonzero()) for p in model.parameters())
-    if not any(bool(p.any()) for p in tensors):
-        raise RunFailure("pruning: no weight survives; lower rule.alpha or prune.tolerance and train again")
-    return PruneReport(low, before, after, nonzeros, evaluations + 1)
+    zero_below(low)
+    return Outcome(low, losses[0.0], losses[low], len(losses), surprises(losses, limit, config.measure))
+
+
+def finite_loss(loss: Callable[[], float]) -> float:
+    """`loss()` before pruning; raises RunFailure where it is not finite."""
+    before = loss()
+    if not math.isfinite(before):
+        raise RunFailure(f"pruning: the loss before it is {before}; lower the learning rates and train again")
+    return before
+
+
+def surprises(losses: dict[float, float], limit: float, measure: str) -> list[str]:
+    """A line for each way in which `losses`, by threshold, do not rise with it; tolerated are those up to `limit`.
+
+    They are the smallest refused threshold below the largest tolerated one, and the deepest fall beyond rounding.
+    """
+    name = "accuracy" if measure == "accuracy" else "loss"
+    points, found = sorted(losses.items()), []
+    refused = next(((at, value) for at, value in points if not value <= limit), None)
+    tolerated = next((at, value) for at, value in reversed(points) if value <= limit)
+    if refused and refused[0] < tolerated[0]:
+        found.append(
+            f"the {name} was not tolerated at the threshold {refused[0]:.6g} ({shown(refused[1], measure)}, limit "
+            f"{shown(limit, measure)}) but is at the larger {tolerated[0]:.6g} ({shown(tolerated[1], measure)}); "
+            "the largest tolerated one that was seen is used, and there may be a larger one"
+        )
+    highest, deepest = points[0], (0.0, points[0], points[0])
+    for point in points:
+        highest = point if point[1] > highest[1] else highest
+        deepest = max(deepest, (highest[1] - point[1], highest, point), key=lambda fall: fall[0])
+    fall, above, below = deepest
+    if fall > ROUNDING * abs(below[1]):
+        found.append(
+            f"the {name} gets better with a larger threshold, from {shown(above[1], measure)} at {above[0]:.6g} to "
+            f"{shown(below[1], measure)} at {below[0]:.6g}; a search by halves expects that it gets worse"
+        )
+    return found
+
+
+def shown(loss: float, measure: str) -> str:
+    """A loss in nats/token; for `accuracy` the share of tokens that are predicted."""
+    return f"{1 - loss:.4%}" if measure == "accuracy" else f"{loss:.6g}"
+
+
+def _scan(largest: float, resolution: float, is_tolerated: Callable[[float], bool]) -> tuple[float, float]:
+    """Bracket of the threshold: the largest tolerated of 0 and `largest` / 2, / 4, ..., and the next larger one."""
+    low, high = 0.0, largest
+    for halvings in range(1, SCAN_HALVINGS + 1):
+        threshold = largest / 2**halvings
+        if 2 * threshold <= resolution:
+            break
+        tolerated = is_tolerated(threshold)
+        if low == 0.0:
+            low, high = (threshold, high) if tolerated else (0.0, threshold)
+    return low, high

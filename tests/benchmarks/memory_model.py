@@ -21,7 +21,7 @@ SMALL = ("model.width=256", "model.layers=6", "model.heads=4")
 LARGE = ("model.width=512", "model.layers=8", "model.heads=8")
 FP32, BF16, ADAMW = "train.precision=fp32", "train.precision=bf16", "optimizer.kind=adamw"
 PUBLISHED = "model.architecture=published"
-PRUNED = ("prune.kind=tamade", "prune.grid=1", "prune.resolution=0.1", "prune.sample_sequences=4")
+PRUNED = ("prune.kind=tamade", "prune.grid=1", "prune.resolution=0.1", "prune.sample_sequences=4", "prune.tolerance=0")
 ZERO = ("backend.name=deepspeed", "train.batch_sequences=8")
 CASES: dict[str, tuple[int, tuple[str, ...]]] = {
     "5 M, Muon": (1, (*SMALL, FP32)),
@@ -30,6 +30,7 @@ CASES: dict[str, tuple[int, tuple[str, ...]]] = {
     "5 M, Muon, recomputing": (1, (*SMALL, FP32, "train.activation_checkpointing=true")),
     "5 M, Muon, accumulating": (1, (*SMALL, FP32, "train.micro_batch_sequences=2")),
     "5 M, Muon, pruned on a grid": (1, (*SMALL, FP32, *PRUNED)),
+    "5 M, Muon, pruned by layers": (1, (*SMALL, FP32, *PRUNED, "prune.kind=layerwise", "prune.steps=5")),
     "25 M, Muon": (1, (*LARGE, FP32, "train.batch_sequences=2")),
     "25 M, AdamW": (1, (*LARGE, FP32, ADAMW, "train.batch_sequences=2")),
     "5 M, AdamW, 2 ranks": (2, (*SMALL, FP32, ADAMW, "train.batch_sequences=8")),

@@ -1,0 +1,145 @@
+"""What the zeros of a transformer decide: which weights cannot influence its output, whatever the text.
+
+A tensor is represented by its pattern: True where a weight is not zero. One pass from the embedding to the head finds
+what can differ from zero, and what reads it. Every zero found is exact in floating point (0 times a finite number, the
+activation of 0, the RMS norm of zeros), so zeroing the rest changes no bit of the logits. What only cancels in
+arithmetic without rounding, such as a key's bias in a softmax, counts as influence.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BLOCK_MATRICES = ("qkv", "out", "up", "down")
+
+
+@dataclass(frozen=True, slots=True)
+class DeadStructure:
+    """How many parts of a transformer cannot influence its output."""
+
+    rows: int
+    """Rows of the matrices of blocks in which no weight has influence."""
+    columns: int
+    """Columns of these matrices in which no weight has influence."""
+    heads: int
+    """Attention heads that add nothing: their values are zero, or read by nothing."""
+    units: int
+    """Hidden units of perceptrons that are zero, or read by nothing."""
+    channels: int
+    """Channels of the residual stream that are zero at every depth."""
+    weights: int
+    """Weights that are not zero and have no influence, biases and norms included."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Half a block."""
+
+    live: dict[str, Tensor]
+    """By tensor, which weights have influence."""
+    adds: Tensor
+    """Which channels of the residual stream it can change (width,)."""
+    working: Tensor
+    """Which of its heads or hidden units add something."""
+
+
+def find_dead(nonzero: Mapping[str, Tensor], heads: int) -> tuple[dict[str, Tensor], DeadStructure]:
+    """By tensor, which weights have influence (bool, in its shape), and counts of the parts that have none.
+
+    `nonzero` are the patterns (bool) of all tensors of a `Transformer` with `heads` attention heads a block. Zeroing
+    what has no influence leaves nothing more to find.
+    """
+    live: dict[str, Tensor] = {}
+    stream = nonzero["embed.weight"].any(0)
+    if "norm.weight" in nonzero:
+        # Sinusoidal positions are added to every channel.
+        stream = torch.ones_like(stream)
+    working_heads, working_units = [], []
+    for index in range(sum(name.endswith(".qkv.weight") for name in nonzero)):
+        block = f"blocks.{index}."
+        own = {name.removeprefix(block): pattern for name, pattern in nonzero.items() if name.startswith(block)}
+        for part, working in ((_attention, working_heads), (_perceptron, working_units)):
+            found = part(own, stream, heads)
+            stream = stream | found.adds
+            live |= {block + name: pattern for name, pattern in found.live.items()}
+            working.append(found.working)
+    head = nonzero["head.weight"] & _normed(nonzero, "norm", stream)
+    # A norm divides by the size of the whole stream: once one channel is read, all of them have influence. What a
+    # LayerNorm passes on without a gain is its shift alone.
+    is_read = (head.any(0) & nonzero.get("norm.weight", stream)).any()
+    live = {name: pattern & is_read for name, pattern in live.items()}
+    live |= {"embed.weight": nonzero["embed.weight"] & is_read, "head.weight": head}
+    live |= _norm_live(nonzero, "norm", head)
+    matrices = [p for name, p in live.items() if name.startswith("blocks.") and p.dim() == 2]
+    return live, DeadStructure(
+        rows=sum(int((~p.any(1)).sum()) for p in matrices),
+        columns=sum(int((~p.any(0)).sum()) for p in matrices),
+        heads=sum(int((~(w & is_read)).sum()) for w in working_heads),
+        units=sum(int((~(w & is_read)).sum()) for w in working_units),
+        channels=int((~(stream & is_read)).sum()),
+        weights=sum(int((nonzero[name] & ~p).sum()) for name, p in live.items()),
+    )
+
+
+def _attention(own: Mapping[str, Tensor], stream: Tensor, heads: int) -> _Part:
+    reads = own["qkv.weight"] & _normed(own, "attention_norm", stream)
+    outputs = reads.any(1) | _bias(own, "qkv", reads)
+    q, k, v = outputs.view(3, heads, -1)
+    is_read = own["out.weight"].any(0).view(heads, -1)
+    working = (v & is_read).any(1, keepdim=True)
+    if "qkv.bias" in own:
+        q_live = k_live = q & k & working
+    else:
+        # Norm and rotation tie the parts of a query together: all of them count once one meets a part of a key.
+        scores = (_rotated(q) & _rotated(k)).any(1, keepdim=True) & working
+        q_live, k_live = scores.expand_as(q), scores.expand_as(k)
+    row_live = torch.stack([q_live, k_live, is_read]).flatten()
+    live = _linear_live(own, "qkv", reads, row_live) | _linear_live(own, "out", own["out.weight"] & v.flatten())
+    live |= _norm_live(own, "attention_norm", live["qkv.weight"])
+    return _Part(live, live["out.weight"].any(1) | _bias(own, "out", live["out.weight"]), working.flatten())
+
+
+def _perceptron(own: Mapping[str, Tensor], stream: Tensor, _heads: int) -> _Part:
+    reads = own["up.weight"] & _normed(own, "mlp_norm", stream)
+    units = reads.any(1) | _bias(own, "up", reads)
+    is_read = own["down.weight"].any(0)
+    live = _linear_live(own, "up", reads, is_read) | _linear_live(own, "down", own["down.weight"] & units)
+    live |= _norm_live(own, "mlp_norm", live["up.weight"])
+    return _Part(live, live["down.weight"].any(1) | _bias(own, "down", live["down.weight"]), units & is_read)
+
+
+def _normed(patterns: Mapping[str, Tensor], norm: str, stream: Tensor) -> Tensor:
+    """Which outputs of a norm can differ from zero; a LayerNorm shifts and scales each."""
+    if f"{norm}.weight" not in patterns:
+        return stream
+    return patterns[f"{norm}.weight"] | patterns[f"{norm}.bias"]
+
+
+def _norm_live(patterns: Mapping[str, Tensor], norm: str, reading: Tensor) -> dict[str, Tensor]:
+    """Gains and shifts with influence, where `reading` are the live weights behind the norm."""
+    names = [name for name in (f"{norm}.weight", f"{norm}.bias") if name in patterns]
+    return {name: patterns[name] & reading.any(0) for name in names}
+
+
+def _linear_live(
+    own: Mapping[str, Tensor], name: str, weights: Tensor, rows: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Weights and biases of a linear layer of which only `rows` (default: all) are read."""
+    rows = torch.ones_like(weights[:, 0]) if rows is None else rows
+    live = {f"{name}.weight": weights & rows[:, None]}
+    if f"{name}.bias" in own:
+        live[f"{name}.bias"] = own[f"{name}.bias"] & rows
+    return live
+
+
+def _bias(own: Mapping[str, Tensor], name: str, like: Tensor) -> Tensor:
+    """Pattern of a bias; without one, all False."""
+    return own.get(f"{name}.bias", torch.zeros_like(like[:, 0]))
+
+
+def _rotated(heads: Tensor) -> Tensor:
+    """What can differ from zero in queries or keys (heads, head width) after rotary positions, which mix two halves."""
+    first, second = heads.chunk(2, dim=1)
+    return (first | second).repeat(1, 2)
