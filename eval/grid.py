@@ -76,7 +76,7 @@ def choose_grid(
         return _data_bytes(_quantised(weights, model, tokenizer, steps), sample, dtype)
 
     free = [name for name in weights if name not in trained_steps]
-    base = _fair_steps(weights, free, data_bytes) if text else _uniform_steps(weights, PROBE_STEP)
+    base = _fair_steps(weights, free, data_bytes) if text else uniform_steps(weights, PROBE_STEP)
     base |= trained_steps
     points: dict[float, GridPoint] = {}
 
@@ -108,9 +108,14 @@ def take_sample(text: bytes, chunk_bytes: int, tokenizer: Tokenizer) -> Sample:
     return Sample(tokens, mask, len(text) / max(1, sum(map(len, chunks))))
 
 
+def uniform_steps(weights: Weights, relative_step: float) -> Steps:
+    """Steps of the same share of the root mean square of each tensor's non-zero weights."""
+    return {name: np.float32(relative_step * _rms(tensor)) for name, tensor in weights.items()}
+
+
 def _fair_steps(weights: Weights, names: list[str], data_bytes: Callable[[Steps], float]) -> Steps:
     """Steps of the named tensors at equal penalty per non-zero weight, by probing one tensor at a time."""
-    fine, probe = _uniform_steps(weights, FINE_STEP), _uniform_steps(weights, PROBE_STEP)
+    fine, probe = uniform_steps(weights, FINE_STEP), uniform_steps(weights, PROBE_STEP)
     unrounded = data_bytes(fine)
     steps = {}
     for name in names:
@@ -142,10 +147,6 @@ def _data_bytes(quantised: QuantisedModel, sample: Sample, dtype: torch.dtype) -
             nats = token_nats(transformer, torch.from_numpy(sample.tokens[rows]), dtype).numpy()
             nats_sum += float(nats[sample.mask[rows]].sum(dtype=np.float64))
     return bytes_from_bits(bits_from_nats(nats_sum)) * sample.scale
-
-
-def _uniform_steps(weights: Weights, relative_step: float) -> Steps:
-    return {name: np.float32(relative_step * _rms(tensor)) for name, tensor in weights.items()}
 
 
 def _scaled(steps: Steps, weights: Weights, factor: float) -> Steps:
