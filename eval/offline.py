@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from eval.archive import ArchiveReport, Progress, QuantisedModel, write_archive
 from eval.baselines import BASELINES, measure
-from eval.grid import GridPoint, choose_grid
+from eval.grid import GridPoint, Search, choose_grid
 from eval.online_report import send_and_receive
 from eval.sources import ROOT, receiver_sources
 from harness.config import RunConfig, config_sha256, dump_config
@@ -73,17 +73,20 @@ def text_to_code(split: str, data: Data) -> bytes:
         raise UsageError(f"eval.split={split}: {error.strerror}; use heldout, train or the path of a file") from None
 
 
-def compress(
-    run_dir: Path, config: RunConfig, data: Data, text: bytes, output: Path, threads: int, progress: Progress
-) -> tuple[ArchiveReport, QuantisedModel, list[GridPoint]]:
-    """Choose the grid for `text`, and write its archive to `output`."""
+def grid_search(run_dir: Path, config: RunConfig, data: Data, text: bytes, threads: int) -> Search:
+    """The grids of a run's weights and what they cost for `text`; raises UsageError where there are none."""
     weights, trained_steps = load_weights(run_dir, config, data.tokenizer.vocab_size)
     torch.set_num_threads(threads)
     dtype = resolve_precision(config.train.precision, torch.device("cpu"))
-    model, points = choose_grid(
-        weights, trained_steps, config.model, data.tokenizer, text, config.eval.chunk_bytes, dtype
-    )
-    return write_archive(output, text, model, config.eval, threads, progress), model, points
+    return Search(weights, trained_steps, config.model, data.tokenizer, text, config.eval.chunk_bytes, dtype)
+
+
+def compress(
+    run_dir: Path, config: RunConfig, data: Data, text: bytes, output: Path, threads: int, progress: Progress
+) -> tuple[ArchiveReport, QuantisedModel, GridPoint]:
+    """Choose the grid for `text`, and write its archive to `output`."""
+    model, cost = choose_grid(grid_search(run_dir, config, data, text, threads))
+    return write_archive(output, text, model, config.eval, threads, progress), model, cost
 
 
 def evaluate(run_dir: Path, overrides: list[str], threads: int, progress: Progress, quiet: bool) -> dict:
@@ -100,7 +103,7 @@ def evaluate(run_dir: Path, overrides: list[str], threads: int, progress: Progre
     text = text_to_code(config.eval.split, data)
     output = run_dir / ARCHIVE_FILE
     output.parent.mkdir(exist_ok=True)
-    archive, model, points = compress(run_dir, config, data, text, output, threads, progress)
+    archive, model, cost = compress(run_dir, config, data, text, output, threads, progress)
     decode_seconds = verify(output, text, threads)
     online_report = online_section(online, archive, len(text), config) | {"baselines": corpus_baselines(data)}
     online_report |= {"members": read_members(run_dir)}
@@ -118,7 +121,7 @@ def evaluate(run_dir: Path, overrides: list[str], threads: int, progress: Progre
             "chunk_bytes": config.eval.chunk_bytes,
         },
         "online": online_report,
-        "offline": offline_section(archive, model, points, len(text), config) | {"decode_seconds": decode_seconds},
+        "offline": offline_section(archive, model, cost, len(text), config) | {"decode_seconds": decode_seconds},
         "projected": projected_section(archive, len(text), data.train.raw_bytes),
         "conventions": conventions_section(model.integers),
         "baselines": measure(text, config.eval.chunk_bytes),
@@ -172,11 +175,10 @@ def corpus_baselines(data: Data) -> dict[str, int] | None:
 
 
 def offline_section(
-    archive: ArchiveReport, model: QuantisedModel, points: list[GridPoint], raw_bytes: int, config: RunConfig
+    archive: ArchiveReport, model: QuantisedModel, cost: GridPoint, raw_bytes: int, config: RunConfig
 ) -> dict:
     """The archive: all sizes are of the file that has just been decoded."""
     sizes = asdict(archive)
-    best = min(points, key=lambda point: point.total_bytes)
     return {
         "method": config.rule.kind,
         "predictor": config.eval.predictor,
@@ -186,7 +188,7 @@ def offline_section(
         **{key: sizes[key] for key in sizes if key != "encode_seconds"},
         "bits_per_byte": bits_per_byte(bits_from_bytes(archive.total_bytes), raw_bytes),
         "data_bits_per_byte": bits_per_byte(bits_from_bytes(archive.data_bytes), raw_bytes),
-        "grid_factor": best.factor,
+        "grid_factor": cost.factor,
         "verified": True,
         "encode_seconds": archive.encode_seconds,
     }

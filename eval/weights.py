@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from eval.weights_links import Links, units
-from eval.weights_tables import make_tables
+from eval.weights_tables import AT, CODE, LOW, RANGE, make_tables
 from harness.errors import UsageError
 
 LARGEST_MAGNITUDE = 1 << 20
@@ -81,7 +81,7 @@ class _Coder:
         tables = make_tables()
         self._links = Links(tables.logs)
         self._model = weights_kernel.new_model(tables, max((shape[-1] for shape in shapes.values()), default=1))
-        self._model.coder[weights_kernel.CODE] = int.from_bytes(self._stream[:6].tobytes().ljust(6, b"\0"), "big")
+        self._model.coder[CODE] = int.from_bytes(self._stream[:6].tobytes().ljust(6, b"\0"), "big")
 
     def code(self, name: str, tensor: np.ndarray) -> np.ndarray:
         """Write `tensor`, or read one of its shape; returns it."""
@@ -98,12 +98,12 @@ class _Coder:
     @property
     def is_beyond_end(self) -> bool:
         """Whether more was read than there is."""
-        return int(self._model.coder[self._kernel.AT]) > len(self._stream)
+        return int(self._model.coder[AT]) > len(self._stream)
 
     def finished_stream(self) -> bytes:
         """The stream with its end: the fewest bytes that name a number in the last interval."""
         self._code_end_mark()
-        start, last = int(self._model.coder[self._kernel.AT]), self._last_bytes()
+        start, last = int(self._model.coder[AT]), self._last_bytes()
         stream = self._stream[:start].tobytes()
         if last >> 48:
             # A carry: the stream so far and the last bytes are one number.
@@ -114,14 +114,14 @@ class _Coder:
         """Whether the end mark follows, and the stream ends as a writer would have ended it."""
         if self._code_end_mark() != _END_MARK.tolist():
             return False
-        start, last = int(self._model.coder[self._kernel.AT]), self._last_bytes()
+        start, last = int(self._model.coder[AT]), self._last_bytes()
         end = (last & (1 << 48) - 1).to_bytes(6, "big").rstrip(b"\0")
-        is_last = int(self._model.coder[self._kernel.CODE]) == last - int(self._model.coder[self._kernel.LOW])
+        is_last = int(self._model.coder[CODE]) == last - int(self._model.coder[LOW])
         return is_last and len(self._stream) == start + len(end)
 
     def _last_bytes(self) -> int:
         """The number in the last interval with the most zero bytes at its end, in 48 bits and a carry."""
-        low, size = (int(self._model.coder[k]) for k in (self._kernel.LOW, self._kernel.RANGE))
+        low, size = (int(self._model.coder[k]) for k in (LOW, RANGE))
         for zeros in range(48, -1, -8):
             number = -(-low >> zeros) << zeros
             if number < low + size:
@@ -160,6 +160,6 @@ class _Coder:
     def _make_room(self, num_weights: int) -> None:
         """Of a writer's stream, for so many weights or flags."""
         if not self._decoding:
-            needed = int(self._model.coder[self._kernel.AT]) + self._kernel.BYTES_PER_WEIGHT * (num_weights + 1)
+            needed = int(self._model.coder[AT]) + self._kernel.BYTES_PER_WEIGHT * (num_weights + 1)
             if len(self._stream) < needed:
                 self._stream = np.concatenate([self._stream, np.zeros(needed, dtype=np.uint8)])

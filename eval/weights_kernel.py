@@ -1,4 +1,4 @@
-"""The adaptive model of the integers of weights, and its binary arithmetic coder: integer arithmetic alone.
+"""The adaptive model of the integers of weights: integer arithmetic alone.
 
 A weight is a few binary decisions: is it zero; how many bits has its magnitude, in unary; which, the three highest ones
 by a tree and the others plainly; which sign. Counters of several contexts each give a chance, a gated network of
@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from eval.weights_arithmetic import bits_of, clip, code_bit, log, moved, sign
 from eval.weights_tables import LIMIT, Tables
 from harness.compiled import inlined, uncounted
 
@@ -36,11 +37,8 @@ _RATE, _RATE_BITS = 6, 18
 _SLOWEST = 255
 _ONE = 1 << 12
 """A magnitude of 1 in averages of magnitudes."""
-LOG_ONE = 192
-"""Its logarithm."""
 BYTES_PER_WEIGHT = 56
 """More than the decisions of one weight can take."""
-LOW, RANGE, CODE, AT = 0, 1, 2, 3
 _MEAN, _SEEN, _REFERENCE = 0, 1, 2
 
 
@@ -65,7 +63,7 @@ class Model(NamedTuple):
     columns: np.ndarray
     """Average magnitude and sum of signs of each of its columns: int64 (2, widest)."""
     coder: np.ndarray
-    """Lower end and size of the interval (48 bits), the code above that end, bytes done: int64 (4,)."""
+    """LOW, RANGE, CODE and AT: int64 (4,)."""
 
 
 def new_model(tables: Tables, widest: int) -> Model:
@@ -97,45 +95,13 @@ def start_tensor(m: Model) -> None:
 
 
 @uncounted
-def code_bit(coder, stream, chance, bit, decoding):
-    """Code `bit`, whose chance of being 1 is given; returns it. What is read beyond the end of `stream` is 0."""
-    first = (coder[RANGE] >> 16) * chance
-    if decoding:
-        bit = np.int64(coder[CODE] < first)
-    if bit:
-        coder[RANGE] = first
-    else:
-        coder[LOW] += first
-        coder[RANGE] -= first
-        coder[CODE] -= first
-        if coder[LOW] >= 1 << 48:
-            coder[LOW] -= 1 << 48
-            if not decoding:
-                at = coder[AT] - 1
-                while stream[at] == 255:
-                    stream[at] = 0
-                    at -= 1
-                stream[at] += 1
-    while coder[RANGE] < 1 << 40:
-        at = coder[AT]
-        if decoding:
-            coder[CODE] = (coder[CODE] << 8) + (np.int64(stream[at + 6]) if at + 6 < len(stream) else 0)
-        else:
-            stream[at] = coder[LOW] >> 40
-        coder[AT] = at + 1
-        coder[LOW] = (coder[LOW] & ((1 << 40) - 1)) << 8
-        coder[RANGE] <<= 8
-    return bit
-
-
-@uncounted
 def code_flags(m, flags, states, axis, stream, decoding):
     """Code whether each line of an axis is dead, int64 (n,); `states` are 0 to 2 by what is known of its link."""
     last = 0
     for i in range(len(flags)):
         k = axis * 6 + states[i] * 2 + last
         last = code_bit(m.coder, stream, np.int64(m.flags[k]) >> 16, flags[i], decoding)
-        m.flags[k] = _moved(m.tables.rates, m.flags[k], last, 40)
+        m.flags[k] = moved(m.tables.rates, m.flags[k], last, 40)
         flags[i] = last
 
 
@@ -150,20 +116,20 @@ def code_rows(m, matrix, start, stop, row_levels, column_levels, stream, decodin
     t = m.tables
     m.inputs[_NUM_COUNTERS] = 256
     for r in range(start, stop):
-        mean = _log(t.logs, m.tensor[_MEAN])
+        mean = log(t.logs, m.tensor[_MEAN])
         row_mean, signs = m.tensor[_MEAN], 0
         to_above, to_reference, to_zero = 0, 0, 0
         for k in range(_LINE_DECISIONS):
             m.counters[_ROW + k] = m.counters[_TENSOR + k] & np.uint32(0xFFFFFC00) | np.uint32(1)
         for c in range(columns):
-            row = _log(t.logs, row_mean) - mean + (row_levels[r] * t.shares[min(c, 4095)] >> 16)
-            column = _log(t.logs, m.columns[0, c]) - mean + (column_levels[c] * t.shares[min(r, 4095)] >> 16)
-            scale = _clip(mean + row + column, 0, 511)
+            row = log(t.logs, row_mean) - mean + (row_levels[r] * t.shares[min(c, 4095)] >> 16)
+            column = log(t.logs, m.columns[0, c]) - mean + (column_levels[c] * t.shares[min(r, 4095)] >> 16)
+            scale = clip(mean + row + column, 0, 511)
             _find_places(m, matrix, r, c, row, column, scale, row_levels[r], column_levels[c], signs)
             value = _code_weight(m, matrix[r, c], r, c, scale >> 3, stream, decoding)
             matrix[r, c] = value
-            signs += _sign(value)
-            m.columns[1, c] += _sign(value)
+            signs += sign(value)
+            m.columns[1, c] += sign(value)
             to_above += abs(value - matrix[max(r - 1, 0), c])
             to_reference += abs(value - matrix[max(m.tensor[_REFERENCE], 0), c])
             to_zero += abs(value)
@@ -190,17 +156,17 @@ def _find_places(m, matrix, r, c, row, column, scale, row_level, column_level, s
     same = matrix[reference, c] if reference >= 0 else 0
     near = 2 * (abs(left) + abs(above)) + abs(second_left) + abs(second_above) + abs(corner) + abs(other_corner)
     p = m.places[0]
-    p[0] = _clip((row >> 2) + 16, 0, 31) * 32 + _clip((column >> 2) + 16, 0, 31)
-    p[1] = _clip((row_level >> 2) + 16, 0, 31) * 32 + _clip((column_level >> 2) + 16, 0, 31)
+    p[0] = clip((row >> 2) + 16, 0, 31) * 32 + clip((column >> 2) + 16, 0, 31)
+    p[1] = clip((row_level >> 2) + 16, 0, 31) * 32 + clip((column_level >> 2) + 16, 0, 31)
     p[2] = min(abs(above), 127) * 8 + min(abs(above - second_above), 7)
     p[3] = min(abs(same), 127) * 8 + min(abs(same - above), 7)
-    p[4] = min(_log(m.tables.logs, 16 * near + 16) >> 4, 31) * 32 + min(scale >> 3, 31)
+    p[4] = min(log(m.tables.logs, 16 * near + 16) >> 4, 31) * 32 + min(scale >> 3, 31)
     p = m.places[1]
-    p[0] = (_clip(m.columns[1, c], -15, 15) + 15) * 31 + _clip(signs, -15, 15) + 15
-    p[1] = _sign(left) * 9 + _sign(above) * 3 + _sign(corner) + 13
-    p[2] = (_sign(above) + 1) * 64 + min(abs(above), 63)
-    p[3] = (_sign(same) + 1) * 64 + min(abs(same), 63)
-    p[4] = _sign(same) * 3 + _sign(above) + 4
+    p[0] = (clip(m.columns[1, c], -15, 15) + 15) * 31 + clip(signs, -15, 15) + 15
+    p[1] = sign(left) * 9 + sign(above) * 3 + sign(corner) + 13
+    p[2] = (sign(above) + 1) * 64 + min(abs(above), 63)
+    p[3] = (sign(same) + 1) * 64 + min(abs(same), 63)
+    p[4] = sign(same) * 3 + sign(above) + 4
     m.inputs[_NUM_COUNTERS + 1], m.inputs[_NUM_COUNTERS + 2] = 8 * row_level, 8 * column_level
 
 
@@ -211,7 +177,7 @@ def _code_weight(m, known, r, c, scale, stream, decoding):
     decision = ZERO
     while True:
         if decision == ZERO:
-            bit, first, second = np.int64(size > 0), min(_bits(r), 7) * 8 + min(_bits(c), 7), 64 + scale
+            bit, first, second = np.int64(size > 0), min(bits_of(r), 7) * 8 + min(bits_of(c), 7), 64 + scale
         elif decision == SIGN:
             bit, first, second = np.int64(known < 0), 128, 129
         elif decision < TREE:
@@ -268,7 +234,7 @@ def _decide(m, first, second, bit, stream, decoding):
     for i in range(_INPUTS):
         a += np.int64(v[i]) * np.int64(x[i])
         b += np.int64(w[i]) * np.int64(x[i])
-    a, b = _clip(a >> 16, -LIMIT, LIMIT), _clip(b >> 16, -LIMIT, LIMIT)
+    a, b = clip(a >> 16, -LIMIT, LIMIT), clip(b >> 16, -LIMIT, LIMIT)
     bit = code_bit(m.coder, stream, np.int64(t.squash[((a + b) >> 1) + LIMIT]), bit, decoding)
     a = ((bit << 16) - np.int64(t.squash[a + LIMIT])) * _RATE
     b = ((bit << 16) - np.int64(t.squash[b + LIMIT])) * _RATE
@@ -276,41 +242,5 @@ def _decide(m, first, second, bit, stream, decoding):
         v[i] += np.int32((x[i] * a + (1 << (_RATE_BITS - 1))) >> _RATE_BITS)
         w[i] += np.int32((x[i] * b + (1 << (_RATE_BITS - 1))) >> _RATE_BITS)
     for k in range(_NUM_COUNTERS):
-        m.counters[m.cells[k]] = _moved(t.rates, m.counters[m.cells[k]], bit, _SLOWEST)
+        m.counters[m.cells[k]] = moved(t.rates, m.counters[m.cells[k]], bit, _SLOWEST)
     return bit
-
-
-@uncounted
-def _moved(rates, counter, bit, slowest):
-    """A counter after `bit`."""
-    seen, chance = np.int64(counter) & 1023, np.int64(counter) >> 10
-    chance += ((bit << 22) - chance) * rates[seen] >> 16
-    return np.uint32(min(max(chance, 64), (1 << 22) - 64) << 10 | min(seen + 1, slowest))
-
-
-@uncounted
-def _log(logs, x):
-    """Sixteenths of an octave, rounded down; at most 511."""
-    if x < 1 << 12:
-        return logs[x]
-    if x < 1 << 20:
-        return logs[x >> 8] + 128
-    return logs[min(x >> 20, 4095)] + 320
-
-
-@uncounted
-def _bits(x):
-    bits = 0
-    while x >> bits:
-        bits += 1
-    return bits
-
-
-@uncounted
-def _sign(x):
-    return np.int64(x > 0) - np.int64(x < 0)
-
-
-@uncounted
-def _clip(x, smallest, largest):
-    return min(max(x, smallest), largest)

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 LIMIT = 2816
+LOW, RANGE, CODE, AT = 0, 1, 2, 3
+"""A coder, int64: lower end and size of the interval (48 bits), the code above that end, bytes done."""
 _DIGITS = 30
 _NUM_LOGS = 1 << 12
 _NUM_RATES = 1 << 10

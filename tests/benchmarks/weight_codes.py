@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import zstandard
 
-from eval.grid import choose_grid, uniform_steps
+from eval.grid import Search, choose_grid, uniform_steps
 from eval.offline import csr_bytes, load_weights
 from eval.weights import decode_weights, encode_weights, quantise
 from harness.data import open_data
@@ -82,7 +82,8 @@ def checkpoints(
             data = open_data(config)
             text, dtype = data.tokenizer.decode(data.heldout.tokens), resolve_precision("auto", torch.device("cpu"))
             chunk_bytes = config.eval.chunk_bytes
-            model, _ = choose_grid(pruned, {}, config.model, data.tokenizer, text, chunk_bytes, dtype)
+            search = Search(pruned, {}, config.model, data.tokenizer, text, chunk_bytes, dtype)
+            model, _ = choose_grid(search)
             yield f"{name}, chosen grid", model.integers, model.steps
         else:
             steps = uniform_steps(pruned, relative_step)
