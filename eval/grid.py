@@ -27,6 +27,8 @@ SMALLEST_RMS = 1e-30
 SMALLEST_PENALTY_BITS = 0.02
 # The factor is searched between these powers of two.
 SMALLEST_LOG2, LARGEST_LOG2 = -6.0, 2.0
+# Of weights on a grid a half of their steps costs as much as the whole ones: a walk from there alone would get stuck.
+USUAL_LOG2 = (-2.0, -1.0, 0.0, 1.0)
 
 Tokenizer = ByteTokenizer | SentencePieceTokenizer
 Weights = dict[str, np.ndarray]
@@ -166,8 +168,8 @@ def _fair_steps(weights: Weights, names: list[str], data_bytes: Callable[[Steps]
 
 
 def _walk(search: Search) -> float:
-    """Power of two with the smallest total, walking downhill from a usual one."""
-    best = 0.0
+    """Power of two with the smallest total, walking downhill from the best of the usual ones."""
+    best = min(USUAL_LOG2, key=lambda power: search.point(power).total_bytes)
     for direction in (-1.0, 1.0):
         while (
             SMALLEST_LOG2 <= best + direction <= LARGEST_LOG2

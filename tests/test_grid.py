@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from eval.archive import QuantisedModel, write_archive
 from eval.config import EvalConfig
 from eval.grid import SAMPLE_CHUNKS, Search, choose_grid
+from eval.precision import precision_records
 from eval.weights import encode_weights, quantise, rebuild
 from harness.model import ModelConfig, Transformer
 from harness.tokenizer import ByteTokenizer
@@ -85,6 +86,17 @@ def test_steps_that_were_trained_are_moved_together_only(weights):
     rebuilt = rebuild(on_grid.integers, on_grid.steps)
     search = Search(rebuilt, on_grid.steps, CONFIG, TOKENIZER, TEXT, CHUNK_BYTES, torch.float32)
     assert search.refined(0.0) == (on_grid.steps, search.point(0.0))
+
+
+def test_precision_has_a_best_value_between_too_coarse_and_too_fine(weights):
+    search = Search(weights, {}, CONFIG, TOKENIZER, TEXT, CHUNK_BYTES, torch.float32)
+    records = precision_records(search)
+    totals = [record["total_bytes"] for record in records]
+    best = int(np.argmin(totals))
+    assert [record["is_emphasised"] for record in records] == [index == best for index in range(len(records))]
+    assert totals[0] > 1.3 * totals[best]
+    assert totals[-1] > 1.02 * totals[best]
+    assert choose_grid(search)[1].total_bytes <= totals[best]
 
 
 def test_a_longer_text_pays_for_a_larger_model(weights):
