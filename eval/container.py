@@ -16,7 +16,7 @@ from pathlib import Path
 from harness.errors import RunFailure, UsageError
 
 MAGIC = b"CODELEN\0"
-VERSION = 2
+VERSION = 3
 MAX_SECTIONS = 16
 MAX_HEADER_JSON_BYTES = 1 << 20
 CHECKSUM_BYTES = 32

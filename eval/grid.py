@@ -2,7 +2,8 @@
 
 Twice the step saves a bit per non-zero weight and costs four times the data bits, so at the optimum every tensor has
 the same ratio of penalty to non-zeros: step_t = factor * probe_t * sqrt(nonzeros_t / penalty_t), where penalty_t is
-what the text grows by, in bits, with tensor t alone rounded at probe_t. One factor is then left to search.
+what the text grows by, in bits, with tensor t alone rounded at probe_t. One factor is then left to search, and after it
+each step is moved by half octaves as long as that makes the total smaller.
 """
 
 from collections.abc import Callable
@@ -26,6 +27,8 @@ SMALLEST_RMS = 1e-30
 SMALLEST_PENALTY_BITS = 0.02
 # The factor is searched between these powers of two.
 SMALLEST_LOG2, LARGEST_LOG2 = -6.0, 2.0
+# Of weights on a grid a half of their steps costs as much as the whole ones: a walk from there alone would get stuck.
+USUAL_LOG2 = (-2.0, -1.0, 0.0, 1.0)
 
 Tokenizer = ByteTokenizer | SentencePieceTokenizer
 Weights = dict[str, np.ndarray]
@@ -57,41 +60,80 @@ class Sample:
     """Bytes of the text per byte of the sample."""
 
 
-def choose_grid(
-    weights: Weights,
-    trained_steps: Steps,
-    model: ModelConfig,
-    tokenizer: Tokenizer,
-    text: bytes,
-    chunk_bytes: int,
-    dtype: torch.dtype,
-) -> tuple[QuantisedModel, list[GridPoint]]:
-    """The quantised model with the smallest total for `text`, and all points tried, coarsest first.
+class Search:
+    """What factors on all steps cost, each worked out once."""
 
-    Tensors that fine-tuning put on a grid start from `trained_steps`, the others from steps of equal penalty.
-    """
-    sample = take_sample(text, chunk_bytes, tokenizer)
+    def __init__(
+        self,
+        weights: Weights,
+        trained_steps: Steps,
+        model: ModelConfig,
+        tokenizer: Tokenizer,
+        text: bytes,
+        chunk_bytes: int,
+        dtype: torch.dtype,
+    ):
+        """`text` is what the model is to code, in chunks of `chunk_bytes`.
 
-    def data_bytes(steps: Steps) -> float:
-        return _data_bytes(_quantised(weights, model, tokenizer, steps), sample, dtype)
+        Tensors that fine-tuning put on a grid start from `trained_steps`, the others from steps of equal penalty.
+        """
+        self.weights, self._model, self._tokenizer, self._dtype = weights, model, tokenizer, dtype
+        self._sample = take_sample(text, chunk_bytes, tokenizer)
+        self._free = [name for name in weights if name not in trained_steps] if text else []
+        base = _fair_steps(weights, self._free, self._data_bytes) if text else uniform_steps(weights, PROBE_STEP)
+        self._base = base | trained_steps
+        self._points: dict[float, GridPoint] = {}
 
-    free = [name for name in weights if name not in trained_steps]
-    base = _fair_steps(weights, free, data_bytes) if text else _uniform_steps(weights, PROBE_STEP)
-    base |= trained_steps
-    points: dict[float, GridPoint] = {}
+    def point(self, log2_factor: float) -> GridPoint:
+        """The cost of a power of two on all steps."""
+        if log2_factor not in self._points:
+            self._points[log2_factor] = self._cost(2.0**log2_factor, self._steps(log2_factor))
+        return self._points[log2_factor]
 
-    def total_at(log2_factor: float) -> float:
-        if log2_factor not in points:
-            steps = _scaled(base, weights, 2.0**log2_factor)
-            model_bytes = len(encode_weights(quantise(weights, steps), steps))
-            points[log2_factor] = GridPoint(2.0**log2_factor, model_bytes, data_bytes(steps))
-        return points[log2_factor].total_bytes
+    def refined(self, log2_factor: float) -> tuple[Steps, GridPoint]:
+        """Steps near those of a power of two, each moved by half octaves while model and text together shrink.
 
-    best = _walk(total_at)
+        Steps that fine-tuning has seen stay: the weights lie on them.
+        """
+        steps, least = self._steps(log2_factor), self.point(log2_factor)
+        for name in self._free:
+            for ratio in (np.sqrt(2.0), np.sqrt(0.5)):
+                while (step := _limited(ratio * steps[name], self.weights[name])) != steps[name]:
+                    cost = self._cost(least.factor, steps | {name: step})
+                    if cost.total_bytes >= least.total_bytes:
+                        break
+                    steps, least = steps | {name: step}, cost
+        return steps, least
+
+    def quantised(self, steps: Steps) -> QuantisedModel:
+        """The model on a grid."""
+        return QuantisedModel(self._model, self._tokenizer, quantise(self.weights, steps), steps)
+
+    def _steps(self, log2_factor: float) -> Steps:
+        return _scaled(self._base, self.weights, 2.0**log2_factor)
+
+    def _cost(self, factor: float, steps: Steps) -> GridPoint:
+        model_bytes = len(encode_weights(quantise(self.weights, steps), steps))
+        return GridPoint(factor, model_bytes, self._data_bytes(steps))
+
+    def _data_bytes(self, steps: Steps) -> float:
+        transformer = self.quantised(steps).transformer().eval()
+        nats_sum = 0.0
+        with torch.inference_mode():
+            for start in range(0, len(self._sample.tokens), ROWS_PER_FORWARD):
+                rows = slice(start, start + ROWS_PER_FORWARD)
+                nats = token_nats(transformer, torch.from_numpy(self._sample.tokens[rows]), self._dtype).numpy()
+                nats_sum += float(nats[self._sample.mask[rows]].sum(dtype=np.float64))
+        return bytes_from_bits(bits_from_nats(nats_sum)) * self._sample.scale
+
+
+def choose_grid(search: Search) -> tuple[QuantisedModel, GridPoint]:
+    """The quantised model with the smallest total, and what it costs."""
+    best = _walk(search)
     for width in (0.5, 0.25):
-        best = min((best - width, best, best + width), key=total_at)
-    chosen = _quantised(weights, model, tokenizer, _scaled(base, weights, 2.0**best))
-    return chosen, [points[key] for key in sorted(points, reverse=True)]
+        best = min((best - width, best, best + width), key=lambda power: search.point(power).total_bytes)
+    steps, cost = search.refined(best)
+    return search.quantised(steps), cost
 
 
 def take_sample(text: bytes, chunk_bytes: int, tokenizer: Tokenizer) -> Sample:
@@ -108,9 +150,14 @@ def take_sample(text: bytes, chunk_bytes: int, tokenizer: Tokenizer) -> Sample:
     return Sample(tokens, mask, len(text) / max(1, sum(map(len, chunks))))
 
 
+def uniform_steps(weights: Weights, relative_step: float) -> Steps:
+    """Steps of the same share of the root mean square of each tensor's non-zero weights."""
+    return {name: np.float32(relative_step * _rms(tensor)) for name, tensor in weights.items()}
+
+
 def _fair_steps(weights: Weights, names: list[str], data_bytes: Callable[[Steps], float]) -> Steps:
     """Steps of the named tensors at equal penalty per non-zero weight, by probing one tensor at a time."""
-    fine, probe = _uniform_steps(weights, FINE_STEP), _uniform_steps(weights, PROBE_STEP)
+    fine, probe = uniform_steps(weights, FINE_STEP), uniform_steps(weights, PROBE_STEP)
     unrounded = data_bytes(fine)
     steps = {}
     for name in names:
@@ -120,36 +167,24 @@ def _fair_steps(weights: Weights, names: list[str], data_bytes: Callable[[Steps]
     return steps
 
 
-def _walk(total_at: Callable[[float], float]) -> float:
-    """Power of two with the smallest total, walking downhill from a usual one."""
-    best = 0.0
+def _walk(search: Search) -> float:
+    """Power of two with the smallest total, walking downhill from the best of the usual ones."""
+    best = min(USUAL_LOG2, key=lambda power: search.point(power).total_bytes)
     for direction in (-1.0, 1.0):
-        while SMALLEST_LOG2 <= best + direction <= LARGEST_LOG2 and total_at(best + direction) < total_at(best):
+        while (
+            SMALLEST_LOG2 <= best + direction <= LARGEST_LOG2
+            and search.point(best + direction).total_bytes < search.point(best).total_bytes
+        ):
             best += direction
     return best
 
 
-def _quantised(weights: Weights, model: ModelConfig, tokenizer: Tokenizer, steps: Steps) -> QuantisedModel:
-    return QuantisedModel(model, tokenizer, quantise(weights, steps), steps)
-
-
-def _data_bytes(quantised: QuantisedModel, sample: Sample, dtype: torch.dtype) -> float:
-    transformer = quantised.transformer().eval()
-    nats_sum = 0.0
-    with torch.inference_mode():
-        for start in range(0, len(sample.tokens), ROWS_PER_FORWARD):
-            rows = slice(start, start + ROWS_PER_FORWARD)
-            nats = token_nats(transformer, torch.from_numpy(sample.tokens[rows]), dtype).numpy()
-            nats_sum += float(nats[sample.mask[rows]].sum(dtype=np.float64))
-    return bytes_from_bits(bits_from_nats(nats_sum)) * sample.scale
-
-
-def _uniform_steps(weights: Weights, relative_step: float) -> Steps:
-    return {name: np.float32(relative_step * _rms(tensor)) for name, tensor in weights.items()}
-
-
 def _scaled(steps: Steps, weights: Weights, factor: float) -> Steps:
-    return {n: np.float32(min(factor * step, COARSEST_STEP * _rms(weights[n]))) for n, step in steps.items()}
+    return {name: _limited(factor * step, weights[name]) for name, step in steps.items()}
+
+
+def _limited(step: float, tensor: np.ndarray) -> np.float32:
+    return np.float32(min(step, COARSEST_STEP * _rms(tensor)))
 
 
 def _rms(tensor: np.ndarray) -> float:

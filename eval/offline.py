@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from eval.archive import ArchiveReport, Progress, QuantisedModel, write_archive
 from eval.baseline_cache import measured
 from eval.baselines import BASELINES, CHUNK_BYTES
-from eval.grid import GridPoint, choose_grid
+from eval.grid import GridPoint, Search, choose_grid
 from eval.ideal import ideal_archive, ideal_bits
 from eval.online_report import send_and_receive
 from eval.sources import ROOT, receiver_sources
@@ -76,21 +76,19 @@ def text_to_code(split: str, data: Data) -> bytes:
         raise UsageError(f"eval.split={split}: {error.strerror}; use heldout, train or the path of a file") from None
 
 
-def choose_model(
-    run_dir: Path, config: RunConfig, data: Data, text: bytes, threads: int
-) -> tuple[QuantisedModel, list[GridPoint]]:
-    """The model of a run on the grid that is shortest for `text`."""
+def grid_search(run_dir: Path, config: RunConfig, data: Data, text: bytes, threads: int) -> Search:
+    """The grids of a run's weights and what they cost for `text`; raises UsageError where there are none."""
     weights, trained_steps = load_weights(run_dir, config, data.tokenizer.vocab_size)
     torch.set_num_threads(threads)
     dtype = resolve_precision(config.train.precision, torch.device("cpu"))
-    return choose_grid(weights, trained_steps, config.model, data.tokenizer, text, config.eval.chunk_bytes, dtype)
+    return Search(weights, trained_steps, config.model, data.tokenizer, text, config.eval.chunk_bytes, dtype)
 
 
 def compress(
     run_dir: Path, config: RunConfig, data: Data, text: bytes, output: Path, threads: int, progress: Progress
 ) -> ArchiveReport:
     """Choose the grid for `text`, and write its archive to `output`."""
-    model, _ = choose_model(run_dir, config, data, text, threads)
+    model, _ = choose_grid(grid_search(run_dir, config, data, text, threads))
     return write_archive(output, text, model, config.eval, threads, progress)
 
 
@@ -108,7 +106,7 @@ def evaluate(run_dir: Path, overrides: list[str], threads: int, progress: Progre
     text = text_to_code(config.eval.split, data)
     output = run_dir / ARCHIVE_FILE
     output.parent.mkdir(exist_ok=True)
-    model, points = choose_model(run_dir, config, data, text, threads)
+    model, cost = choose_grid(grid_search(run_dir, config, data, text, threads))
     dtype = resolve_precision(config.train.precision, torch.device("cpu"))
     if config.eval.ideal:
         output.unlink(missing_ok=True)
@@ -136,7 +134,7 @@ def evaluate(run_dir: Path, overrides: list[str], threads: int, progress: Progre
             "chunk_bytes": config.eval.chunk_bytes,
         },
         "online": online_report,
-        "offline": offline_section(archive, model, points, len(text), config)
+        "offline": offline_section(archive, model, cost, len(text), config)
         | {"heldout_ideal_bits": heldout_bits, "decode_seconds": decode_seconds},
         "projected": projected_section(archive, len(text), data.train.raw_bytes),
         "conventions": conventions_section(model.integers),
@@ -196,11 +194,10 @@ def corpus_baselines(data: Data, config: RunConfig) -> dict[str, int] | None:
 
 
 def offline_section(
-    archive: ArchiveReport, model: QuantisedModel, points: list[GridPoint], raw_bytes: int, config: RunConfig
+    archive: ArchiveReport, model: QuantisedModel, cost: GridPoint, raw_bytes: int, config: RunConfig
 ) -> dict:
     """The archive: all sizes are of the file that has just been decoded."""
     sizes = asdict(archive)
-    best = min(points, key=lambda point: point.total_bytes)
     return {
         "method": config.rule.kind,
         "predictor": config.eval.predictor,
@@ -211,7 +208,7 @@ def offline_section(
         **{key: sizes[key] for key in sizes if key != "encode_seconds"},
         "bits_per_byte": bits_per_byte(bits_from_bytes(archive.total_bytes), raw_bytes),
         "data_bits_per_byte": bits_per_byte(bits_from_bytes(archive.data_bytes), raw_bytes),
-        "grid_factor": best.factor,
+        "grid_factor": cost.factor,
         "verified": not config.eval.ideal,
         "is_ideal": config.eval.ideal,
         "encode_seconds": archive.encode_seconds,

@@ -1,29 +1,23 @@
 """Sparse quantised weights <-> bytes.
 
-Every tensor has a grid: weight = integer * step, step a float32. Integers are coded row by row with one range coder:
-a flag for zero, a sign, a magnitude. The probability of a non-zero combines how dense the columns and the row have
-been (each row says its density class first); magnitudes have an adaptive table per tensor, of single values up to 15
-and of eighths of an octave beyond, with plain bits below these. Counts are updated after
-each row on both sides, so no table is sent, and positions cost what the flags cost. Probabilities come from counts by
-additions, products and divisions of float64 alone: counts start at binary fractions, so their sums are exact in any
-order, and the rest IEEE 754 fixes.
+Every tensor has a grid: weight = integer * step, step a float32. All integers are coded as one stream of binary
+decisions by an adaptive model that no table has to be sent for (eval/weights_kernel.py): its contexts are the row and
+the column, what is known of the same units in other tensors (eval/weights_links.py), and the neighbours. Rows and
+columns of zeros alone take one flag each. It is integer arithmetic, so that streams are the same on every machine.
 """
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
-from constriction import stream as ac
 
+from eval.weights_links import Links, units
+from eval.weights_tables import AT, CODE, LOW, RANGE, make_tables
 from harness.errors import UsageError
 
 LARGEST_MAGNITUDE = 1 << 20
-_NUM_MAGNITUDE_CLASSES = 144
 # Plain bits that end the stream: one that was cut short, or is read with other shapes, ends otherwise.
-_END_MARK = np.unpackbits(np.frombuffer(b"END", dtype=np.uint8)).astype(bool)
-_TABLE = ac.model.Categorical(perfect=False)
-_SIGN = ac.model.Uniform(2)
-_PLAIN = ac.model.Uniform()
+_END_MARK = np.unpackbits(np.frombuffer(b"END", dtype=np.uint8))
+_WEIGHTS_AT_A_TIME = 1 << 16
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -42,13 +36,12 @@ def rebuild(integers: Mapping[str, np.ndarray], steps: Mapping[str, np.float32])
 
 
 def encode_weights(integers: Mapping[str, np.ndarray], steps: Mapping[str, np.float32]) -> bytes:
-    """All tensors in the mapping's order: float32 steps, then one range-coder stream."""
+    """All tensors in the mapping's order: float32 steps, then one stream."""
     grid = np.array([steps[name] for name in integers], dtype="<f4").tobytes()
-    coder = _Writer()
-    for tensor in integers.values():
-        _code_tensor(coder, tensor.reshape(-1, tensor.shape[-1]))
-    coder.signs(_END_MARK)
-    return grid + coder.stream()
+    coder = _Coder({name: tensor.shape for name, tensor in integers.items()}, None)
+    for name, tensor in integers.items():
+        coder.code(name, tensor)
+    return grid + coder.finished_stream()
 
 
 def decode_weights(payload: bytes, shapes: Shapes) -> tuple[dict[str, np.ndarray], dict[str, np.float32]]:
@@ -59,135 +52,114 @@ def decode_weights(payload: bytes, shapes: Shapes) -> tuple[dict[str, np.ndarray
     """
     malformed = UsageError("weights section: malformed; fetch the archive again")
     grid_bytes = 4 * len(shapes)
-    if len(payload) < grid_bytes or len(payload) % 4:
+    if len(payload) < grid_bytes:
         raise malformed
     steps = dict(zip(shapes, np.frombuffer(payload[:grid_bytes], dtype="<f4"), strict=True))
     if not all(np.isfinite(step) and step > 0 for step in steps.values()):
         raise malformed
-    coder = _Reader(payload[grid_bytes:])
+    coder = _Coder(shapes, payload[grid_bytes:])
     integers = {}
-    try:
-        for name, shape in shapes.items():
-            matrix = np.zeros((math.prod(shape[:-1]), shape[-1]), dtype=np.int64)
-            _code_tensor(coder, matrix)
-            integers[name] = matrix.reshape(shape)
-        complete = np.array_equal(coder.signs(_END_MARK), _END_MARK) and coder.exhausted
-    except AssertionError:  # constriction's, for a stream that no encoder makes
-        complete = False
-    if not complete:
+    for name, shape in shapes.items():
+        integers[name] = coder.code(name, np.zeros(shape, dtype=np.int64))
+        if coder.is_beyond_end or np.abs(integers[name]).max(initial=0) > LARGEST_MAGNITUDE:
+            raise malformed
+    if not coder.is_finished():
         raise malformed
     return integers, steps
 
 
-class _Writer:
-    """Codes the values it is given."""
+class _Coder:
+    """Codes tensor after tensor into a stream, or from one."""
 
-    def __init__(self):
-        self._coder = ac.queue.RangeEncoder()
+    def __init__(self, shapes: Shapes, stream: bytes | None):
+        # Only those who code weights need the compiler, which takes a second to import.
+        from eval import weights_kernel
 
-    def symbol(self, value: int, probabilities: np.ndarray) -> int:
-        """One symbol of a table."""
-        self._coder.encode(np.array([value], dtype=np.int32), _TABLE, probabilities[None])
-        return value
+        self._kernel = weights_kernel
+        self._decoding = stream is not None
+        self._stream = np.frombuffer(stream or b"", dtype=np.uint8).copy()
+        tables = make_tables()
+        self._links = Links(tables.logs)
+        self._model = weights_kernel.new_model(tables, max((shape[-1] for shape in shapes.values()), default=1))
+        self._model.coder[CODE] = int.from_bytes(self._stream[:6].tobytes().ljust(6, b"\0"), "big")
 
-    def flags(self, values: np.ndarray, probability: np.ndarray) -> np.ndarray:
-        """Booleans (n,), each with its own probability of being true."""
-        self._coder.encode(values.astype(np.int32), _TABLE, np.stack([1.0 - probability, probability], axis=1))
-        return values
-
-    def signs(self, negative: np.ndarray) -> np.ndarray:
-        """Booleans (n,), one bit each."""
-        self._coder.encode(negative.astype(np.int32), _SIGN)
-        return negative
-
-    def magnitudes(self, values: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-        """Positive integers (n,): a class each from one table, then plain bits."""
-        classes, num_bits = _magnitude_classes(values)
-        self._coder.encode(classes.astype(np.int32), ac.model.Categorical(probabilities, perfect=False))
-        sizes = 1 << num_bits[num_bits > 0]
-        if len(sizes):
-            self._coder.encode((values[num_bits > 0] % sizes).astype(np.int32), _PLAIN, sizes.astype(np.int32))
-        return values
-
-    def stream(self) -> bytes:
-        """The finished stream, little-endian 32-bit words."""
-        return self._coder.get_compressed().astype("<u4").tobytes()
-
-
-class _Reader:
-    """Returns what the stream holds; of the values it is given only the number counts."""
-
-    def __init__(self, stream: bytes):
-        self._coder = ac.queue.RangeDecoder(np.frombuffer(stream, dtype="<u4").astype(np.uint32))
-
-    def symbol(self, value: int, probabilities: np.ndarray) -> int:
-        """Inverse of the writer's."""
-        return int(self._coder.decode(_TABLE, probabilities[None])[0])
-
-    def flags(self, values: np.ndarray, probability: np.ndarray) -> np.ndarray:
-        """Inverse of the writer's."""
-        return self._coder.decode(_TABLE, np.stack([1.0 - probability, probability], axis=1)).astype(bool)
-
-    def signs(self, negative: np.ndarray) -> np.ndarray:
-        """Inverse of the writer's."""
-        return self._coder.decode(_SIGN, len(negative)).astype(bool)
-
-    def magnitudes(self, values: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-        """Inverse of the writer's."""
-        model = ac.model.Categorical(probabilities, perfect=False)
-        classes = self._coder.decode(model, len(values)).astype(np.int64)
-        num_bits = np.maximum((classes + 1) // 8 - 1, 0)
-        magnitudes = (classes + 1 - 8 * num_bits) << num_bits
-        sizes = 1 << num_bits[num_bits > 0]
-        if len(sizes):
-            magnitudes[num_bits > 0] += self._coder.decode(_PLAIN, sizes.astype(np.int32))
-        return magnitudes
+    def code(self, name: str, tensor: np.ndarray) -> np.ndarray:
+        """Write `tensor`, or read one of its shape; returns it."""
+        matrix = tensor.reshape(-1, tensor.shape[-1]).astype(np.int64)
+        row_unit, column_unit = units(name, tensor.ndim)
+        column_levels, live_columns = self._live(matrix, column_unit, 1)
+        row_levels, live_rows = self._live(matrix, row_unit, 0)
+        live = np.ix_(live_rows, live_columns)
+        matrix[live] = self._code_live(matrix[live], row_levels[live_rows], column_levels[live_columns])
+        self._links.learn(column_unit, matrix, 1)
+        self._links.learn(row_unit, matrix, 0)
+        return matrix.reshape(tensor.shape)
 
     @property
-    def exhausted(self) -> bool:
-        """Whether nothing follows what was read."""
-        return self._coder.maybe_exhausted()
+    def is_beyond_end(self) -> bool:
+        """Whether more was read than there is."""
+        return int(self._model.coder[AT]) > len(self._stream)
 
+    def finished_stream(self) -> bytes:
+        """The stream with its end: the fewest bytes that name a number in the last interval."""
+        self._code_end_mark()
+        start, last = int(self._model.coder[AT]), self._last_bytes()
+        stream = self._stream[:start].tobytes()
+        if last >> 48:
+            # A carry: the stream so far and the last bytes are one number.
+            stream = (int.from_bytes(stream, "big") + 1).to_bytes(start, "big")
+        return stream + (last & (1 << 48) - 1).to_bytes(6, "big").rstrip(b"\0")
 
-def _code_tensor(coder: _Writer | _Reader, matrix: np.ndarray) -> None:
-    """Code `matrix` (rows, columns) row by row; a reader starts from zeros and fills it."""
-    rows, columns = matrix.shape
-    edges = _density_edges(columns)
-    class_counts = np.full(len(edges) + 1, 0.5)
-    # Expected density of each class before a row of it was seen, as one row's worth of counts.
-    class_nonzeros = np.concatenate([[0.5], edges]) + 0.5
-    class_elements = np.full(len(edges) + 1, columns + 1.0)
-    column_nonzeros = np.full(columns, 0.375)
-    magnitude_counts = np.ldexp(1.0, -np.minimum(np.arange(_NUM_MAGNITUDE_CLASSES), 8))
-    for index in range(rows):
-        values = matrix[index]
-        row_class = int(np.searchsorted(edges, np.count_nonzero(values), side="right"))
-        row_class = coder.symbol(row_class, class_counts / class_counts.sum())
-        class_counts[row_class] += 1
-        if row_class == 0:
-            continue
-        row_odds = class_nonzeros[row_class] / (class_elements[row_class] - class_nonzeros[row_class])
-        column_odds = column_nonzeros / (index + 0.75 - column_nonzeros)
-        density = (column_nonzeros.sum() + 0.5) / (columns * (index + 0.75) + 1.0)
-        odds = row_odds * column_odds * ((1.0 - density) / density)
-        flags = coder.flags(values != 0, np.clip(odds / (1.0 + odds), 1e-4, 1.0 - 1e-4))
-        nonzero = values[flags]
-        negative = coder.signs(nonzero < 0)
-        magnitudes = coder.magnitudes(np.abs(nonzero), magnitude_counts / magnitude_counts.sum())
-        matrix[index, flags] = np.where(negative, -magnitudes, magnitudes)
-        class_nonzeros[row_class] += len(nonzero)
-        class_elements[row_class] += columns
-        column_nonzeros += flags
-        magnitude_counts += np.bincount(_magnitude_classes(magnitudes)[0], minlength=_NUM_MAGNITUDE_CLASSES)
+    def is_finished(self) -> bool:
+        """Whether the end mark follows, and the stream ends as a writer would have ended it."""
+        if self._code_end_mark() != _END_MARK.tolist():
+            return False
+        start, last = int(self._model.coder[AT]), self._last_bytes()
+        end = (last & (1 << 48) - 1).to_bytes(6, "big").rstrip(b"\0")
+        is_last = int(self._model.coder[CODE]) == last - int(self._model.coder[LOW])
+        return is_last and len(self._stream) == start + len(end)
 
+    def _last_bytes(self) -> int:
+        """The number in the last interval with the most zero bytes at its end, in 48 bits and a carry."""
+        low, size = (int(self._model.coder[k]) for k in (LOW, RANGE))
+        for zeros in range(48, -1, -8):
+            number = -(-low >> zeros) << zeros
+            if number < low + size:
+                break
+        return number
 
-def _density_edges(columns: int) -> np.ndarray:
-    """Numbers of non-zeros at which the density classes after "empty row" begin: about half-octaves up to `columns`."""
-    powers = [1 << k for k in range(columns.bit_length())]
-    return np.array(sorted({edge for p in powers for edge in (p, p + p // 2) if edge <= columns}))
+    def _live(self, matrix: np.ndarray, unit: str, axis: int) -> tuple[np.ndarray, np.ndarray]:
+        """Levels of all lines along `axis`, and the numbers of those that hold anything but zeros."""
+        levels, states = self._links.of(unit, matrix.shape[axis])
+        if matrix.shape[1 - axis] == 1:
+            # A flag would say what the only weight of the line says.
+            return levels, np.arange(len(levels))
+        flags = (~matrix.any(axis=1 - axis)).astype(np.int64)
+        self._make_room(len(flags))
+        self._kernel.code_flags(self._model, flags, states, axis, self._stream, self._decoding)
+        return levels, np.flatnonzero(flags == 0)
 
+    def _code_live(self, matrix: np.ndarray, row_levels: np.ndarray, column_levels: np.ndarray) -> np.ndarray:
+        rows, columns = matrix.shape
+        self._kernel.start_tensor(self._model)
+        rows_at_a_time = max(1, _WEIGHTS_AT_A_TIME // max(1, columns))
+        for start in range(0, rows, rows_at_a_time):
+            stop = min(rows, start + rows_at_a_time)
+            self._make_room((stop - start) * columns)
+            levels = row_levels, column_levels
+            self._kernel.code_rows(self._model, matrix, start, stop, *levels, self._stream, self._decoding)
+            if self._decoding and self.is_beyond_end:
+                break
+        return matrix
 
-def _magnitude_classes(magnitudes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Class of each positive integer, and how many plain bits tell it from the others of its class."""
-    num_bits = np.maximum(np.frexp(magnitudes)[1] - 4, 0)
-    return (magnitudes >> num_bits) + 8 * num_bits - 1, num_bits
+    def _code_end_mark(self) -> list[int]:
+        self._make_room(len(_END_MARK))
+        coder, half = self._model.coder, 1 << 15
+        return [int(self._kernel.code_bit(coder, self._stream, half, bit, self._decoding)) for bit in _END_MARK]
+
+    def _make_room(self, num_weights: int) -> None:
+        """Of a writer's stream, for so many weights or flags."""
+        if not self._decoding:
+            needed = int(self._model.coder[AT]) + self._kernel.BYTES_PER_WEIGHT * (num_weights + 1)
+            if len(self._stream) < needed:
+                self._stream = np.concatenate([self._stream, np.zeros(needed, dtype=np.uint8)])

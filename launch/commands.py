@@ -61,6 +61,11 @@ def eval_command(options: Namespace) -> None:
         (run / "table.md").write_text(render(reports, "md"))
         plot_run(run)
     print(render(load_reports(runs), "rich"), end="")
+    if options.sweep_precision:
+        from eval.precision import sweep_precision
+
+        for run in runs:
+            print(f"\n{sweep_precision(run, overrides, options.threads)}", end="")
     for run in runs:
         print(f"archive, report.json, table.md and figures are in {run}; it decodes with")
         print(f"  codelength decompress {run}/offline/archive.cl -o OUT")

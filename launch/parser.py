@@ -37,6 +37,7 @@ def _add_runs(command: AddCommand) -> None:
     _add_config(sub)
     sub = command("eval", commands.eval_command, "write, decode and report the offline code of trained runs")
     sub.add_argument("runs", nargs="+", metavar="RUN", help="run directories, then eval.* overrides")
+    sub.add_argument("--sweep-precision", action="store_true", help="also draw bits a weight against total bytes")
     _add_work_options(sub)
     sub = command("table", commands.table_command, "compare evaluated runs")
     sub.add_argument("runs", nargs="+", type=Path, metavar="RUN")

@@ -7,8 +7,9 @@ from torch.nn import functional as F
 
 from eval.archive import QuantisedModel, write_archive
 from eval.config import EvalConfig
-from eval.grid import SAMPLE_CHUNKS, choose_grid
-from eval.weights import quantise, rebuild
+from eval.grid import SAMPLE_CHUNKS, Search, choose_grid
+from eval.precision import precision_records
+from eval.weights import encode_weights, quantise, rebuild
 from harness.model import ModelConfig, Transformer
 from harness.tokenizer import ByteTokenizer
 
@@ -46,7 +47,7 @@ def weights() -> dict[str, np.ndarray]:
 
 
 def choose(weights, text=TEXT, trained_steps=None):
-    return choose_grid(weights, trained_steps or {}, CONFIG, TOKENIZER, text, CHUNK_BYTES, torch.float32)
+    return choose_grid(Search(weights, trained_steps or {}, CONFIG, TOKENIZER, text, CHUNK_BYTES, torch.float32))
 
 
 def uniform(weights, relative_step) -> QuantisedModel:
@@ -55,62 +56,81 @@ def uniform(weights, relative_step) -> QuantisedModel:
     return QuantisedModel(CONFIG, TOKENIZER, quantise(weights, steps), steps)
 
 
-def best_of(points):
-    return min(points, key=lambda point: point.total_bytes)
-
-
 def file_report(path, model, text=TEXT):
     config = EvalConfig(chunk_bytes=CHUNK_BYTES, lanes=16)
     return write_archive(path, text, model, config, 1, lambda done, total: None)
 
 
 def test_the_file_has_the_size_that_was_found_and_no_uniform_step_is_better(tmp_path, weights):
-    chosen, points = choose(weights)
-    assert [point.factor for point in points] == sorted((p.factor for p in points), reverse=True)
+    chosen, cost = choose(weights)
     # All chunks are in the sample, so that the projected length is the file's.
     assert len(TEXT) <= SAMPLE_CHUNKS * CHUNK_BYTES
     report = file_report(tmp_path / "a.cl", chosen)
-    assert report.model_bytes == best_of(points).model_bytes
-    assert report.data_bytes == pytest.approx(best_of(points).data_bytes, rel=2e-3, abs=8)
+    assert report.model_bytes == cost.model_bytes
+    assert report.data_bytes == pytest.approx(cost.data_bytes, rel=2e-3, abs=8)
     total = report.model_bytes + report.data_bytes
     for log2_step in (-3, -1, -0.5, 0):
         other = file_report(tmp_path / "b.cl", uniform(weights, 2.0**log2_step))
         assert total <= 1.005 * (other.model_bytes + other.data_bytes)
 
 
+def test_moving_single_steps_makes_the_total_smaller(weights):
+    search = Search(weights, {}, CONFIG, TOKENIZER, TEXT, CHUNK_BYTES, torch.float32)
+    steps, cost = search.refined(-1.0)
+    assert cost.total_bytes < 0.995 * search.point(-1.0).total_bytes
+    assert len(encode_weights(search.quantised(steps).integers, steps)) == cost.model_bytes
+
+
+def test_steps_that_were_trained_are_moved_together_only(weights):
+    on_grid = uniform(weights, 0.5)
+    rebuilt = rebuild(on_grid.integers, on_grid.steps)
+    search = Search(rebuilt, on_grid.steps, CONFIG, TOKENIZER, TEXT, CHUNK_BYTES, torch.float32)
+    assert search.refined(0.0) == (on_grid.steps, search.point(0.0))
+
+
+def test_precision_has_a_best_value_between_too_coarse_and_too_fine(weights):
+    search = Search(weights, {}, CONFIG, TOKENIZER, TEXT, CHUNK_BYTES, torch.float32)
+    records = precision_records(search)
+    totals = [record["total_bytes"] for record in records]
+    best = int(np.argmin(totals))
+    assert [record["is_emphasised"] for record in records] == [index == best for index in range(len(records))]
+    assert totals[0] > 1.3 * totals[best]
+    assert totals[-1] > 1.02 * totals[best]
+    assert choose_grid(search)[1].total_bytes <= totals[best]
+
+
 def test_a_longer_text_pays_for_a_larger_model(weights):
     (_, few), (_, many) = choose(weights, TEXT[:CHUNK_BYTES]), choose(weights, TEXT * 30)
-    assert best_of(many).model_bytes > best_of(few).model_bytes
+    assert many.model_bytes > few.model_bytes
 
 
 def test_a_sample_projects_the_whole_text(weights):
     whole = TEXT * 4
     assert len(whole) > 2 * SAMPLE_CHUNKS * CHUNK_BYTES
-    model, points = choose(weights, whole)
+    model, cost = choose(weights, whole)
     nats_sum = 0.0
     with torch.inference_mode():
         for start in range(0, len(whole), CHUNK_BYTES):
             chunk = torch.tensor([list(whole[start : start + CHUNK_BYTES])])
             nats_sum += F.cross_entropy(model.transformer()(chunk)[0], chunk[0], reduction="sum").item()
-    assert best_of(points).data_bytes == pytest.approx(nats_sum / np.log(2) / 8, rel=0.05)
+    assert cost.data_bytes == pytest.approx(nats_sum / np.log(2) / 8, rel=0.05)
 
 
 def test_an_empty_text_and_odd_tensors_have_a_grid(weights):
     odd = {name: np.zeros_like(tensor) for name, tensor in weights.items()}
     odd[next(iter(odd))].flat[3] = 1e-45
     for these, text in ((weights, b""), (odd, b""), (odd, TEXT[:40])):
-        model, points = choose(these, text)
+        model, cost = choose(these, text)
         assert all(np.isfinite(step) and step > 0 for step in model.steps.values())
-        assert all(np.isfinite(point.total_bytes) for point in points)
-        assert (points[0].data_bytes == 0) == (text == b"")
+        assert np.isfinite(cost.total_bytes)
+        assert (cost.data_bytes == 0) == (text == b"")
 
 
 def test_weights_trained_on_a_grid_stay_on_it(weights):
     on_grid = uniform(weights, 0.5)
     rebuilt = rebuild(on_grid.integers, on_grid.steps)
-    model, points = choose(rebuilt, TEXT, on_grid.steps)
+    model, cost = choose(rebuilt, TEXT, on_grid.steps)
     # A finer factor than one gains nothing in data and costs a bit per non-zero.
-    assert best_of(points).factor >= 1
-    assert 1 in [point.factor for point in points]
+    assert cost.factor >= 1
     for name, tensor in rebuilt.items():
         assert not model.integers[name][tensor == 0].any()

@@ -1,6 +1,8 @@
 """The weights section: exact, small, and refused where it is not what an encoder makes."""
 
+import hashlib
 import lzma
+import math
 
 import numpy as np
 import pytest
@@ -94,16 +96,102 @@ def test_the_section_is_smaller_than_int8_with_xz():
     assert len(encode_weights(integers, steps)) < 0.9 * len(dense)
 
 
-def test_positions_of_dead_rows_and_columns_are_nearly_free():
+def section_bytes(**tensors):
+    return len(encode_weights(tensors, dict.fromkeys(tensors, np.float32(1))))
+
+
+def values_of(rng, shape):
+    return np.rint(rng.laplace(size=shape) * 2).astype(np.int64)
+
+
+def spread(dense, rows, columns, shape=(512, 512)):
+    """`dense` at the crossings of some rows and columns of a tensor of zeros."""
+    integers = np.zeros(shape, dtype=np.int64)
+    integers[np.ix_(rows, columns)] = dense
+    return integers
+
+
+def test_dead_rows_and_columns_in_a_block_take_a_few_bytes():
+    dense = values_of(np.random.default_rng(5), (256, 256))
+    for lines in (slice(0, 256), slice(256, 512), slice(0, 512, 2)):
+        lines = np.arange(512)[lines]
+        assert section_bytes(w=spread(dense, lines, lines)) <= section_bytes(w=dense) + 8
+
+
+def test_dead_lines_anywhere_take_a_bit_each():
     rng = np.random.default_rng(5)
-    scattered = np.where(rng.random((256, 256)) < 0.25, 1, 0)
-    gathered = np.zeros((256, 256), dtype=np.int64)
-    gathered[::2, ::2] = 1
+    dense = values_of(rng, (256, 256))
+    rows, columns = (np.sort(rng.permutation(512)[:256]) for _ in range(2))
+    assert section_bytes(w=spread(dense, rows, columns)) <= section_bytes(w=dense) + 1024 / 8 + 16
 
-    def position_bytes(integers):
-        return len(encode_weights({"w": integers}, {"w": np.float32(1)})) - np.count_nonzero(integers) / 8
 
-    assert position_bytes(gathered) < 0.2 * position_bytes(scattered)
+@pytest.mark.parametrize("share", [0.1, 0.01])
+def test_few_dead_lines_take_what_their_positions_hold(share):
+    rng = np.random.default_rng(6)
+    dense = values_of(rng, (512, 512))
+    holed = dense.copy()
+    holed[rng.random(512) < share] = 0
+    num_live = int(holed.any(axis=1).sum())
+    positions = -(share * np.log2(share) + (1 - share) * np.log2(1 - share)) * 512 / 8
+    kept = section_bytes(w=holed[holed.any(axis=1)])
+    assert num_live < 512
+    assert section_bytes(w=holed) <= kept + 1.3 * positions + 8
+
+
+def test_a_tensor_of_zeros_takes_three_bytes():
+    zeros = np.zeros((512, 512), dtype=np.int64)
+    assert section_bytes(a=zeros, b=zeros) - section_bytes(a=zeros) <= 4 + 3
+    assert section_bytes(a=zeros) <= 4 + 3 + 6
+
+
+def test_a_unit_that_is_dead_in_one_tensor_costs_nothing_in_the_next():
+    rng = np.random.default_rng(7)
+    live = np.sort(rng.permutation(512)[:256])
+    up = spread(values_of(rng, (256, 64)), live, np.arange(64), (512, 64))
+    down = spread(values_of(rng, (64, 256)), np.arange(64), live, (64, 512))
+    linked = section_bytes(**{"blocks.0.up.weight": up, "blocks.0.down.weight": down})
+    unlinked = section_bytes(first=up, second=down)
+    assert linked < unlinked - 512 / 8 * 0.8
+
+
+def test_scales_of_rows_and_columns_shorten_the_section():
+    """Both scales are learnt: the section comes near the entropy that is left when they are known."""
+    rng = np.random.default_rng(8)
+    scales = np.exp2(rng.normal(size=(512, 1)) + rng.normal(size=(1, 512)) + 2)
+    integers = np.rint(rng.normal(size=(512, 512)) * scales).astype(np.int64)
+    gaussian_bits = np.log2(scales * np.sqrt(2 * np.pi * np.e) + 1).mean()
+    assert 8 * section_bytes(w=integers) / integers.size < 1.05 * gaussian_bits
+    assert 8 * section_bytes(w=integers) / integers.size < 0.9 * entropy_bits(integers)
+
+
+@pytest.mark.parametrize("spread_of_values", [0.3, 2.0, 300.0])
+def test_values_without_structure_take_little_more_than_their_entropy(spread_of_values):
+    integers = np.rint(np.random.default_rng(9).normal(size=(256, 512)) * spread_of_values).astype(np.int64)
+    assert 8 * section_bytes(w=integers) / integers.size < 1.01 * gaussian_entropy(spread_of_values) + 0.01
+
+
+def entropy_bits(integers):
+    """Empirical entropy of single values."""
+    share = np.unique(integers, return_counts=True)[1] / integers.size
+    return float(-(share * np.log2(share)).sum())
+
+
+def gaussian_entropy(deviation):
+    """Entropy in bits of a rounded Gaussian."""
+    reach = int(8 * deviation) + 2
+    edges = (np.arange(-reach, reach + 2) - 0.5) / deviation
+    chances = np.diff([0.5 * (1 + math.erf(edge / math.sqrt(2))) for edge in edges])
+    chances = chances[chances > 0]
+    return float(-(chances * np.log2(chances)).sum())
+
+
+def test_the_stream_is_the_same_on_every_machine():
+    """Integer arithmetic alone: these digests hold for any processor."""
+    rng = np.random.default_rng(10)
+    shapes = {"embed.weight": (20, 16), "blocks.0.qkv.weight": (48, 16), "blocks.0.out.weight": (16, 16), "b": (300,)}
+    integers = {name: rng.integers(-4, 5, shape) * rng.integers(-9, 10, shape) // 8 for name, shape in shapes.items()}
+    payload = encode_weights(integers, dict.fromkeys(shapes, np.float32(0.5)))
+    assert hashlib.sha256(payload).hexdigest()[:16] == "daed37eb7cbe7704"
 
 
 def test_a_finer_grid_costs_one_bit_per_octave_and_nonzero():
@@ -133,6 +221,8 @@ def test_a_payload_of_another_length_is_refused(shape):
         assert outcome(payload[:length], {"w": shape}) is None
     for tail in (b"\0", b"\0" * 8, b"\xff" * 8):
         assert outcome(payload + tail, {"w": shape}) is None
+    for last in set(range(0, 256, 5)) - {payload[-1]}:
+        assert outcome(payload[:-1] + bytes([last]), {"w": shape}) is None
 
 
 def test_bad_steps_and_noise_are_refused():
