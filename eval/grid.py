@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from eval.archive import QuantisedModel
+from eval.ideal import ideal_bits, split
 from eval.weights import encode_weights, quantise
-from harness.model import ModelConfig, token_nats
+from harness.model import ModelConfig
 from harness.tokenizer import ByteTokenizer, SentencePieceTokenizer
-from harness.units import bits_from_bytes, bits_from_nats, bytes_from_bits
+from harness.units import bits_from_bytes, bytes_from_bits
 
 SAMPLE_CHUNKS = 64
-ROWS_PER_FORWARD = 16
 # Steps relative to the root mean square of a tensor's non-zero weights.
 FINE_STEP, PROBE_STEP, COARSEST_STEP = 2.0**-7, 0.5, 1.5
 SMALLEST_RMS = 1e-30
@@ -50,16 +50,6 @@ class GridPoint:
         return self.model_bytes + self.data_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """Chunks spread evenly over a text, as tokens (n, longest) and mask."""
-
-    tokens: np.ndarray
-    mask: np.ndarray
-    scale: float
-    """Bytes of the text per byte of the sample."""
-
-
 class Search:
     """What factors on all steps cost, each worked out once."""
 
@@ -78,7 +68,8 @@ class Search:
         Tensors that fine-tuning put on a grid start from `trained_steps`, the others from steps of equal penalty.
         """
         self.weights, self._model, self._tokenizer, self._dtype = weights, model, tokenizer, dtype
-        self._sample = take_sample(text, chunk_bytes, tokenizer)
+        self._sample = take_sample(text, chunk_bytes)
+        self._scale = len(text) / max(1, sum(map(len, self._sample)))
         self._free = [name for name in weights if name not in trained_steps] if text else []
         base = _fair_steps(weights, self._free, self._data_bytes) if text else uniform_steps(weights, PROBE_STEP)
         self._base = base | trained_steps
@@ -117,14 +108,7 @@ class Search:
         return GridPoint(factor, model_bytes, self._data_bytes(steps))
 
     def _data_bytes(self, steps: Steps) -> float:
-        transformer = self.quantised(steps).transformer().eval()
-        nats_sum = 0.0
-        with torch.inference_mode():
-            for start in range(0, len(self._sample.tokens), ROWS_PER_FORWARD):
-                rows = slice(start, start + ROWS_PER_FORWARD)
-                nats = token_nats(transformer, torch.from_numpy(self._sample.tokens[rows]), self._dtype).numpy()
-                nats_sum += float(nats[self._sample.mask[rows]].sum(dtype=np.float64))
-        return bytes_from_bits(bits_from_nats(nats_sum)) * self._sample.scale
+        return bytes_from_bits(ideal_bits(self.quantised(steps), self._sample, self._dtype)) * self._scale
 
 
 def choose_grid(search: Search) -> tuple[QuantisedModel, GridPoint]:
@@ -136,18 +120,11 @@ def choose_grid(search: Search) -> tuple[QuantisedModel, GridPoint]:
     return search.quantised(steps), cost
 
 
-def take_sample(text: bytes, chunk_bytes: int, tokenizer: Tokenizer) -> Sample:
-    """At most SAMPLE_CHUNKS chunks of `text`."""
-    starts = range(0, len(text), chunk_bytes)
-    chosen = np.unique(np.linspace(0, max(len(starts) - 1, 0), min(SAMPLE_CHUNKS, len(starts))).astype(int))
-    chunks = [text[starts[i] : starts[i] + chunk_bytes] for i in chosen]
-    coded = [tokenizer.encode(chunk) for chunk in chunks]
-    longest = max((len(row) for row in coded), default=0)
-    tokens = np.zeros((len(coded), longest), dtype=np.int64)
-    mask = np.zeros((len(coded), longest), dtype=bool)
-    for row, values in enumerate(coded):
-        tokens[row, : len(values)], mask[row, : len(values)] = values, True
-    return Sample(tokens, mask, len(text) / max(1, sum(map(len, chunks))))
+def take_sample(text: bytes, chunk_bytes: int) -> list[bytes]:
+    """At most SAMPLE_CHUNKS chunks, spread evenly over `text`."""
+    chunks = split(text, chunk_bytes)
+    chosen = np.unique(np.linspace(0, max(len(chunks) - 1, 0), min(SAMPLE_CHUNKS, len(chunks))).astype(int))
+    return [chunks[i] for i in chosen]
 
 
 def uniform_steps(weights: Weights, relative_step: float) -> Steps:

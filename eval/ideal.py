@@ -13,38 +13,35 @@ import torch
 from eval.archive import ArchiveReport, QuantisedModel
 from eval.weights import decode_weights, encode_weights
 from harness.errors import RunFailure
-from harness.model import Transformer, token_nats
+from harness.model import token_nats
 from harness.units import bits_from_nats, bytes_from_bits
 
-ROWS_PER_FORWARD = 32
+ROWS_PER_FORWARD = 16
 Progress = Callable[[int, int], None]
 
 
-def ideal_bits(
-    transformer: Transformer,
-    encode: Callable[[bytes], np.ndarray],
-    text: bytes,
-    chunk_bytes: int,
-    dtype: torch.dtype,
-    progress: Progress,
-) -> float:
-    """-log2 of the probabilities of `text`, in bits: chunks that share no context, each from the begin symbol.
+def split(text: bytes, chunk_bytes: int) -> list[bytes]:
+    """Chunks of `text`; the last one may be short."""
+    return [text[start : start + chunk_bytes] for start in range(0, len(text), chunk_bytes)]
 
-    `encode` makes token ids of the bytes of a chunk.
-    """
-    chunks = [encode(text[start : start + chunk_bytes]) for start in range(0, len(text), chunk_bytes)]
-    nats_sum, done = 0.0, 0
+
+def ideal_bits(
+    model: QuantisedModel, chunks: list[bytes], dtype: torch.dtype, progress: Progress = lambda *_: None
+) -> float:
+    """-log2 of the probabilities of `chunks`, which share no context, each from the begin symbol, in bits."""
+    transformer = model.transformer().eval()
+    nats_sum, done, total = 0.0, 0, sum(map(len, chunks))
     with torch.inference_mode():
         for start in range(0, len(chunks), ROWS_PER_FORWARD):
-            rows = chunks[start : start + ROWS_PER_FORWARD]
+            rows = [model.tokenizer.encode(chunk) for chunk in chunks[start : start + ROWS_PER_FORWARD]]
             tokens = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
             mask = np.zeros(tokens.shape, dtype=bool)
             for row, values in enumerate(rows):
                 tokens[row, : len(values)], mask[row, : len(values)] = values, True
             nats = token_nats(transformer, torch.from_numpy(tokens), dtype).numpy()
             nats_sum += float(nats[mask].sum(dtype=np.float64))
-            done = min(len(text), done + ROWS_PER_FORWARD * chunk_bytes)
-            progress(done, len(text))
+            done += sum(map(len, chunks[start : start + ROWS_PER_FORWARD]))
+            progress(done, total)
     return bits_from_nats(nats_sum)
 
 
@@ -60,7 +57,7 @@ def ideal_archive(
     decoded, _ = decode_weights(payload, {name: q.shape for name, q in model.integers.items()})
     if not all(np.array_equal(decoded[name], q) for name, q in model.integers.items()):
         raise RunFailure("weights: do not decode to what was coded")
-    bits = ideal_bits(model.transformer().eval(), model.tokenizer.encode, text, chunk_bytes, dtype, progress)
+    bits = ideal_bits(model, split(text, chunk_bytes), dtype, progress)
     data_bytes, tokenizer_bytes = round(bytes_from_bits(bits)), len(model.tokenizer.model_bytes())
     return ArchiveReport(
         header_bytes=0,

@@ -20,7 +20,7 @@ from eval.archive import ArchiveReport, Progress, QuantisedModel, write_archive
 from eval.baseline_cache import measured
 from eval.baselines import BASELINES, CHUNK_BYTES
 from eval.grid import GridPoint, Search, choose_grid
-from eval.ideal import ideal_archive, ideal_bits
+from eval.ideal import ideal_archive, ideal_bits, split
 from eval.online_report import send_and_receive
 from eval.sources import ROOT, receiver_sources
 from harness.config import RunConfig, config_sha256, dump_config
@@ -114,10 +114,8 @@ def evaluate(run_dir: Path, overrides: list[str], threads: int, progress: Progre
     else:
         archive = write_archive(output, text, model, config.eval, threads, progress)
         decode_seconds = verify(output, text, threads)
-    heldout = data.tokenizer.decode(data.heldout.tokens)
-    heldout_bits = ideal_bits(
-        model.transformer().eval(), data.tokenizer.encode, heldout, config.eval.chunk_bytes, dtype, lambda *_: None
-    )
+    heldout = split(data.tokenizer.decode(data.heldout.tokens), config.eval.chunk_bytes)
+    heldout_bits = ideal_bits(model, heldout, dtype)
     online_report = online_section(online, archive, len(text), config) | {"baselines": corpus_baselines(data, config)}
     online_report |= {"members": read_members(run_dir)}
     if config.eval.online:

@@ -40,6 +40,8 @@ class RunState:
     """By tensor, the step of the grid that fine-tuning keeps its weights on."""
     ledger_parts: list[int] = field(default_factory=list)
     """Number of ledger parts of each rank that belong to the steps done."""
+    recent_loss_nats: list[float] = field(default_factory=list)
+    """Losses that decide whether a phase has converged."""
     identity: dict[str, str]
     """What a run that goes on must share with the one that was saved."""
     format_version: int = FORMAT_VERSION

@@ -11,6 +11,7 @@ from yaml import YAMLError
 
 from eval.config import EvalConfig, OnlineConfig
 from harness.backends.base import BackendConfig
+from harness.convergence import StoppingConfig
 from harness.corpus import CorpusConfig
 from harness.errors import UsageError
 from harness.model import ModelConfig
@@ -56,6 +57,7 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     rule: RuleConfig = field(default_factory=RuleConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
+    stopping: StoppingConfig = field(default_factory=StoppingConfig)
     backend: BackendConfig = field(default_factory=BackendConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     online: OnlineConfig = field(default_factory=OnlineConfig)
@@ -71,7 +73,7 @@ class RunConfig:
         if not self.name or Path(self.name).name != self.name:
             found.append(f"name={self.name}: must be a plain directory name")
         sections = (self.corpus, self.tokenizer, self.model, self.train, self.optimizer, self.rule, self.prune)
-        for section in (*sections, self.backend, self.eval, self.online):
+        for section in (*sections, self.stopping, self.backend, self.eval, self.online):
             found.extend(section.problems())
         if self.backend.zero_stage and self.optimizer.kind == "muon" and self.optimizer.clip_norm is not None:
             found.append(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from harness.batches import StepBatch
 from harness.config import RunConfig
+from harness.convergence import Convergence
 from harness.distributed import Ranks
 from harness.learner import Learner
 from harness.lessons import Lessons
@@ -25,7 +26,7 @@ class Experts:
     """The run's own transformer first, then those of `online.models`; all of them see the same batches."""
 
     def __init__(self, config: RunConfig, vocab_size: int, ranks: Ranks, dtype: torch.dtype):
-        self.config, self.online = config, config.online
+        self.config, self.online, self.ranks = config, config.online, ranks
         self.shapes: list[ModelConfig] = config.expert_models()
         self.learners = [Learner(replace(config, model=shape), vocab_size, ranks, dtype) for shape in self.shapes]
         self._forget()
@@ -125,8 +126,13 @@ class Experts:
                 learner.reset()
                 learner.optimizer.set_rule(rule)
             self._means, self._num_means = [], 0
+        convergence = Convergence(self.config.stopping)
         for index, (batch, phase) in enumerate(training):
-            self._train(index, phase, batch, where)
+            losses = self._train(index, phase, batch, where)
+            (nats_sum,) = self.ranks.sum(sum(nats for _, nats in losses))
+            convergence.add(nats_sum / batch.num_tokens)
+            if convergence.is_reached:
+                break
 
     @torch.no_grad()
     def _average(self) -> None:

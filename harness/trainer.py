@@ -17,6 +17,7 @@ from harness.checkpoint import (
     save_checkpoint,
 )
 from harness.config import RunConfig, training_sha256
+from harness.convergence import Convergence
 from harness.data import Data
 from harness.distributed import Ranks
 from harness.errors import RunFailure, Stopped, UsageError
@@ -64,6 +65,7 @@ class Trainer:
             },
         )
         self.meter = Meter()
+        self.convergence = Convergence(config.stopping)
 
     def describe(self) -> None:
         """Print the derived numbers, then find out with one dry step whether they fit."""
@@ -88,7 +90,8 @@ class Trainer:
         self.ledger = LedgerWriter(run_dir, ranks.rank, self.state.ledger_parts[ranks.rank])
         with make_monitor(run_dir, self.num_steps, ranks.rank, self.state.step + 1) as self.monitor:
             saved_at = time.monotonic()
-            for step in range(self.state.step, self.num_steps):
+            while self.state.step < self.num_steps:
+                step = self.state.step
                 phase = next(p for p in self.phases if step < p.end_step)
 
                 # once in a while: between main and fine-tuning, or two stretches of it
@@ -98,7 +101,7 @@ class Trainer:
 
                 # one optimizer step
                 self.learner.set_schedule(step, phase)
-                self._train_step(step, phase)
+                repeated_nats_sum, repeated_tokens = self._train_step(step, phase)
                 self.state.step = step + 1
 
                 # once in a while: metrics
@@ -106,10 +109,16 @@ class Trainer:
                     self._log(phase, with_tensors=step // config.log_every_steps % LOGS_PER_HISTOGRAM == 0)
                     self.meter = Meter()
 
-                # once in a while: a checkpoint, when all ranks agree
+                # what all ranks know of each other, in one reduction
                 save_is_due = ranks.is_first and time.monotonic() - saved_at > 60 * config.checkpoint_minutes
-                agreed = ranks.sum(save_is_due, stop.by_signal, ranks.is_first and stop.by_file)
-                must_save, by_signal, by_file = (count > 0 for count in agreed)
+                asked = (save_is_due, stop.by_signal, ranks.is_first and stop.by_file)
+                *counts, nats_sum, tokens = ranks.sum(*asked, repeated_nats_sum, repeated_tokens)
+                must_save, by_signal, by_file = (count > 0 for count in counts)
+
+                # once in a while: the end of a phase that has converged
+                self._end_if_converged(phase, nats_sum, tokens)
+
+                # once in a while: a checkpoint
                 must_stop = (by_signal or by_file) and self.state.step < self.num_steps
                 if must_save or must_stop:
                     path, saved_at = self._save(), time.monotonic()
@@ -124,7 +133,8 @@ class Trainer:
                 self._prune()
             self._finish(stop)
 
-    def _train_step(self, step: int, phase: Phase) -> None:
+    def _train_step(self, step: int, phase: Phase) -> tuple[float, int]:
+        """One step; returns nats and number of this rank's tokens that were read before."""
         batch = self.batches.of_step(step)
         is_new = batch.epoch == 0
         coded = self.prequential.code(batch) if self.prequential and is_new else None
@@ -146,6 +156,25 @@ class Trainer:
             code_nats_sum = 0.0 if not is_new else loss_nats_sum if code_nats is None else float(code_nats.sum())
             self.meter.add(loss_nats_sum, int(micro_batch.mask.sum()), int(raw_bytes.sum()), code_nats_sum, is_new)
         self.meter.steps += 1
+        if is_new:
+            return 0.0, 0
+        return sum(nats for _, nats in losses), sum(int(micro_batch.mask.sum()) for micro_batch in batch.micro_batches)
+
+    def _end_if_converged(self, phase: Phase, nats_sum: float, tokens: float) -> None:
+        """Skip the rest of a phase once the loss of what it reads again has stopped falling."""
+        if tokens:
+            self.convergence.add(nats_sum / tokens)
+        halves = self.convergence.halves()
+        is_over = self.state.step == phase.end_step
+        if self.convergence.is_reached and not is_over:
+            self.monitor.message(
+                f"{phase.name}: converged after step {self.state.step:,} of {phase.end_step:,} "
+                f"({halves[0]:.4f} -> {halves[1]:.4f} nats/token over {self.config.stopping.window_steps} steps)"
+            )
+            self.state.step, is_over = phase.end_step, True
+        if is_over:
+            self.convergence.clear()
+        self.state.recent_loss_nats = self.convergence.loss_nats
 
     def _log(self, phase: Phase, with_tensors: bool) -> None:
         step = self.state.step
@@ -204,6 +233,7 @@ class Trainer:
             if self.prequential:
                 self.prequential.blend.load(own["blend"])
             self.meter = Meter(**own["meter"])
+            self.convergence.loss_nats = self.state.recent_loss_nats
         except (OSError, KeyError, TypeError, ValueError, RuntimeError, pickle.UnpicklingError):
             # Its digests are right: somebody else has written it.
             raise UsageError(
