@@ -17,7 +17,7 @@ from eval.container import CHECKSUM_BYTES, framing_bytes, pack_sections, read_se
 from eval.teacher_cells import decode_values, encode_values, tanh
 from eval.weights import decode_weights, encode_weights, rebuild
 from harness.errors import UsageError
-from harness.teacher import layer_shapes, make_inputs
+from harness.teacher_inputs import layer_shapes, make_inputs
 
 _HEAD, _SIGMA = struct.Struct("<QIB"), struct.Struct("<f")
 MAX_TARGETS, MAX_WEIGHTS, MAX_LAYERS = 1 << 24, 1 << 24, 64

@@ -17,7 +17,8 @@ from eval.teacher_archive import SMALLEST_SIGMA, target_bytes, write_archive
 from eval.teacher_cells import gaussian_bits
 from eval.teacher_grid import choose_grids, fast_predictions
 from harness.errors import RunFailure
-from harness.teacher import TeacherConfig, make_data, make_inputs, split_layers
+from harness.teacher import TeacherConfig, make_data
+from harness.teacher_inputs import make_inputs, split_layers
 from harness.teacher_training import Trained, train_students
 from harness.units import bytes_from_bits
 

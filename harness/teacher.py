@@ -7,7 +7,7 @@ the last column, so that rules and pruning touch biases like any other weight.
 
 import math
 from dataclasses import dataclass, field
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.sparsity.rules import COUPLINGS, RULES
+from harness.teacher_inputs import layer_shapes, make_inputs
 
 UNPRUNED = "unpruned"
 METHODS = (UNPRUNED, "none", *(f"{kind}-{coupling}" for kind in RULES[1:] for coupling in COUPLINGS))
@@ -167,27 +168,6 @@ class Students(nn.Module):
 def gaussian_nats(mse: Tensor, log_sigma: Tensor) -> Tensor:
     """Mean code length of a target in nats, per unit of the targets: mse / (2 sigma^2) + ln(2 pi sigma^2) / 2."""
     return mse * torch.exp(-2 * log_sigma) / 2 + log_sigma + math.log(2 * math.pi) / 2
-
-
-def layer_shapes(widths: list[int]) -> list[tuple[int, int]]:
-    """Shape of each layer with its biases: (outputs, inputs + 1)."""
-    return [(outputs, inputs + 1) for inputs, outputs in pairwise(widths)]
-
-
-def split_layers(weights: np.ndarray, widths: list[int]) -> dict[str, np.ndarray]:
-    """The layers of one student's weights (weights,), by name."""
-    shapes = layer_shapes(widths)
-    ends = np.cumsum([rows * columns for rows, columns in shapes])[:-1]
-    parts = np.split(weights, ends)
-    return {f"layer{i}": part.reshape(shape) for i, (part, shape) in enumerate(zip(parts, shapes, strict=True))}
-
-
-def make_inputs(seed: int, num_targets: int, width: int) -> np.ndarray:
-    """Inputs (targets, width) float32, uniform on [-1, 1): the first ones are the same for any number of targets.
-
-    From PCG64 by exact arithmetic, so that a decoder draws the same.
-    """
-    return (2 * np.random.Generator(np.random.PCG64(seed)).random((num_targets, width)) - 1).astype(np.float32)
 
 
 def make_data(config: TeacherConfig, num_targets: int) -> TeacherData:
