@@ -77,16 +77,16 @@ def best_setting(points: Iterable[TeacherPoint], value: Callable[[TeacherPoint],
 
 
 def blocks(points: list[TeacherPoint]) -> list[Block]:
-    """A block for each number of targets, the shortest coded total first."""
-    found = []
+    """A block for each number of targets, the shortest coded total first; the last one has the notes."""
+    found: list[Block] = []
     for (num_targets,), those in grouped(points, "num_targets").items():
         records = [_record(group) for group in grouped(those, "method", "loss").values()]
         records.sort(key=lambda record: record["coded_bytes"])
         records[0]["is_emphasised"] = True
-        notes = [note.format(those[0].header_bytes) for note in _NOTES]
         num_seeds = len({point.seed for point in those})
         title = f"{num_targets:,} targets: best totals in bytes, mean and standard deviation over {num_seeds} seeds"
-        found.append(new_block(title, _COLUMNS, records, notes))
+        found.append(new_block(title, _COLUMNS, records, []))
+    found[-1].notes = [note.format(points[0].header_bytes) for note in _NOTES]
     return found
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from argparse import Namespace
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from harness.errors import RunFailure, UsageError
@@ -61,8 +62,6 @@ def _open_directory(config: "TeacherConfig") -> None:
 
 
 def _deciding(config: "TeacherConfig") -> dict[str, str]:
-    from dataclasses import asdict
-
     return {key: json.dumps(value) for key, value in asdict(config).items() if key not in FREE_KEYS}
 
 
@@ -103,12 +102,11 @@ def _run_jobs(config: "TeacherConfig", path: str | None, overrides: list[str], a
 
 
 def _write_results(config: "TeacherConfig") -> None:
-    from eval.teacher_figure import draw_totals
-    from eval.teacher_table import blocks, points_csv
-
     from eval.container import write_atomically
     from eval.markup import to_markdown, to_rich
+    from eval.teacher_figure import draw_totals
     from eval.teacher_points import read_points
+    from eval.teacher_table import blocks, points_csv
 
     points = read_points(config)
     if not points:

@@ -15,13 +15,15 @@ from conftest import ROOT, SMALL, run_command
 COMMANDS = [line[2:] for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("$ ")]
 TRAINING = ("codelength data", "codelength train", "codelength send", "torchrun")
 # Tested elsewhere: make demo and tensorboard in their own ways, the sweep (an hour at its size) in tests/test_sweep.py,
-# the audit (a dozen processes) in tests/test_audit.py, the crossover (two runs) in tests/test_crossover.py.
+# the audit (a dozen processes) in tests/test_audit.py, the crossover (two runs) in tests/test_crossover.py, teacher and
+# students in tests/test_teacher.py.
 NOT_HERE = (
     "make",
     "tensorboard",
     "codelength sweep configs/sweeps/alpha.yaml --at-a-time",
     "codelength audit",
     "codelength crossover",
+    "codelength teacher",
 )
 # The README's own sizes take minutes; these settings leave the commands as they are and shrink the work.
 SHRINK = {"300000": "30000", "1200000": "40000"}

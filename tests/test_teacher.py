@@ -115,10 +115,14 @@ def test_masses_of_neighbouring_cells_sum_to_one(mean, sigma):
 
 
 def test_masses_are_those_of_the_normal_distribution():
-    edges = np.concatenate([np.linspace(-9, 9, 37), np.linspace(-9, 9, 3001)])
-    edges = np.sort(edges)[None]
-    exact = np.where(edges[0, 1:] <= 0, np.diff(norm.cdf(edges[0])), -np.diff(norm.sf(edges[0])))
-    assert interval_masses(edges)[0] == pytest.approx(exact, rel=1e-8, abs=1e-300)
+    # Intervals of many sigmas, and of just the widest that count as narrow.
+    for edges, rel in (
+        (np.linspace(-9, 9, 37), 1e-8),
+        (np.linspace(-6, 6, 385), 1e-10),
+        (np.array([-37.0, -0.3, 0.1, 37.0]), 1e-9),
+    ):
+        exact = np.where(edges[1:] <= 0, np.diff(norm.cdf(edges)), -np.diff(norm.sf(edges)))
+        assert interval_masses(edges[None])[0] == pytest.approx(exact, rel=rel, abs=1e-300)
 
 
 def test_the_length_of_a_cell_is_that_of_the_density_up_to_its_curvature():
@@ -193,6 +197,7 @@ def test_damaged_and_foreign_archives_are_refused_in_a_line(tmp_path, monkeypatc
         assert decode_main() == 2
         captured = capsys.readouterr()
         assert captured.err.startswith(f"codelength: {path}: ") and captured.err.count("\n") == 1
+        assert name != "no sigma" or "malformed weights" in captured.err
         assert not captured.out and not (tmp_path / "out").exists()
 
 
@@ -222,11 +227,16 @@ def test_students_side_by_side_learn_as_each_alone(method):
     assert torch.allclose(found.weights, expected.weights, atol=1e-5)
 
 
-def test_a_strong_rule_and_pruning_leave_few_weights_and_fine_tuning_keeps_zeros():
-    config = load_settings(TeacherConfig, None, ["targets=[100]", "seeds=1", "steps=300", "finetune_steps=20"])
-    unpruned = train_students(config, "unpruned", "mse", 100)[0].weights
-    sparse = train_students(config, "rl1-decoupled", "mse", 100)[-1].weights
-    assert unpruned.count_nonzero() == 751 and sparse.count_nonzero() < 100
+def test_a_strong_rule_leaves_few_weights_and_what_is_pruned_stays_zero():
+    config = load_settings(TeacherConfig, None, ["seeds=1", "steps=300", "finetune_steps=20"])
+    nonzeros = {
+        method: int(train_students(config, method, "mse", 100)[-1].weights.count_nonzero())
+        for method in ("unpruned", "none", "rl1-decoupled")
+    }
+    assert nonzeros["unpruned"] == 751
+    # Of these many have a gradient still.
+    assert 500 < nonzeros["none"] < 745
+    assert 0 < nonzeros["rl1-decoupled"] < 100
 
 
 def test_the_paper_convention_is_four_bytes_a_weight_and_cells_of_2_to_the_minus_32():
