@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -106,7 +105,7 @@ def verify(archives: list[Path], digests: list[str]) -> None:
     Raises RunFailure where the SHA-256 of targets differs.
     """
     command = [sys.executable, "-m", "eval.teacher_decode", *(str(path.resolve()) for path in archives)]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     found = [line.split()[0] for line in done.stdout.splitlines()]
     if done.returncode or found != digests:
         reason = done.stderr.strip() or "SHA-256 differs"

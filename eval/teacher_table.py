@@ -17,6 +17,7 @@ PUBLISHED_BYTES = {
     "rl1": {30: 180, 300: 1586, 2000: 8860},
     "unpruned": {30: 3111, 300: 4199, 2000: 10860},
 }
+RAW_TARGET_BYTES = 4
 _NOTES = [
     "alpha: the strength (and tolerance of pruning) with the smallest mean over seeds, for either total on its own.",
     "weights, targets: sections of files that a fresh process has decoded, compared by SHA-256; coded is their sum. "
@@ -84,7 +85,8 @@ def blocks(points: list[TeacherPoint]) -> list[Block]:
         records.sort(key=lambda record: record["coded_bytes"])
         records[0]["is_emphasised"] = True
         num_seeds = len({point.seed for point in those})
-        title = f"{num_targets:,} targets: best totals in bytes, mean and standard deviation over {num_seeds} seeds"
+        raw = f"{num_targets:,} targets ({count(RAW_TARGET_BYTES * num_targets)} bytes as raw float32)"
+        title = f"{raw}: best totals in bytes, mean and standard deviation over {num_seeds} seeds"
         found.append(new_block(title, _COLUMNS, records, []))
     found[-1].notes = [note.format(points[0].header_bytes) for note in _NOTES]
     return found

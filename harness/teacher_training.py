@@ -33,7 +33,7 @@ def train_students(config: TeacherConfig, method: str, loss: str, num_targets: i
     """
     data, strengths = make_data(config, num_targets), config.strengths(method)
     students = Students(config.student, [first_students(config)] * len(strengths))
-    rule_config = make_rule_config(config, method, strengths[0] or 0.0)
+    rule_config = make_rule_config(config, method, strengths[0])
     for group, strength in zip(students.groups, strengths, strict=True):
         group.alpha_scale = strength / strengths[0] if strengths[0] else 1.0
     # A nat of all targets, per target; where the loss is a squared error, a nat is 2 noise^2 of it.
@@ -119,7 +119,7 @@ def _pruned(config: TeacherConfig, group: Tensor, data: TeacherData, tolerance: 
     return torch.stack(pruned)
 
 
-def _listed(groups: list[Tensor], strengths: list[float], tolerances: list) -> list[Trained]:
+def _listed(groups: list[Tensor], strengths: list[float], tolerances: list[float | None]) -> list[Trained]:
     places = [(tolerance, alpha) for tolerance in tolerances for alpha in strengths]
     return [
         Trained(seed, alpha, tolerance, weights)
