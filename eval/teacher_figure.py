@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 
 from eval.figures import COLOURS, LEGEND, MEASURED_COLOUR, QUIET_COLOUR, new_panels, save_figure
 from eval.teacher_points import TeacherPoint
-from eval.teacher_table import Setting, coded_bytes, grouped, settings_of
+from eval.teacher_table import Setting, best_setting, coded_bytes, grouped, settings_of
 
 _PANEL_HEIGHT_INCHES = 3.0
 _RULES = ("rl1", "drr", "pmmp", "fpp", "admm")
@@ -27,10 +27,12 @@ def draw_totals(path: Path, points: list[TeacherPoint]) -> None:
             _draw_method(by_alpha, by_nonzeros, method, _best_tolerances(group))
         by_alpha.set_xscale("log")
         by_nonzeros.set_xscale("symlog", linthresh=1)
+        by_nonzeros.set_xlim(left=-0.5)
+        _leave_out_far_totals(by_alpha, those)
         by_alpha.set_ylabel(f"bytes, {num_targets:,} targets")
         by_alpha.set_xlabel("alpha (adam: nats a unit; decoupled: share of the update)")
         by_nonzeros.set_xlabel("weights that are not zero")
-    handles, labels = panels[0][1].get_legend_handles_labels()
+    handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, **LEGEND)
     save_figure(figure, path)
 
@@ -41,12 +43,23 @@ def _draw_method(by_alpha: Axes, by_nonzeros: Axes, method: str, settings: list[
     nonzeros = [setting.mean(lambda point: point.nonzeros) for setting in settings]
     if not coupling:
         colour = QUIET_COLOUR if rule == "none" else MEASURED_COLOUR
-        by_alpha.axhline(totals[0], color=colour, lw=1.0, ls=":")
-        by_nonzeros.plot(nonzeros, totals, color=colour, marker="s", ls="", ms=5, label=method)
+        by_alpha.axhline(totals[0], color=colour, lw=1.2, ls=":", label=method)
+        by_nonzeros.plot(nonzeros, totals, color=colour, marker="s", ls="", ms=5)
         return
-    style = {"color": COLOURS[_RULES.index(rule)], "ls": _DASHES[coupling], "marker": "o", "ms": 3, "lw": 1.3}
-    by_alpha.plot([setting.first.alpha for setting in settings], totals, **style)
-    by_nonzeros.plot(nonzeros, totals, label=method, **style)
+    colour, is_filled = COLOURS[_RULES.index(rule)], coupling == "adam"
+    marker = {"color": colour, "marker": "o", "ms": 4, "mfc": colour if is_filled else "white"}
+    alphas = [setting.first.alpha for setting in settings]
+    by_alpha.plot(alphas, totals, ls=_DASHES[coupling], lw=1.3, label=method, **marker)
+    by_nonzeros.plot(nonzeros, totals, ls="", **marker)
+
+
+def _leave_out_far_totals(axes: Axes, points: list[TeacherPoint]) -> None:
+    """Students that a rule has left nothing of would flatten all others."""
+    groups = grouped(points, "method")
+    totals = [best_setting(group, coded_bytes).mean(coded_bytes) for group in groups.values()]
+    lowest, highest = min(totals), max(totals)
+    margin = max(highest - lowest, 1.0)
+    axes.set_ylim(lowest - 0.1 * margin, highest + 0.3 * margin)
 
 
 def _best_tolerances(points: list[TeacherPoint]) -> list[Setting]:
