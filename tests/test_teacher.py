@@ -228,7 +228,7 @@ def test_students_side_by_side_learn_as_each_alone(method):
 
 
 def test_a_strong_rule_leaves_few_weights_and_what_is_pruned_stays_zero():
-    config = load_settings(TeacherConfig, None, ["seeds=1", "steps=300", "finetune_steps=20"])
+    config = load_settings(TeacherConfig, None, ["seeds=1", "steps=300", "finetune_steps=20", "shares=[3]"])
     nonzeros = {
         method: int(train_students(config, method, "mse", 100)[-1].weights.count_nonzero())
         for method in ("unpruned", "none", "rl1-decoupled")
@@ -254,9 +254,10 @@ def point(**changes: object) -> TeacherPoint:
 def test_the_table_shows_the_strength_with_the_best_mean_beside_the_published_total():
     weights = {1.0: (50, 90), 3.0: (60, 64), 10.0: (100, 100)}
     points = [point(alpha=a, seed=s, weights_bytes=w) for a, ws in weights.items() for s, w in enumerate(ws)]
+    points += [point(method="drr-adam", seed=s, weights_bytes=w) for s, w in enumerate((70, 72))]
     (block,) = blocks(points)
-    (row,) = block.rows
-    cells = dict(zip(block.header, row, strict=True))
+    cells, others = (dict(zip(block.header, row, strict=True)) for row in block.rows)
+    assert (others["method"], others["above best"], others["± sd (above)"]) == ("drr-adam", "9", "1")
     assert (cells["alpha"], cells["coded bytes"], cells["± sd"], cells["published"]) == ("3", "62", "3", "182")
 
 
