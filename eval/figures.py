@@ -116,14 +116,33 @@ def sparsity_per_layer(path: Path, names: list[str], parameters: list[int], nonz
 
 def new_figure(title: str, height_inches: float = _HEIGHT_INCHES) -> tuple[Figure, Axes]:
     """An empty picture in the style of all of them."""
-    figure = Figure(figsize=(_WIDTH_INCHES, height_inches), dpi=_DOTS_PER_INCH, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _new_canvas(height_inches)
     axes = figure.add_subplot()
     axes.set_title(title, loc="left")
+    _style(axes)
+    return figure, axes
+
+
+def new_panels(title: str, rows: int, columns: int, height_inches: float) -> tuple[Figure, np.ndarray]:
+    """The same with (rows, columns) axes, those of a row sharing their vertical one."""
+    figure = _new_canvas(height_inches)
+    figure.suptitle(title, x=0.02, ha="left", fontsize="large")
+    panels = figure.subplots(rows, columns, sharey="row", squeeze=False)
+    for axes in panels.flat:
+        _style(axes)
+    return figure, panels
+
+
+def _new_canvas(height_inches: float) -> Figure:
+    figure = Figure(figsize=(_WIDTH_INCHES, height_inches), dpi=_DOTS_PER_INCH, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _style(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color=_FAINT_COLOUR, lw=0.6)
     axes.set_axisbelow(True)
-    return figure, axes
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -22,6 +23,7 @@ from harness.sparsity.rules import RuleConfig
 from harness.tokenizer import TokenizerConfig
 
 MAX_INCLUDE_DEPTH = 8
+T = TypeVar("T")
 # Keys, or sections with their dot, that decide no bit of what training computes: they may change in its middle.
 FREE_KEYS = (
     "name",
@@ -125,9 +127,14 @@ def load_config(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -
 
     Raises UsageError with one line per problem: unknown keys, wrong types and bad values of all sections together.
     """
+    return load_settings(RunConfig, path, overrides)
+
+
+def load_settings(kind: type[T], path: Path | str | None, overrides: list[str] | tuple[str, ...]) -> T:
+    """`load_config` for any dataclass with `problems()`; without a file its defaults count."""
     problems: list[str] = []
-    layers = [*_read_layers(Path(path)), *(_parse_override(text, problems) for text in overrides)]
-    return _resolve([leaf for layer in layers for leaf in leaves(layer)], problems)
+    layers = [*(_read_layers(Path(path)) if path else []), *(_parse_override(text, problems) for text in overrides)]
+    return _resolve([leaf for layer in layers for leaf in leaves(layer)], problems, kind)
 
 
 def config_from(settings: dict[str, object]) -> RunConfig:
@@ -135,7 +142,7 @@ def config_from(settings: dict[str, object]) -> RunConfig:
 
     Raises UsageError with one line per problem.
     """
-    return _resolve(list(settings.items()), [])
+    return _resolve(list(settings.items()), [], RunConfig)
 
 
 def settings_of(config: RunConfig) -> dict[str, object]:
@@ -144,14 +151,14 @@ def settings_of(config: RunConfig) -> dict[str, object]:
     return {key: value for key, value in _leaves_of(config) if value != default[key]}
 
 
-def _resolve(settings: list[tuple[str, object]], problems: list[str]) -> RunConfig:
+def _resolve(settings: list[tuple[str, object]], problems: list[str], kind: type[T]) -> T:
     """Defaults with `settings` one after another; `problems` are those found before."""
-    merged = OmegaConf.structured(RunConfig)
+    merged = OmegaConf.structured(kind)
     for dotted, value in settings:
         try:
             OmegaConf.update(merged, dotted, value)
         except (OmegaConfBaseException, TypeError) as error:
-            problems.append(f"{dotted}={value}: {_reason(error, dotted)}")
+            problems.append(f"{dotted}={value}: {_reason(error, dotted, kind)}")
     config = OmegaConf.to_object(merged)
     problems.extend(config.problems())
     if problems:
@@ -159,7 +166,7 @@ def _resolve(settings: list[tuple[str, object]], problems: list[str]) -> RunConf
     return config
 
 
-def dump_config(config: RunConfig) -> str:
+def dump_config(config: object) -> str:
     """The resolved configuration as YAML: what `load_config` reads back to an equal object."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
@@ -239,10 +246,10 @@ def leaves(tree: dict, prefix: str = "") -> list[tuple[str, object]]:
     return found
 
 
-def _reason(error: Exception, dotted: str) -> str:
+def _reason(error: Exception, dotted: str, kind: type) -> str:
     text = str(error).splitlines()[0]
     if "not in" in text:
-        known = OmegaConf.structured(RunConfig)
+        known = OmegaConf.structured(kind)
         for part in dotted.split(".")[:-1]:
             if part not in known or not OmegaConf.is_dict(known[part]):
                 break

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from launch import commands, crossover, online
+from launch import commands, crossover, online, teacher
 
 AddCommand = Callable[[str, Callable[[argparse.Namespace], int | None], str], argparse.ArgumentParser]
 
@@ -23,7 +23,7 @@ def make_parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    for add in (_add_runs, _add_files, _add_online, _add_curve, _add_crossover, _add_machines):
+    for add in (_add_runs, _add_files, _add_online, _add_curve, _add_crossover, _add_teacher, _add_machines):
         add(command)
     return parser
 
@@ -101,6 +101,17 @@ def _add_crossover(command: AddCommand) -> None:
     sub.add_argument("--processes", type=_positive, default=1, help="processes of both runs (default: 1)")
     sub.add_argument("--format", default="rich", choices=["rich", "md", "json"], help="(default: rich)")
     _add_config(sub)
+
+
+def _add_teacher(command: AddCommand) -> None:
+    """Teacher and students."""
+    text = "weights and targets of small networks as files: each sparsity rule against the published totals; goes on"
+    sub = command("teacher", teacher.teacher_command, text)
+    sub.add_argument("--at-a-time", type=_positive, default=1, metavar="N", help="processes (default: 1)")
+    sub.add_argument("--index", type=_natural, metavar="I", help="only job I, counted from 0, as in a job array")
+    sub.add_argument(
+        "overrides", nargs="*", metavar="CONFIG key=value", help="a YAML file (default: no changes), then settings"
+    )
 
 
 def _add_online(command: AddCommand) -> None:

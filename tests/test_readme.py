@@ -15,7 +15,8 @@ from conftest import ROOT, SMALL, run_command
 COMMANDS = [line[2:] for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("$ ")]
 TRAINING = ("codelength data", "codelength train", "codelength send", "torchrun")
 # Tested elsewhere: make demo and tensorboard in their own ways, sweeps (hours at their size) in tests/test_sweep.py and
-# test_compare.py, the audit (a dozen processes) in tests/test_audit.py, the crossover (two runs) in test_crossover.py.
+# test_compare.py, the audit (a dozen processes) in tests/test_audit.py, the crossover (two runs) in test_crossover.py,
+# teacher and students in test_teacher.py.
 NOT_HERE = (
     "make",
     "tensorboard",
@@ -23,6 +24,7 @@ NOT_HERE = (
     "codelength sweep configs/sweeps/table3.yaml --at-a-time",
     "codelength audit",
     "codelength crossover",
+    "codelength teacher",
 )
 # The README's own sizes take minutes; these settings leave the commands as they are and shrink the work.
 SHRINK = {"300000": "30000", "1200000": "40000"}
