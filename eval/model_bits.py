@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eval.grid import ROWS_PER_FORWARD
+from eval.ideal import ROWS_PER_FORWARD
 from eval.offline import load_weights
 from eval.table import load_reports
 from harness.config import RunConfig

@@ -45,7 +45,7 @@ def train_command(options: Namespace) -> int:
 
 def eval_command(options: Namespace) -> None:
     """Write, decode and report offline codes."""
-    from eval.offline import evaluate
+    from eval.offline import ARCHIVE_FILE, evaluate
     from eval.plot import plot_run
     from eval.table import load_reports, render
 
@@ -67,8 +67,11 @@ def eval_command(options: Namespace) -> None:
         for run in runs:
             print(f"\n{sweep_precision(run, overrides, options.threads)}", end="")
     for run in runs:
-        print(f"archive, report.json, table.md and figures are in {run}; it decodes with")
-        print(f"  codelength decompress {run}/offline/archive.cl -o OUT")
+        if (archive := run / ARCHIVE_FILE).exists():
+            print(f"archive, report.json, table.md and figures are in {run}; it decodes with")
+            print(f"  codelength decompress {archive} -o OUT")
+        else:
+            print(f"report.json, table.md and figures are in {run}; no archive, since eval.ideal=true")
 
 
 def table_command(options: Namespace) -> None:

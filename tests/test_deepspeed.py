@@ -46,7 +46,7 @@ ACCUMULATED = (
 )
 MUON = ("optimizer.kind=muon", "rule.alpha=0.3", "train.finetune_epochs=0.5")
 # Rules, each at a stage.
-RULES = {"drr": 1, "fpp": 2, "pmmp": 3, "admm": 2}
+RULES = {"drr": 2, "fpp": 3}
 BF16 = ("backend.bf16_weights=true", "train.precision=bf16")
 LAYERS = ("prune.kind=layerwise", "prune.steps=30", "prune.alpha=0.01", "train.epochs=1", "train.finetune_epochs=0.4")
 JOBS = (

@@ -135,7 +135,9 @@ def test_a_cancelled_job_leaves_a_run_that_the_next_submit_completes(
 
 def test_an_array_skips_finished_runs_and_completes_the_others(cluster, folder, submit):
     sweep = folder / "three.yaml"
-    sweep.write_text("name: three\nconfig: long.yaml\nsettings: [train.epochs=1]\ngrid: {seed: [0, 1, 2]}\n")
+    sweep.write_text(
+        "name: three\nconfig: long.yaml\nsettings: [train.epochs=1, prune.kind=none]\ngrid: {seed: [0, 1, 2]}\n"
+    )
     runs = [folder / "runs" / "three" / f"seed-{seed}" for seed in range(3)]
     finished = python(cluster, "-m", "launch", "sweep", str(sweep), "--index", "1")
     assert finished.returncode == 0, finished.stderr
