@@ -171,6 +171,9 @@ class Trainer:
                 f"{phase.name}: converged after step {self.state.step:,} of {phase.end_step:,} "
                 f"({halves[0]:.4f} -> {halves[1]:.4f} nats/token over {self.config.stopping.window_steps} steps)"
             )
+            if self.meter.steps:
+                self._log(phase, with_tensors=True)
+                self.meter = Meter()
             self.state.step, is_over = phase.end_step, True
         if is_over:
             self.convergence.clear()

@@ -85,11 +85,16 @@ def stopped_early(config) -> Path:
     return train(config, "early")
 
 
-def test_phases_end_early_but_never_the_first_epoch(stopped_early, capsys):
+def test_phases_end_early_but_never_the_first_epoch(stopped_early):
     # Losses count from step 11 on; the window is full at 14. Rounds of fine-tuning begin at 30 and 35.
     assert logged_steps(stopped_early) == [*range(1, 15), *range(31, 35), *range(36, 40)]
     first_epoch = rows(stopped_early).filter(rows(stopped_early)["epoch"].to_numpy() == 0)
     assert first_epoch["num_tokens"].to_numpy().sum() == 20300
+
+
+def test_metrics_hold_the_steps_up_to_the_early_end(config):
+    run_dir = train(config, "seldom", "train.log_every_steps=10")
+    assert logged_steps(run_dir) == [10, 14, 34, 39]
 
 
 def test_a_run_that_was_stopped_in_between_ends_early_at_the_same_step(config, stopped_early, capsys):
@@ -111,15 +116,13 @@ def test_ranks_agree_on_when_to_stop(config, stopped_early):
     assert logged_steps(config.parent / "runs" / "two") == logged_steps(stopped_early)
 
 
-def test_a_block_training_stops_early(config, capsys):
+def test_a_block_training_stops_early(config):
     block = ("train.epochs=1", "train.retrain_at=[0.5]", "train.retrain_epochs=20", "prune.kind=none", "prune.rounds=1")
-    seconds = {}
+    tables = {}
     for window in (0, 4):
-        run_dir = train(config, f"block-{window}", *block, f"stopping.window_steps={window}", "rule.kind=none",
-                        "rule.alpha=0")  # fmt: skip
-        table = rows(run_dir)
-        seconds[window] = [np.array(table[column]) for column in ("step", "code_nats_sum")]
+        window_steps = f"stopping.window_steps={window}"
+        tables[window] = rows(train(config, f"block-{window}", *block, window_steps, "rule.kind=none", "rule.alpha=0"))
     # Before the training at half of the text both code alike, after it not: one has learnt for 4 steps, one for 100.
-    step, code_nats = seconds[4]
-    same = code_nats == seconds[0][1]
+    same = np.array(tables[0]["code_nats_sum"]) == np.array(tables[4]["code_nats_sum"])
+    step = np.array(tables[4]["step"])
     assert same[step < 5].all() and not same[step >= 5].any()

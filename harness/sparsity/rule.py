@@ -5,6 +5,7 @@ is applied piece by piece: all that it reads and writes of a piece stays in the 
 little more than one walk through memory.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -38,7 +39,7 @@ class Piece:
     """How many steps the rule has taken, this one included."""
 
 
-class Rule:
+class Rule(ABC):
     """Base of all rules; `alpha` is the strength, `coupling` says which of the two methods is called.
 
     `adam`: `add_gradient` before the optimizer's step, which scales it (the published way). `decoupled`: `shrink` after
@@ -58,13 +59,13 @@ class Rule:
         """State of shape (rows, n) before the first step, by name, for flat `weights` (n,)."""
         return {name: weights.new_zeros(rows, weights.numel()) for name, rows in self.kept.items()}
 
+    @abstractmethod
     def add_gradient(self, piece: Piece) -> None:
         """Add the rule's force to the gradient, before the optimizer's step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def shrink(self, piece: Piece) -> None:
         """Move the weights, after the optimizer's step."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def apply(self, parameter: Tensor, state: dict, rate: float, scale: float) -> None:
