@@ -52,9 +52,9 @@ def state_of(run: Run) -> str:
         report = json.loads((run_dir / REPORT_FILE).read_text(encoding="utf-8"))
         # The evaluation may be repeated with other settings; training may not. A file is more than was asked for
         # where ideal lengths were.
-        accepted = {run.config.eval.ideal, False}
-        saved = [replace(saved, eval=replace(run.config.eval, ideal=ideal)) for ideal in accepted]
-        is_evaluated = report["config_sha256"] in map(config_sha256, saved)
+        wanted = [replace(run.config.eval, ideal=ideal) for ideal in {run.config.eval.ideal, False}]
+        accepted = {config_sha256(replace(saved, eval=settings)) for settings in wanted}
+        is_evaluated = report["config_sha256"] in accepted
     except (OSError, ValueError, KeyError, TypeError):
         is_evaluated = False
     return "done" if is_evaluated else "trained"
