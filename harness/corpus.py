@@ -5,6 +5,7 @@ The concatenation of the documents, without separators, is the corpus: every byt
 
 import ast
 import bz2
+import functools
 import importlib.util
 import json
 import re
@@ -149,6 +150,7 @@ def _too_few(key: str, wanted_bytes: int, found_bytes: int) -> str:
     return f"{key}={wanted_bytes}: the split has only {found_bytes} bytes; use at most {found_bytes}"
 
 
+@functools.cache
 def _wiki_mini() -> list[bytes]:
     """Bodies of the 206 `<text>` elements of the dump that gensim ships, XML entities left as they are."""
     # Finding the package without importing it saves seconds.

@@ -1,11 +1,8 @@
 """Ranks of a training job, started one by one as torchrun would, so that a test can kill or stop any of them."""
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +12,7 @@ import pyarrow.parquet as pq
 import torch
 import yaml
 from conftest import ROOT
+from processes import python
 from safetensors.torch import load_file
 
 from harness.ledger import part_paths
@@ -62,22 +60,9 @@ class Ranks:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        job = {
-            "WORLD_SIZE": str(count),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1",
-        }
+        job = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         self.processes = [
-            subprocess.Popen(
-                [sys.executable, *program],
-                cwd=ROOT,
-                env=os.environ | job | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(count)
+            python(*program, cwd=ROOT, env=job | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(count)
         ]
 
     def __enter__(self):

@@ -3,11 +3,10 @@
 import hashlib
 import os
 import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import Process, python
 from test_archive import RANDOM, make_model, repacked
 
 from eval.archive import write_archive
@@ -38,13 +37,10 @@ def refused(capsys, status: int, *arguments: object) -> str:
     return captured.err
 
 
-def fresh(archive: Path, output: Path, *options: str, **environment: str) -> subprocess.Popen:
+def fresh(archive: Path, output: Path, *options: str, **environment: str) -> Process:
     """`python -m launch decompress` in a process of its own, started in the folder of its output."""
-    command = [sys.executable, "-m", "launch", "decompress", str(archive), "-o", str(output), *options]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)} | environment
-    return subprocess.Popen(
-        command, cwd=output.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    command = ("-m", "launch", "decompress", archive, "-o", output, *options)
+    return python(*command, cwd=output.parent, env={"PYTHONPATH": str(ROOT)} | environment)
 
 
 def test_decompress_writes_the_text_and_says_so(capsys, tmp_path, archive):

@@ -47,7 +47,7 @@ def write_sweep(folder: Path, compare: str = COMPARE) -> Path:
 def swept(tmp_path_factory) -> tuple[Path, str]:
     """Directory of a small sweep, and what it printed."""
     folder = tmp_path_factory.mktemp("compare")
-    done = run_command(f"python -m launch sweep {write_sweep(folder)} --at-a-time 2", ROOT)
+    done = run_command(f"codelength sweep {write_sweep(folder)} --at-a-time 2", ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "runs" / "small", done.stdout
 
@@ -83,7 +83,7 @@ def test_table_and_pictures_show_both_kinds_of_lengths(swept):
 def test_the_same_command_has_nothing_left_to_do(swept):
     directory, _ = swept
     before = {path: path.stat().st_mtime_ns for path in directory.glob("*/report.json")}
-    done = run_command(f"python -m launch sweep {directory.parents[1] / 'sweep.yaml'}", ROOT)
+    done = run_command(f"codelength sweep {directory.parents[1] / 'sweep.yaml'}", ROOT)
     assert done.returncode == 0 and "start" not in done.stdout
     assert before == {path: path.stat().st_mtime_ns for path in directory.glob("*/report.json")}
 
@@ -147,7 +147,7 @@ def test_ideal_lengths_are_those_of_the_file_without_its_overhead(demo_run, tmp_
     run_dir = tmp_path / "runs" / "demo"
     shutil.copytree(demo_run, run_dir)
     as_file = json.loads((run_dir / "report.json").read_text())["offline"]
-    done = run_command(f"python -m launch eval {run_dir} eval.ideal=true", demo_run.parents[1])
+    done = run_command(f"codelength eval {run_dir} eval.ideal=true", demo_run.parents[1])
     assert done.returncode == 0, done.stderr
     ideal = json.loads((run_dir / "report.json").read_text())["offline"]
     assert ideal["model_bytes"] == as_file["model_bytes"] and ideal["is_ideal"] and not ideal["verified"]

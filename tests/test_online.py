@@ -5,8 +5,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import ROOT
+from processes import Process, python, result_of
 from ranks import Ranks
 
 from eval.container import pack_json, pack_sections, read_sections, unpack_json
@@ -55,22 +54,15 @@ def run(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
 
 
-def command(*arguments: object, **environment: str) -> subprocess.Popen:
+def command(*arguments: object, **environment: str) -> Process:
     """A command in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "launch", *map(str, arguments)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return python("-m", "launch", *arguments, cwd=ROOT, env=environment)
 
 
-def finished(process: subprocess.Popen, timeout: float = 200) -> tuple[int, str, str]:
+def ended(process: Process) -> tuple[int, str, str]:
     """Exit status, stdout and stderr."""
-    texts = process.communicate(timeout=timeout)
-    return process.returncode, *texts
+    done = result_of(process)
+    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -182,22 +174,6 @@ def test_a_mixture_of_symbols_that_are_not_bytes_comes_back(place, tmp_path):
     assert output.read_bytes() == TEXT
 
 
-def test_two_ranks_send_everything_and_go_on_after_a_kill(place, tmp_path):
-    settings = (place / "config.yaml", place / "long", *EVERYTHING, "online.segment_steps=8")
-    whole, file = tmp_path / "whole.clo", tmp_path / "file.clo"
-    status, _, errors = finished(command("send", *settings, "-o", whole, "--processes", 2, "--quiet"))
-    assert status == 0, errors
-    with Ranks(2, place, program=["-m", "launch", "send", *map(str, settings), "-o", str(file), "--quiet"]) as ranks:
-        ranks.wait_until(lambda: any(tmp_path.glob("file.clo.part/checkpoints/*/COMMITTED")))
-        ranks.kill()
-    status, _, errors = finished(command("send", *settings, "-o", file, "--processes", 2, "--quiet"))
-    assert status == 0 and "goes on from step" in errors, errors
-    assert file.read_bytes() == whole.read_bytes()
-    status, _, errors = finished(command("receive", file, "-o", tmp_path / "out", "--quiet"))
-    assert status == 0, errors
-    assert (tmp_path / "out").read_bytes() == LONG
-
-
 def test_sentencepiece_symbols_come_back(place, tmp_path):
     text, file, output = tmp_path / "in", tmp_path / "file.clo", tmp_path / "out"
     text.write_bytes(TEXT + b"\xff\xfe\0" + TEXT[:500])
@@ -249,42 +225,58 @@ def test_the_same_file_from_the_same_settings_and_another_from_others(place, tmp
     assert streams[0] != streams[1]
 
 
+def sending_ranks(place: Path, file: Path, *settings: str) -> Ranks:
+    """Two ranks that send TEXT."""
+    program = ["-m", "launch", "send", str(place / "config.yaml"), str(place / "text"), *settings, "-o", str(file)]
+    return Ranks(2, place, program=[*program, "--quiet"])
+
+
+def sent_by_ranks(place: Path, file: Path, *settings: str) -> list[str]:
+    """What each of two ranks says while it sends TEXT."""
+    with sending_ranks(place, file, *settings) as job:
+        ends = job.wait()
+    assert all(status == 0 for status, _, _ in ends), ends
+    return [errors for _, _, errors in ends]
+
+
 @pytest.fixture(scope="module")
 def sent_by_two(place) -> Path:
-    """TEXT, sent by two ranks."""
-    file = place / "two.clo"
-    program = ["-m", "launch", "send", str(place / "config.yaml"), str(place / "text"), "-o", str(file), "--quiet"]
-    with Ranks(2, place / "config.yaml", program=program) as job:
-        for status, _, errors in job.wait():
-            assert status == 0, errors
-    return file
+    """TEXT, sent by two ranks with every setting."""
+    sent_by_ranks(place, place / "two.clo", *EVERYTHING)
+    return place / "two.clo"
 
 
 def test_two_ranks_send_and_two_receive(place, tmp_path, sent_by_two):
     _, _, _, segments = read_online_file(sent_by_two)
     assert all(len(segment.shares) == 2 and segment.shares[1].stream for segment in segments)
     # `receive` starts as many processes as have sent.
-    status, printed, errors = finished(command("receive", sent_by_two, "-o", tmp_path / "out"))
+    status, printed, errors = ended(command("receive", sent_by_two, "-o", tmp_path / "out"))
     assert status == 0, errors
     assert (tmp_path / "out").read_bytes() == TEXT
     assert printed.startswith(f"{tmp_path / 'out'}: {len(TEXT):,} bytes, SHA-256 verified; ")
 
 
+def test_killed_ranks_go_on_to_the_same_file(place, tmp_path, sent_by_two):
+    file = tmp_path / "file.clo"
+    with sending_ranks(place, file, *EVERYTHING) as ranks:
+        ranks.wait_until(lambda: any(tmp_path.glob("file.clo.part/checkpoints/*/COMMITTED")))
+        ranks.kill()
+    assert "goes on from step" in sent_by_ranks(place, file, *EVERYTHING)[0]
+    assert file.read_bytes() == sent_by_two.read_bytes()
+
+
 def test_zero_stage_three_sends_the_same_weights(place, tmp_path):
     zero = ("backend.name=deepspeed", "backend.zero_stage=3", "train.precision=fp32", "optimizer.kind=adamw")
-    file, output, text = tmp_path / "z.clo", tmp_path / "out", place / "text"
-    program = ["-m", "launch", "send", str(place / "config.yaml"), str(text), *zero, "-o", str(file), "--quiet"]
-    with Ranks(2, place / "config.yaml", program=program) as job:
-        for status, _, errors in job.wait():
-            assert status == 0, errors
-    status, _, errors = finished(command("receive", file, "-o", output, "--quiet"))
+    file, output = tmp_path / "z.clo", tmp_path / "out"
+    sent_by_ranks(place, file, *zero)
+    status, _, errors = ended(command("receive", file, "-o", output, "--quiet"))
     assert status == 0, errors
     assert output.read_bytes() == TEXT
 
 
 def test_another_number_of_processes_is_refused(capsys, place, tmp_path, sent, sent_by_two):
     assert "world_size: 2 in the file, 1 here" in refused(capsys, sent_by_two, tmp_path / "out", "--processes", "1")
-    status, printed, errors = finished(command("receive", sent, "-o", tmp_path / "out", "--processes", "2"))
+    status, printed, errors = ended(command("receive", sent, "-o", tmp_path / "out", "--processes", "2"))
     assert (status, printed) == (2, "")
     assert "world_size: 1 in the file, 2 here" in errors and errors.count("\n") == 1
     assert not (tmp_path / "out").exists()
@@ -307,9 +299,9 @@ def test_another_instruction_set_is_named_and_a_slipped_one_is_found_at_its_firs
     output, there = tmp_path / "out", tmp_path / "there.clo"
     native = command("receive", sent, "-o", output, "--quiet", **slow)
     sending = command("send", place / "config.yaml", place / "text", "-o", there, "--quiet", **slow)
-    status, _, errors = finished(native)
+    status, _, errors = ended(native)
     assert status == 2 and "cpu_capability: " in errors and errors.count("\n") == 1
-    status, _, errors = finished(sending)
+    status, _, errors = ended(sending)
     assert status == 0, errors
     theirs = unpack_json(read_sections(there)["HEAD"], there)
 
@@ -318,7 +310,7 @@ def test_another_instruction_set_is_named_and_a_slipped_one_is_found_at_its_firs
 
     # Nothing in the header gives it away: the first segment must.
     slipped = repacked(sent, tmp_path / "slipped.clo", pretend)
-    status, _, errors = finished(command("receive", slipped, "-o", output, "--quiet", **slow))
+    status, _, errors = ended(command("receive", slipped, "-o", output, "--quiet", **slow))
     assert status == 2 and "segment 0 (steps 0 to 2)" in errors and errors.count("\n") == 1
     assert not output.exists()
 
@@ -326,7 +318,7 @@ def test_another_instruction_set_is_named_and_a_slipped_one_is_found_at_its_firs
 def test_a_limit_that_matters_is_told_and_one_that_does_not_is_none(tmp_path, sent):
     """oneDNN's own limit is seen only in what it computes."""
     output = tmp_path / "out"
-    status, _, errors = finished(
+    status, _, errors = ended(
         command("receive", sent, "-o", output, "--quiet", ONEDNN_MAX_CPU_ISA="SSE41", OMP_NUM_THREADS="2")
     )
     if status:
@@ -337,7 +329,7 @@ def test_a_limit_that_matters_is_told_and_one_that_does_not_is_none(tmp_path, se
 
 
 def test_other_thread_settings_decode_since_a_rank_always_computes_with_one(tmp_path, sent):
-    status, _, errors = finished(command("receive", sent, "-o", tmp_path / "out", "--quiet", OMP_NUM_THREADS="2"))
+    status, _, errors = ended(command("receive", sent, "-o", tmp_path / "out", "--quiet", OMP_NUM_THREADS="2"))
     assert status == 0, errors
     assert (tmp_path / "out").read_bytes() == TEXT
 
@@ -415,7 +407,7 @@ def killed_now_and_then(arguments: list, output: Path, kills: int, seed: int) ->
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=60)
         seen = {p.name for p in marks.glob("step-*")}
-    status, _, errors = finished(command(*arguments))
+    status, _, errors = ended(command(*arguments))
     assert status == 0, errors
     assert not marks.parent.exists()
 
@@ -442,7 +434,7 @@ def test_ctrl_c_keeps_what_was_done_and_a_changed_job_is_refused(capsys, place, 
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    status, _, errors = finished(process)
+    status, _, errors = ended(process)
     assert status == 1 and "the same command goes on" in errors and errors.count("\n") == 1
     assert not file.exists()
     assert run(*arguments, "seed=5") == 2

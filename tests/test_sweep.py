@@ -3,15 +3,14 @@
 import csv
 import fcntl
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from processes import Process, python, result_of
 
 from harness.config import dump_config, load_config
 from harness.errors import UsageError
@@ -45,18 +44,14 @@ def write_sweep(folder: Path, text: str, name: str = "tiny") -> Path:
     return path
 
 
-def start(*arguments: object) -> subprocess.Popen:
-    command = [sys.executable, "-m", "launch", "sweep", *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment, **pipes)
+def start(*arguments: object) -> Process:
+    return python("-m", "launch", "sweep", *arguments, cwd=ROOT, env={"PYTHONPATH": str(ROOT), "COLUMNS": "200"})
 
 
 def sweep(*arguments: object) -> subprocess.CompletedProcess:
-    process = start(*arguments)
-    out, err = process.communicate(timeout=200)
-    assert "Traceback" not in err
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    done = result_of(start(*arguments))
+    assert "Traceback" not in done.stderr
+    return done
 
 
 def wait_until(holds, seconds: float = 120) -> None:

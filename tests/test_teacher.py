@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from processes import python, result_of
 from scipy.stats import norm
 
 from eval.container import pack_sections, read_sections
@@ -70,8 +70,7 @@ def archive_of(path: Path, targets: np.ndarray, sigma: float = 0.08) -> Path:
 
 
 def decode(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "eval.teacher_decode", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
+    return result_of(python("-m", "eval.teacher_decode", *arguments, cwd=ROOT, env=environment))
 
 
 def test_the_student_has_751_parameters():

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import ROOT, run_command
+from processes import python
 from ranks import rows
 from safetensors.torch import load_file
 
@@ -225,7 +225,7 @@ def test_recomputed_activations_change_no_bit(place, one):
 
 
 def test_processes_started_by_the_command_end_with_the_status_of_the_rank_that_failed(place):
-    command = f"{sys.executable} -m launch train {place}/config.yaml --processes 2"
+    command = f"codelength train {place}/config.yaml --processes 2"
     done = run_command(f"{command} name=split {' '.join(DIVERGING)}", ROOT)
     lines = [line for line in done.stderr.splitlines() if "main  step" not in line]
     assert done.returncode == 1 and "the loss is nan" in done.stderr
@@ -236,7 +236,7 @@ def test_processes_started_by_the_command_end_with_the_status_of_the_rank_that_f
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused(place):
-    command = f"{sys.executable} -m launch train --processes 3 {place}/config.yaml name=odd"
+    command = f"codelength train --processes 3 {place}/config.yaml name=odd"
     done = run_command(command, ROOT)
     assert done.returncode == 2 and not (place / "runs" / "odd").exists()
     assert len(done.stderr.splitlines()) == 1 and "train.batch_sequences=16: must be a multiple" in done.stderr
@@ -257,8 +257,7 @@ def test_an_incomplete_ledger_is_refused(place):
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(place):
     longer = ("train.epochs=12", "train.log_every_steps=2")
     whole = train(place, "whole", *longer)
-    command = [sys.executable, "-m", "harness.train", str(place / "config.yaml"), "name=stopped", *longer]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = python("-m", "harness.train", place / "config.yaml", "name=stopped", *longer, cwd=ROOT)
     log = place / "runs" / "stopped" / "metrics.jsonl"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (log.exists() and len(log.read_text().splitlines()) >= 3):
