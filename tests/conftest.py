@@ -1,5 +1,7 @@
 """Shared fixtures: one small run made by `make demo`, the way a user makes it."""
 
+import fcntl
+import json
 import os
 import shlex
 import shutil
@@ -31,20 +33,33 @@ def one_thread():
 
 
 @pytest.fixture(scope="session")
-def workspace(tmp_path_factory) -> Path:
-    """A folder like a fresh clone (configurations, Makefile, sources) whose `.venv` is the one that runs the tests."""
-    folder = tmp_path_factory.mktemp("clone") / "codelength"
-    ignored = shutil.ignore_patterns(".git", ".venv", "runs", "data", "__pycache__", "*.egg-info")
-    shutil.copytree(ROOT, folder, ignore=ignored, copy_function=shutil.copy2)
-    (folder / ".venv").symlink_to(Path(sys.prefix))
-    return folder
+def workspace(tmp_path_factory, worker_id) -> Path:
+    """A folder like a fresh clone in which somebody has run `make demo`; its `.venv` is the one that runs the tests.
+
+    Workers of pytest-xdist get a copy each of what the first of them has made.
+    """
+    own = tmp_path_factory.mktemp("clone") / "codelength"
+    shared = tmp_path_factory.getbasetemp() if worker_id == "master" else tmp_path_factory.getbasetemp().parent
+    made = shared / "made" / "codelength"
+    with (shared / "made.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            ignored = shutil.ignore_patterns(".git", ".venv", "runs", "data", "__pycache__", "*.egg-info")
+            shutil.copytree(ROOT, made, ignore=ignored)
+            (made / ".venv").symlink_to(Path(sys.prefix))
+            done = run_command("make demo", made, DEMO=" ".join(SMALL))
+            (made.parent / "demo.json").write_text(json.dumps([done.returncode, done.stdout, done.stderr]))
+    shutil.copytree(made, own, symlinks=True)
+    shutil.copy2(made.parent / "demo.json", own.parent)
+    return own
 
 
 def run_command(command: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
     """Run a shell line in `folder` with the scripts of this Python first on PATH."""
     words = shlex.split(command)
     if words[0] == "codelength" and not set(command) & set("|&;<>$*"):
-        return result_of(python("-m", "launch", *words[1:], cwd=folder, env=environment), timeout=300)
+        # Like the script, this takes the installed sources and not those of the folder.
+        return result_of(python("-P", "-m", "launch", *words[1:], cwd=folder, env=environment), timeout=300)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     # `make test` runs this: a make inside it must not take itself for a part of the outer one.
     inherited = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
@@ -57,7 +72,7 @@ def run_command(command: str, folder: Path, **environment: str) -> subprocess.Co
 @pytest.fixture(scope="session")
 def demo(workspace) -> subprocess.CompletedProcess:
     """What `make demo` printed, at a size of seconds: two processes, R-L1, TAMADE, archive, table, figures."""
-    return run_command("make demo", workspace, DEMO=" ".join(SMALL))
+    return subprocess.CompletedProcess("make demo", *json.loads((workspace.parent / "demo.json").read_text()))
 
 
 @pytest.fixture(scope="session")

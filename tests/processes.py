@@ -59,6 +59,10 @@ class Forked:
             raise subprocess.TimeoutExpired(self.args, timeout)
         return self.returncode
 
+    def printed(self) -> str:
+        """What is on stdout so far."""
+        return self._texts[0].read_text(errors="replace")
+
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         """What it has printed on stdout and on stderr until its end."""
         self.wait(timeout)
@@ -104,7 +108,11 @@ def _run(arguments: list[str], cwd: str, env: dict[str, str], texts: list[Path])
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
-    sys.path[:0] = [cwd, *filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]
+    if arguments[0] == "-P":
+        arguments = arguments[1:]
+    else:
+        sys.path.insert(0, cwd)
+    sys.path[:0] = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
     option, program, sys.argv = arguments[0], arguments[1], arguments[1:]
     try:
         if option == "-m":

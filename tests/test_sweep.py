@@ -228,11 +228,12 @@ def test_a_run_that_another_process_works_on_is_waited_for(tmp_path):
     with log.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         process = start(path)
-        line = next(line for line in process.stdout if line.startswith("waiting"))
-        assert line == f"waiting  seed-1: another process is at work on it, see {log}\n"
+        wait_until(lambda: "waiting" in process.printed())
+        process.send_signal(signal.SIGTERM)
+        printed, err = process.communicate(timeout=30)
+        assert f"waiting  seed-1: another process is at work on it, see {log}\n" in printed
         assert not (log.parent / "seed-1").exists()
-        process.terminate()
-        assert "stopped" in process.communicate(timeout=30)[1] and process.returncode == 1
+        assert "stopped" in err and process.returncode == 1
 
 
 def test_a_run_that_ends_well_before_its_end_was_asked_to_stop_and_is_not_repeated(tmp_path, capsys):
