@@ -1,4 +1,4 @@
-"""Processes for tests, forked from one that has imported the libraries: ten seconds less for each than a cold start.
+"""Processes for tests, forked from one that has imported the libraries, which takes a cold start seconds.
 
 Each is a process of its own all the same, with its own memory, signals, environment and folder, and imports this
 project afresh. What a library reads from the environment while it is imported needs a cold start.

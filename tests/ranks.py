@@ -27,10 +27,10 @@ prune: {kind: tamade, sample_sequences: 8, resolution: 1.0e-3, grid: 0.5, rounds
 """
 
 
-def write_config(folder: Path, rule: str = "rl1", **train: float) -> Path:
-    """A configuration of ten steps an epoch with a rule, pruning and a grid, its data and runs in `folder`."""
+def write_config(folder: Path, rule: str = "rl1", subset_bytes: int = 20300, **train: float) -> Path:
+    """A configuration (ten steps an epoch) with a rule, pruning and a grid, its data and runs in `folder`."""
     content = yaml.safe_load(CONFIG) | {"runs_dir": f"{folder}/runs", "data_dir": f"{folder}/data"}
-    content["rule"]["kind"] = rule
+    content["rule"]["kind"], content["corpus"]["subset_bytes"] = rule, subset_bytes
     content["train"] |= train
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(content))

@@ -20,9 +20,7 @@ from harness.train import train_run
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> Path:
-    path = write_config(tmp_path_factory.mktemp("zero"), epochs=2)
-    path.write_text(path.read_text().replace("20300", "12300").replace("resolution: 0.001", "resolution: 0.02"))
-    return path
+    return write_config(tmp_path_factory.mktemp("zero"), subset_bytes=12300, epochs=2)
 
 
 def train(config: Path, name: str, *overrides: str) -> Path:
