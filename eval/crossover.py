@@ -1,9 +1,11 @@
 """From how many bytes of a text on its offline code is shorter than its online code.
 
 Up to the N bytes of the training corpus online(n) is measured, the running sum of the ledger; beyond it the integral of
-a power law l(n) = c + a n^-b is added, fitted to the loss at first visits. offline(n) is what the archive holds besides
-data, and n times the rate of its data: projected, since only its held-out text was coded. The crossover is the smallest
-n with online(n) >= offline(n). Where the online rate falls below the offline rate before that, there is none.
+a power law l(n) = c + a n^-b is added, fitted to the loss at first visits. offline(n) is what an archive holds besides
+data, and n times the rate of its data: projected, since only the held-out text was coded. The archive rounds weights as
+is best for that text; for more text finer weights pay, so at each n the best of several precisions counts. The
+crossover is the smallest n with online(n) >= offline(n). Where the online rate falls below the offline rates before
+that, there is none.
 
 The loss is fitted in nats/byte over bytes. The first tenth of the corpus is left out: no power law holds while the
 learning rate warms up and byte frequencies are learnt.
@@ -17,6 +19,7 @@ import numpy as np
 from scipy.optimize import brentq
 
 from eval.curve import Law, fit_law
+from eval.grid import GridPoint
 from harness.errors import UsageError
 from harness.ledger import OnlineCode
 from harness.units import bits_from_bytes, bits_from_nats, bits_per_byte, nats_from_bits
@@ -34,7 +37,7 @@ _BLOCKS = 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OfflineLine:
-    """The projected length of the offline code: straight in the size of the text."""
+    """The projected length of the offline code at one precision of the weights: straight in the size of the text."""
 
     fixed_bits: float
     """All of the archive but its data: header, weights, tokenizer, checksum."""
@@ -44,6 +47,31 @@ class OfflineLine:
     def bits(self, raw_bytes: np.ndarray | float) -> np.ndarray | float:
         """Code length of `raw_bytes` bytes."""
         return self.fixed_bits + self.rate_bits_per_byte * raw_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class OfflineCode:
+    """The shortest of several precisions at each size."""
+
+    lines: tuple[OfflineLine, ...]
+    """By ascending rate, so by falling fixed part: none is longer than another at every size."""
+
+    @classmethod
+    def of(cls, lines: list[OfflineLine]) -> "OfflineCode":
+        """The code that chooses among `lines`."""
+        useful: list[OfflineLine] = []
+        for line in sorted(lines, key=lambda line: (line.rate_bits_per_byte, line.fixed_bits)):
+            if not useful or line.fixed_bits < useful[-1].fixed_bits:
+                useful.append(line)
+        return cls(tuple(useful))
+
+    def bits(self, raw_bytes: np.ndarray | float) -> np.ndarray | float:
+        """Code length of `raw_bytes` bytes."""
+        return np.min([line.bits(raw_bytes) for line in self.lines], axis=0)
+
+    def best_at(self, raw_bytes: float) -> OfflineLine:
+        """The line that is the shortest there."""
+        return min(self.lines, key=lambda line: line.bits(raw_bytes))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +108,7 @@ class Crossover:
     until_bytes: float | None
     """From here on online is shorter again, for good; None where it never is."""
     rates_meet_bytes: float | None
-    """From here on the law is below the offline rate; None where it never is."""
+    """From here on the law is below every offline rate; None where it never is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,6 +128,26 @@ def offline_line(report: dict) -> OfflineLine:
     fixed_bits = bits_from_bytes(offline["total_bytes"] - offline["data_bytes"])
     rate = bits_per_byte(bits_from_bytes(offline["data_bytes"]), report["data"]["raw_bytes"])
     return OfflineLine(fixed_bits=fixed_bits, rate_bits_per_byte=rate)
+
+
+def offline_code(report: dict, points: list[GridPoint]) -> OfflineCode:
+    """The archive of a report, and lines for the same weights on other grids.
+
+    Their rates are from a sample of the text, in proportion to what the sample says of the archive's own grid. Raises
+    UsageError where the report does not say that.
+    """
+    own, offline = offline_line(report), report["offline"]
+    if "sampled_data_bytes" not in offline:
+        problem = "its report is by an older version, without sampled_data_bytes"
+        raise UsageError(f"run {report['run']}: {problem}; evaluate it again with `codelength eval`")
+    others = [
+        OfflineLine(
+            fixed_bits=own.fixed_bits + bits_from_bytes(point.model_bytes - offline["model_bytes"]),
+            rate_bits_per_byte=own.rate_bits_per_byte * point.data_bytes / offline["sampled_data_bytes"],
+        )
+        for point in points
+    ]
+    return OfflineCode.of([own, *others])
 
 
 def online_curves(online: OnlineCode) -> tuple[OnlineCurve, list[OnlineCurve]]:
@@ -142,8 +190,28 @@ def resampled_laws(positions: np.ndarray, rates: np.ndarray, count: int, seed: i
     return laws
 
 
-def find_crossover(curve: OnlineCurve, offline: OfflineLine) -> Crossover:
-    """The smallest size at which offline is not longer than online, and whether online becomes shorter again."""
+def find_crossover(curve: OnlineCurve, offline: OfflineCode) -> Crossover:
+    """The smallest size at which offline is not longer than online, and whether online becomes shorter again.
+
+    Offline is shorter where any of its lines is.
+    """
+    found = [_line_crossover(curve, line) for line in offline.lines]
+    crossed = [each for each in found if each.raw_bytes is not None]
+    first = min(crossed, key=lambda each: each.raw_bytes, default=None)
+    return Crossover(
+        raw_bytes=first and first.raw_bytes,
+        is_measured=bool(first and first.is_measured),
+        until_bytes=_last([each.until_bytes for each in crossed]),
+        rates_meet_bytes=_last([each.rates_meet_bytes for each in found]),
+    )
+
+
+def _last(sizes: list[float | None]) -> float | None:
+    """The largest of some sizes, where None stands for never, and of none."""
+    return None if None in sizes else max(sizes, default=None)
+
+
+def _line_crossover(curve: OnlineCurve, offline: OfflineLine) -> Crossover:
 
     def excess(raw_bytes: float) -> float:
         return curve.bits_at(raw_bytes) - offline.bits(raw_bytes)
@@ -171,7 +239,7 @@ def find_crossover(curve: OnlineCurve, offline: OfflineLine) -> Crossover:
     )
 
 
-def crossover_bands(curves: list[OnlineCurve], offline: OfflineLine) -> tuple[Band, Band]:
+def crossover_bands(curves: list[OnlineCurve], offline: OfflineCode) -> tuple[Band, Band]:
     """The bands of `Crossover.raw_bytes` and `until_bytes` over resampled curves."""
     found = [find_crossover(curve, offline) for curve in curves]
     return _band([each.raw_bytes for each in found]), _band([each.until_bytes for each in found])

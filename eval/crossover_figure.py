@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 
-from eval.crossover import Crossover, OfflineLine, OnlineCurve, online_band
+from eval.crossover import Crossover, OfflineCode, OnlineCurve, online_band
 from eval.figures import (
     COLOURS,
     LEGEND,
@@ -26,7 +26,7 @@ _FARTHEST_FACTOR = 1e4
 
 
 def draw_crossover(
-    path: Path, curve: OnlineCurve, resampled: list[OnlineCurve], offline: OfflineLine, found: Crossover
+    path: Path, curve: OnlineCurve, resampled: list[OnlineCurve], offline: OfflineCode, found: Crossover
 ) -> None:
     """Code length so far over text so far, in bits/byte, against the text in bytes; `path` is replaced in one step.
 

@@ -1,24 +1,31 @@
 """What one run says about its model and its two codes, beside a control run on shuffled bytes: record and tables."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from eval.crossover import (
     RESAMPLES,
     Band,
     Crossover,
+    OfflineCode,
     OfflineLine,
     OnlineCurve,
     crossover_bands,
     find_crossover,
+    offline_code,
     offline_line,
     online_curves,
 )
 from eval.crossover_figure import size_text
+from eval.grid import GridPoint
 from eval.markup import Block, to_markdown, to_rich
-from eval.model_bits import FINAL_SHARE, ModelBits, model_bits, open_run
+from eval.model_bits import FINAL_SHARE, EvaluatedRun, ModelBits, model_bits, open_run
+from eval.offline import grid_search, text_to_code
+from eval.precision import LOG2_FACTORS
 from harness.units import bits_from_nats, bits_per_byte, bytes_from_bits
 
 FORMATS = ("rich", "md", "json")
@@ -44,8 +51,9 @@ _MODEL_NOTES = [
     "beyond byte frequencies: below the cost of the held-out text under the training text's byte frequencies.",
 ]
 _CROSSOVER_NOTES = [
-    "offline, projected: the archive without its data, plus its data bits/byte times the size; not a file. "
-    "Below the corpus it takes weights that more text has trained.",
+    f"offline, projected: at each size the shortest of the archive and {len(LOG2_FACTORS)} other precisions of its "
+    "weights, with rates from a sample: all but the data, plus data bits/byte times the size; not a file. Below the "
+    "corpus it takes weights that more text has trained.",
     "online, measured (ideal) within the corpus; beyond it projected by a law c + a n^-b of the loss at first visits, "
     "as if the run went on at its end, where its learning rate is low.",
     f"in brackets: from 5 to 95 % of {RESAMPLES} resamples of blocks of the curve, the band of the projection alone.",
@@ -60,7 +68,9 @@ class Measurement:
     bits: ModelBits
     curve: OnlineCurve
     resampled: list[OnlineCurve]
-    offline: OfflineLine
+    archive: OfflineLine
+    """As its file was decoded."""
+    offline: OfflineCode
     crossover: Crossover
     band: Band
     """Of the crossover."""
@@ -71,22 +81,31 @@ class Measurement:
 def measure(run_dir: Path) -> Measurement:
     """Measure an evaluated run.
 
-    Raises UsageError where it is not one, or too short.
+    Raises UsageError where it is not one, too short, or evaluated by an older version.
     """
     run = open_run(run_dir)
     curve, resampled = online_curves(run.online)
-    offline = offline_line(run.report)
+    offline = offline_code(run.report, _precisions(run))
     band, until_band = crossover_bands(resampled, offline)
     return Measurement(
         run=run.report["run"],
         bits=model_bits(run),
         curve=curve,
         resampled=resampled,
+        archive=offline_line(run.report),
         offline=offline,
         crossover=find_crossover(curve, offline),
         band=band,
         until_band=until_band,
     )
+
+
+def _precisions(run: EvaluatedRun) -> list[GridPoint]:
+    """What the weights of a run cost on grids from fine to coarse, for the text of its archive."""
+    config = replace(run.config, eval=replace(run.config.eval, chunk_bytes=run.report["data"]["chunk_bytes"]))
+    text = text_to_code(run.report["data"]["eval_split"], run.data)
+    search = grid_search(run.run_dir, config, run.data, text, torch.get_num_threads())
+    return [search.point(float(power)) for power in LOG2_FACTORS]
 
 
 def record_of(text: Measurement, control: Measurement) -> dict[str, Any]:
@@ -101,7 +120,8 @@ def _run_record(found: Measurement) -> dict[str, Any]:
         "run": found.run,
         "model_bits": asdict(found.bits) | {key: getattr(found.bits, key) for key in _QUANTITIES.values()},
         "law": {key: bits_from_nats(nats) for key, nats in fit.items()} | {"b": law.exponent},
-        "offline_projected": asdict(found.offline),
+        "archive": asdict(found.archive),
+        "offline_projected": [asdict(line) for line in found.offline.lines],
         "crossover": asdict(found.crossover),
         "crossover_band": asdict(found.band),
         "until_band": asdict(found.until_band),
@@ -159,11 +179,16 @@ def _crossover_block(text: Measurement, control: Measurement) -> Block:
 
 
 def _crossover_cells(found: Measurement) -> dict[str, str]:
-    law, crossover = found.curve.law, found.crossover
+    law, crossover, end = found.curve.law, found.crossover, found.curve.measured_bytes
+    corpus = found.offline.best_at(end)
     c, a = bits_from_nats(law.c_nats), bits_from_nats(law.a_nats)
     return {
-        "archive without data, bytes": f"{bytes_from_bits(found.offline.fixed_bits):,.0f}",
-        "archive data, bits/byte": f"{found.offline.rate_bits_per_byte:.3f}",
+        "archive without data, bytes": f"{bytes_from_bits(found.archive.fixed_bits):,.0f}",
+        "archive data, bits/byte": f"{found.archive.rate_bits_per_byte:.3f}",
+        "best for the corpus, without data, bytes": f"{bytes_from_bits(corpus.fixed_bits):,.0f}",
+        "best for the corpus, data, bits/byte": f"{corpus.rate_bits_per_byte:.3f}",
+        "offline at the end of the corpus, bits/byte": f"{bits_per_byte(corpus.bits(end), end):.3f}",
+        "online at the end of the corpus, bits/byte": f"{bits_per_byte(found.curve.bits_at(end), end):.3f}",
         "law of the online loss, bits/byte": f"{c:.3g} + {a:.3g} n^-{law.exponent:.3g}",
         "offline is shorter from": _place(crossover.raw_bytes, found.band, found),
         "online is shorter again from": _place(crossover.until_bytes, found.until_band, found),
@@ -188,6 +213,6 @@ def _none_notes(runs: dict[str, Measurement]) -> list[str]:
             meet = found.crossover.rates_meet_bytes
             reason = "online is ahead by more than its rate loses within an exabyte"
             if meet is not None:
-                reason = f"the online rate falls below the offline rate first, at {size_text(meet)} by the law"
+                reason = f"the online rate falls below every offline rate first, at {size_text(meet)} by the law"
             notes.append(f"{name}: no crossover, {reason}.")
     return notes

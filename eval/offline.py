@@ -194,7 +194,10 @@ def corpus_baselines(data: Data, config: RunConfig) -> dict[str, int] | None:
 def offline_section(
     archive: ArchiveReport, model: QuantisedModel, cost: GridPoint, raw_bytes: int, config: RunConfig
 ) -> dict:
-    """The archive: all sizes are of the file that has just been decoded."""
+    """The archive: all sizes are of the file that has just been decoded.
+
+    `sampled_data_bytes` is what the search for the grid took the text for, from a sample: other grids compare with it.
+    """
     sizes = asdict(archive)
     return {
         "method": config.rule.kind,
@@ -207,6 +210,7 @@ def offline_section(
         "bits_per_byte": bits_per_byte(bits_from_bytes(archive.total_bytes), raw_bytes),
         "data_bits_per_byte": bits_per_byte(bits_from_bytes(archive.data_bytes), raw_bytes),
         "grid_factor": cost.factor,
+        "sampled_data_bytes": cost.data_bytes,
         "verified": not config.eval.ideal,
         "is_ideal": config.eval.ideal,
         "encode_seconds": archive.encode_seconds,

@@ -17,11 +17,13 @@ from safetensors.torch import load_file
 from scipy.optimize import brentq
 
 from eval.crossover import (
+    OfflineCode,
     OfflineLine,
     OnlineCurve,
     crossover_bands,
     curve_points,
     find_crossover,
+    offline_code,
     offline_line,
     online_band,
     online_curves,
@@ -30,6 +32,7 @@ from eval.crossover import (
 from eval.crossover_figure import draw_crossover
 from eval.crossover_table import verdict
 from eval.curve import fit_law
+from eval.grid import GridPoint
 from eval.model_bits import (
     ModelBits,
     final_heldout_rate,
@@ -67,9 +70,14 @@ def ledger(noise_bits_per_byte: float = 0.0, seed: int = 0) -> SimpleNamespace:
     return SimpleNamespace(step_raw_bytes=np.diff(ends).astype(np.int64), step_bits=bits)
 
 
-def line(rate: float, crossover: float) -> OfflineLine:
+def code(fixed_bits: float, rate: float) -> OfflineCode:
+    """An offline code with one precision."""
+    return OfflineCode.of([OfflineLine(fixed_bits=fixed_bits, rate_bits_per_byte=rate)])
+
+
+def code_through(rate: float, crossover: float) -> OfflineCode:
     """An offline code of `rate` bits/byte that is as long as the exact online code at `crossover` bytes."""
-    return OfflineLine(fixed_bits=exact_bits(crossover) - rate * crossover, rate_bits_per_byte=rate)
+    return code(exact_bits(crossover) - rate * crossover, rate)
 
 
 def curve_of(online: SimpleNamespace) -> OnlineCurve:
@@ -79,7 +87,7 @@ def curve_of(online: SimpleNamespace) -> OnlineCurve:
 
 @pytest.mark.parametrize("crossover", [3e5, 2.5e6, 1e8])
 def test_the_crossover_of_a_known_curve_is_found(crossover):
-    found = find_crossover(curve_of(ledger()), line(rate=1.7, crossover=crossover))
+    found = find_crossover(curve_of(ledger()), code_through(rate=1.7, crossover=crossover))
     assert found.raw_bytes == pytest.approx(crossover, rel=0.01)
     assert found.is_measured == (crossover < CORPUS_BYTES)
     assert (found.until_bytes, found.rates_meet_bytes) == (None, None)
@@ -87,7 +95,7 @@ def test_the_crossover_of_a_known_curve_is_found(crossover):
 
 @pytest.mark.parametrize("crossover", [3e5, 4e6])
 def test_where_online_is_shorter_again_is_found(crossover):
-    offline = line(rate=2.1, crossover=crossover)
+    offline = code_through(rate=2.1, crossover=crossover)
     found = find_crossover(curve_of(ledger()), offline)
     assert found.raw_bytes == pytest.approx(crossover, rel=0.01)
     rates_meet = (A / 0.3) ** (1 / B)
@@ -98,18 +106,51 @@ def test_where_online_is_shorter_again_is_found(crossover):
 
 def test_both_places_may_lie_in_what_was_measured():
     rate = C + A * 4e5**-B
-    offline = line(rate=rate, crossover=2e5)
+    offline = code_through(rate=rate, crossover=2e5)
     found = find_crossover(curve_of(ledger()), offline)
     until = brentq(lambda n: exact_bits(n) - offline.bits(n), 4e5, 1e8)
     assert until < CORPUS_BYTES and found.is_measured
     assert (found.raw_bytes, found.until_bytes) == pytest.approx((2e5, until), rel=0.01)
 
 
+def test_at_each_size_the_best_of_several_precisions_counts():
+    curve, coarse, fine = curve_of(ledger()), code_through(2.1, 3e5), code_through(1.95, 1e6)
+    both = OfflineCode.of([*fine.lines, *coarse.lines])
+    alone = [find_crossover(curve, each) for each in (coarse, fine)]
+    found = find_crossover(curve, both)
+    assert found.raw_bytes == alone[0].raw_bytes < alone[1].raw_bytes and found.is_measured
+    assert alone[0].until_bytes < found.until_bytes == alone[1].until_bytes
+    assert found.rates_meet_bytes == alone[1].rates_meet_bytes
+    sizes = np.array([1e5, 1e6, 1e7])
+    assert np.array_equal(both.bits(sizes), np.minimum(coarse.bits(sizes), fine.bits(sizes)))
+    assert (both.best_at(1e5), both.best_at(1e7)) == (*coarse.lines, *fine.lines)
+    # One with a rate that the law never reaches leaves offline shorter for good.
+    lasting = OfflineCode.of([*both.lines, *code_through(1.7, 1e8).lines])
+    assert find_crossover(curve, lasting) == replace(found, until_bytes=None, rates_meet_bytes=None)
+
+
+def test_a_precision_that_is_never_the_shortest_is_left_out():
+    lines = [OfflineLine(fixed_bits=fixed, rate_bits_per_byte=rate) for fixed, rate in ((9, 2), (5, 3), (7, 3), (6, 4))]
+    assert OfflineCode.of(lines).lines == (lines[0], lines[1])
+
+
+def test_other_precisions_are_measured_by_the_archive():
+    offline = {"total_bytes": 1100, "data_bytes": 400, "model_bytes": 600, "sampled_data_bytes": 380.0}
+    report = {"run": "a", "offline": offline, "data": {"raw_bytes": 800}}
+    finer = GridPoint(factor=0.5, model_bytes=750, data_bytes=190.0)
+    archive, other = offline_code(report, [finer]).lines[::-1]
+    assert (archive.fixed_bits, archive.rate_bits_per_byte) == (8 * 700, 4)
+    assert (other.fixed_bits, other.rate_bits_per_byte) == (8 * 850, 2)
+    del offline["sampled_data_bytes"]
+    with pytest.raises(UsageError, match=r"^run a: its report is by an older .*; evaluate it again"):
+        offline_code(report, [finer])
+
+
 def test_a_rate_that_falls_below_the_offline_rate_first_leaves_no_crossover():
     rate = C + A * 1e7**-B
     highest = exact_bits(1e7) - rate * 1e7
     for fixed_bits, exists in ((1.05 * highest, False), (0.95 * highest, True)):
-        found = find_crossover(curve_of(ledger()), OfflineLine(fixed_bits=fixed_bits, rate_bits_per_byte=rate))
+        found = find_crossover(curve_of(ledger()), code(fixed_bits, rate))
         assert (found.raw_bytes is not None) == (found.until_bytes is not None) == exists
         assert found.rates_meet_bytes == pytest.approx(1e7, rel=0.01)
 
@@ -122,7 +163,7 @@ def test_the_band_holds_the_truth_and_is_neither_empty_nor_vacuous():
         curves = [replace(curve, law=law) for law in laws]
         # What was measured is a fact; the truth is how the exact curve goes on from there.
         truth = exact_bits(5e6) + float(curve.bits[-1] - exact_bits(curve.measured_bytes))
-        offline = OfflineLine(fixed_bits=truth - 1.9 * 5e6, rate_bits_per_byte=1.9)
+        offline = code(truth - 1.9 * 5e6, 1.9)
         band = crossover_bands(curves, offline)[0]
         assert band.share_without == 0 and 1.01 < band.high_bytes / band.low_bytes < 1.5
         (near_low, low), (near_high, high) = online_band(curves, np.array([2.1e6, 5e6]))
@@ -141,7 +182,7 @@ def test_a_resample_consists_of_blocks_of_neighbours(monkeypatch):
 
 
 def test_the_same_ledger_has_the_same_band():
-    offline = line(rate=1.9, crossover=2e7)
+    offline = code_through(rate=1.9, crossover=2e7)
     (curve, others), (again, others_again) = (online_curves(ledger(0.03)) for _ in range(2))
     assert len(others) >= 200 and len({other.law.exponent for other in others}) > 100
     assert find_crossover(curve, offline) == find_crossover(again, offline)
@@ -151,7 +192,7 @@ def test_the_same_ledger_has_the_same_band():
 def test_resamples_without_a_crossover_are_counted():
     curve, others = online_curves(ledger(0.03))
     rate = C + A * 1e8**-B
-    offline = OfflineLine(fixed_bits=curve.bits_at(1e8) - rate * 1e8, rate_bits_per_byte=rate)
+    offline = code(curve.bits_at(1e8) - rate * 1e8, rate)
     band = crossover_bands(others, offline)[0]
     assert band.share_without == np.mean([find_crossover(other, offline).raw_bytes is None for other in others])
     assert 0.1 < band.share_without < 0.9 and band.low_bytes > 0 and band.high_bytes is None
@@ -167,7 +208,7 @@ def test_a_run_too_short_for_a_law_is_refused():
 
 @pytest.mark.parametrize("crossover", [3e5, 2e7, None])
 def test_the_figure_is_drawn_with_and_without_a_crossover(tmp_path, crossover):
-    offline = OfflineLine(fixed_bits=1e9, rate_bits_per_byte=2.5) if crossover is None else line(1.9, crossover)
+    offline = code(1e9, 2.5) if crossover is None else code_through(1.9, crossover)
     curve = curve_of(ledger())
     draw_crossover(tmp_path / "crossover.png", curve, [curve] * 3, offline, find_crossover(curve, offline))
     assert imread(tmp_path / "crossover.png").shape[:2] == (750, 1200)
@@ -316,6 +357,11 @@ def test_one_command_makes_the_control_and_finds_nothing_learnt_in_it(place, tra
     report = json.loads((run_dir / "report.json").read_text())
     assert text["above_archive_bits"] == pytest.approx(report["online"]["above_final_bits"], rel=1e-12)
     assert record["text"]["crossover"]["raw_bytes"] > 0
+    # The archive is right for its own text, with finer weights for more of it.
+    lines, size = record["text"]["offline_projected"], report["data"]["raw_bytes"]
+    totals = [line["fixed_bits"] + size * line["rate_bits_per_byte"] for line in lines]
+    assert min(totals) == pytest.approx(8 * report["offline"]["total_bytes"], rel=0.01)
+    assert lines[0]["rate_bits_per_byte"] <= record["text"]["archive"]["rate_bits_per_byte"]
 
     status, out, err = printed(place, capsys, "--format", "md")
     assert status == 0 and "2 of 2 runs are finished already" in err and "start " not in err
