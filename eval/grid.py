@@ -1,12 +1,10 @@
 """The grid of each tensor: steps at which model bytes plus data bytes of the coded text are smallest.
 
-Twice the step saves a bit per non-zero weight and costs four times the data bits, so at the optimum every tensor has
-the same ratio of penalty to non-zeros: step_t = factor * probe_t * sqrt(nonzeros_t / penalty_t), where penalty_t is
-what the text grows by, in bits, with tensor t alone rounded at probe_t. One factor is then left to search, and after it
-each step is moved by half octaves as long as that makes the total smaller.
+From steps that balance weights against text in theory (`harness.sparsity.grid`), a common factor is searched by really
+coding the weights, and after it each step is moved by half octaves as long as that makes the total smaller.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,15 +14,12 @@ from eval.archive import QuantisedModel
 from eval.ideal import ideal_bits, split
 from eval.weights import encode_weights, quantise
 from harness.model import ModelConfig
+from harness.sparsity.grid import FINE_STEP, PROBE_STEP, Scale, balanced_steps
 from harness.tokenizer import ByteTokenizer, SentencePieceTokenizer
-from harness.units import bits_from_bytes, bytes_from_bits
+from harness.units import bits_from_bytes, bytes_from_bits, nats_from_bits
 
 SAMPLE_CHUNKS = 64
-# Steps relative to the root mean square of a tensor's non-zero weights.
-FINE_STEP, PROBE_STEP, COARSEST_STEP = 2.0**-7, 0.5, 1.5
 SMALLEST_RMS = 1e-30
-# A tensor that hardly matters must not get a step without bound: the penalty per non-zero counts as this at least.
-SMALLEST_PENALTY_BITS = 0.02
 # The factor is searched between these powers of two.
 SMALLEST_LOG2, LARGEST_LOG2 = -6.0, 2.0
 # Of weights on a grid a half of their steps costs as much as the whole ones: a walk from there alone would get stuck.
@@ -65,14 +60,14 @@ class Search:
     ):
         """`text` is what the model is to code, in chunks of `chunk_bytes`.
 
-        Tensors that fine-tuning put on a grid start from `trained_steps`, the others from steps of equal penalty.
+        Tensors that fine-tuning put on a grid start from `trained_steps`, the others from balancing steps.
         """
         self.weights, self._model, self._tokenizer, self._dtype = weights, model, tokenizer, dtype
         self._sample = take_sample(text, chunk_bytes)
         self._scale = len(text) / max(1, sum(map(len, self._sample)))
         self._free = [name for name in weights if name not in trained_steps] if text else []
-        base = _fair_steps(weights, self._free, self._data_bytes) if text else uniform_steps(weights, PROBE_STEP)
-        self._base = base | trained_steps
+        self._scales = {name: _scale(tensor) for name, tensor in weights.items()}
+        self._base = (self._balanced() if text else uniform_steps(weights, PROBE_STEP)) | trained_steps
         self._points: dict[float, GridPoint] = {}
 
     def point(self, log2_factor: float) -> GridPoint:
@@ -89,7 +84,7 @@ class Search:
         steps, least = self._steps(log2_factor), self.point(log2_factor)
         for name in self._free:
             for ratio in (np.sqrt(2.0), np.sqrt(0.5)):
-                while (step := _limited(ratio * steps[name], self.weights[name])) != steps[name]:
+                while (step := self._limited(name, ratio * steps[name])) != steps[name]:
                     cost = self._cost(least.factor, steps | {name: step})
                     if cost.total_bytes >= least.total_bytes:
                         break
@@ -100,8 +95,21 @@ class Search:
         """The model on a grid."""
         return QuantisedModel(self._model, self._tokenizer, quantise(self.weights, steps), steps)
 
+    def _balanced(self) -> Steps:
+        fine = uniform_steps(self.weights, FINE_STEP)
+        scales = {name: self._scales[name] for name in self._free}
+
+        def text_nats(steps: Mapping[str, float]) -> float:
+            chosen = fine | {name: np.float32(step) for name, step in steps.items()}
+            return nats_from_bits(bits_from_bytes(self._data_bytes(chosen)))
+
+        return {name: np.float32(step) for name, step in balanced_steps(scales, text_nats).items()}
+
     def _steps(self, log2_factor: float) -> Steps:
-        return _scaled(self._base, self.weights, 2.0**log2_factor)
+        return {name: self._limited(name, 2.0**log2_factor * step) for name, step in self._base.items()}
+
+    def _limited(self, name: str, step: float) -> np.float32:
+        return np.float32(self._scales[name].limited(step))
 
     def _cost(self, factor: float, steps: Steps) -> GridPoint:
         model_bytes = len(encode_weights(quantise(self.weights, steps), steps))
@@ -129,19 +137,7 @@ def take_sample(text: bytes, chunk_bytes: int) -> list[bytes]:
 
 def uniform_steps(weights: Weights, relative_step: float) -> Steps:
     """Steps of the same share of the root mean square of each tensor's non-zero weights."""
-    return {name: np.float32(relative_step * _rms(tensor)) for name, tensor in weights.items()}
-
-
-def _fair_steps(weights: Weights, names: list[str], data_bytes: Callable[[Steps], float]) -> Steps:
-    """Steps of the named tensors at equal penalty per non-zero weight, by probing one tensor at a time."""
-    fine, probe = uniform_steps(weights, FINE_STEP), uniform_steps(weights, PROBE_STEP)
-    unrounded = data_bytes(fine)
-    steps = {}
-    for name in names:
-        nonzeros = max(1, int(np.count_nonzero(weights[name])))
-        penalty_bits = bits_from_bytes(data_bytes(fine | {name: probe[name]}) - unrounded)
-        steps[name] = probe[name] * np.sqrt(nonzeros / max(penalty_bits, SMALLEST_PENALTY_BITS * nonzeros))
-    return steps
+    return {name: np.float32(relative_step * _scale(tensor).rms) for name, tensor in weights.items()}
 
 
 def _walk(search: Search) -> float:
@@ -156,16 +152,8 @@ def _walk(search: Search) -> float:
     return best
 
 
-def _scaled(steps: Steps, weights: Weights, factor: float) -> Steps:
-    return {name: _limited(factor * step, weights[name]) for name, step in steps.items()}
-
-
-def _limited(step: float, tensor: np.ndarray) -> np.float32:
-    return np.float32(min(step, COARSEST_STEP * _rms(tensor)))
-
-
-def _rms(tensor: np.ndarray) -> float:
-    """Root mean square of the non-zero weights; 1 where there is none, or where a step would underflow."""
+def _scale(tensor: np.ndarray) -> Scale:
+    """Of a tensor; its root mean square is 1 where there is no non-zero weight, or where a step would underflow."""
     nonzeros = tensor[tensor != 0]
     rms = float(np.sqrt(np.mean(np.square(nonzeros, dtype=np.float64)))) if len(nonzeros) else 1.0
-    return rms if rms > SMALLEST_RMS else 1.0
+    return Scale(rms if rms > SMALLEST_RMS else 1.0, len(nonzeros))

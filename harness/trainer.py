@@ -200,6 +200,7 @@ class Trainer:
 
     def _prune(self) -> None:
         config, number = self.config.prune, self.state.prunings + 1
+        text = self.data.train if config.text == "train" else self.data.heldout
         report, self.state.grid_steps = prune(
             self.backend,
             self.optimizer,
@@ -208,6 +209,7 @@ class Trainer:
             config,
             self.config.seed,
             is_last=number == config.rounds,
+            text_tokens=text.num_tokens,
         )
         self.state.prunings = number
         name = f"prune {number} of {config.rounds}" if config.rounds > 1 else "prune"

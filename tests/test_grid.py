@@ -1,8 +1,11 @@
 """The grid search: the step it finds is the best one, and its figures are those of the file."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize_scalar
 from torch.nn import functional as F
 
 from eval.archive import QuantisedModel, write_archive
@@ -11,6 +14,7 @@ from eval.grid import SAMPLE_CHUNKS, Search, choose_grid
 from eval.precision import precision_records
 from eval.weights import encode_weights, quantise, rebuild
 from harness.model import ModelConfig, Transformer
+from harness.sparsity.grid import Scale, balanced_steps
 from harness.tokenizer import ByteTokenizer
 
 CHUNK_BYTES = 32
@@ -74,6 +78,33 @@ def test_the_file_has_the_size_that_was_found_and_no_uniform_step_is_better(tmp_
         assert total <= 1.005 * (other.model_bytes + other.data_bytes)
 
 
+def test_balanced_steps_make_weights_and_text_together_the_shortest():
+    """Weights of log2(rms / step) bits, and a text of curvature * step^2 nats more."""
+    scales = {"a": Scale(0.1, 5000), "b": Scale(2.0, 300)}
+    curvatures = {"a": 4e7, "b": 3e3}
+
+    def text_nats(steps):
+        return 1e5 + sum(curvatures[name] * step**2 for name, step in steps.items())
+
+    def total_nats(steps):
+        return text_nats(steps) + sum(s.nonzeros * math.log(s.rms / steps[name]) for name, s in scales.items())
+
+    steps = balanced_steps(scales, text_nats)
+    for name in scales:
+        best = minimize_scalar(
+            lambda step, name=name: total_nats(steps | {name: step}), bounds=(1e-6, 1), method="bounded"
+        )
+        assert steps[name] == pytest.approx(best.x, rel=1e-3)
+
+
+def test_a_tensor_that_hardly_matters_keeps_a_bounded_step():
+    scales = {"idle": Scale(0.1, 10), "empty": Scale(1.0, 0)}
+    steps = balanced_steps(scales, lambda steps: 5.0)
+    assert {name: scales[name].limited(step) for name, step in steps.items()} == pytest.approx(
+        {"idle": 0.15, "empty": 1.5}
+    )
+
+
 def test_moving_single_steps_makes_the_total_smaller(weights):
     search = Search(weights, {}, CONFIG, TOKENIZER, TEXT, CHUNK_BYTES, torch.float32)
     steps, cost = search.refined(-1.0)
@@ -89,7 +120,7 @@ def test_steps_that_were_trained_are_moved_together_only(weights):
 
 
 def test_precision_has_a_best_value_between_too_coarse_and_too_fine(weights):
-    search = Search(weights, {}, CONFIG, TOKENIZER, TEXT, CHUNK_BYTES, torch.float32)
+    search = Search(weights, {}, CONFIG, TOKENIZER, TEXT * 4, CHUNK_BYTES, torch.float32)
     records = precision_records(search)
     totals = [record["total_bytes"] for record in records]
     best = int(np.argmin(totals))

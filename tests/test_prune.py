@@ -112,11 +112,22 @@ def test_every_bad_value_is_named_at_once(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(
         "prune: {kind: magnitude, measure: bits, tolerance: 1.5, resolution: 0, alpha: -1, steps: 0, rounds: 0, "
-        "grid: 3, sample_sequences: 0}\n"
+        "grid: 17, text: all, sample_sequences: 0}\n"
     )
     with pytest.raises(UsageError) as caught:
         load_config(path)
-    keys = ["kind", "measure", "tolerance", "resolution", "alpha", "rounds", "grid", "steps", "sample_sequences"]
+    keys = [
+        "kind",
+        "measure",
+        "text",
+        "tolerance",
+        "resolution",
+        "alpha",
+        "rounds",
+        "grid",
+        "steps",
+        "sample_sequences",
+    ]
     assert [line.split("=")[0] for line in str(caught.value).splitlines()] == [f"prune.{key}" for key in keys]
 
 

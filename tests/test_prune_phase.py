@@ -113,6 +113,18 @@ def test_steps_of_a_grid_are_those_of_the_last_pruning(in_rounds):
         assert json.loads(file.metadata()["grid_steps"])
 
 
+def test_a_longer_text_gets_a_finer_grid(config):
+    steps = {}
+    for text in ("heldout", "train"):
+        settings = ("prune.rounds=1", "train.epochs=8", "train.finetune_epochs=0.1", "optimizer.learning_rate=0.02")
+        run_dir = train(config, f"for-{text}", f"prune.text={text}", *settings)
+        with safe_open(run_dir / "weights.safetensors", framework="numpy") as file:
+            steps[text] = json.loads(file.metadata()["grid_steps"])
+    assert steps["train"].keys() == steps["heldout"].keys()
+    assert all(step <= steps["heldout"][name] for name, step in steps["train"].items())
+    assert any(step < 0.9 * steps["heldout"][name] for name, step in steps["train"].items())
+
+
 def test_more_rounds_than_steps_are_refused_and_leave_nothing(config):
     with pytest.raises(UsageError, match=r"prune\.rounds=11: fine-tuning has 10 steps"):
         train(config, "too-many", "prune.rounds=11")

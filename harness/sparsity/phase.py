@@ -1,9 +1,10 @@
 """The prune phase: what happens between two stretches of training, on any backend."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,6 +12,7 @@ from harness.backends.base import Backend, gather_state, scatter_state
 from harness.errors import RunFailure
 from harness.model import Transformer
 from harness.optimizer import Optimizer, is_regularised, rounded
+from harness.sparsity.grid import Scale, balanced_steps
 from harness.sparsity.layerwise import prune_layers
 from harness.sparsity.prune import Outcome, PruneConfig, finite_loss, shown, tamade
 from harness.sparsity.random_gradient import remove_without_influence
@@ -69,13 +71,14 @@ def prune(
     config: PruneConfig,
     seed: int,
     is_last: bool,
+    text_tokens: int,
 ) -> tuple[PruneReport, dict[str, float]]:
     """Prune, drop the rule, hold zeros at zero and, after the last pruning, weights on their grid from now on.
 
     The search runs on `replica`, a whole model with any weights, since a backend may have shared its own out.
     Weights that never had a gradient, such as the embeddings of symbols never seen, go first: they hold their random
-    initial values, influenced no loss and would only cost bits. The grid is relative to the non-zeros of a tensor, and
-    a search for a threshold would see little but its steps: it is laid when these no longer change.
+    initial values, influenced no loss and would only cost bits. The grid is laid when the zeros no longer change; it is
+    right for weights that are kept together with a text of `text_tokens`.
 
     Returns the report and, by tensor, the step of its grid (empty without one). Raises RunFailure where the loss is not
     finite or no weight survives.
@@ -85,8 +88,7 @@ def prune(
     optimizer.set_rule(None)
     pruned = {name: p.detach() for name, p in replica.named_parameters()}
     scatter_state(backend, optimizer, "mask", {name: (p != 0).float() for name, p in pruned.items()})
-    grid = config.grid if is_last else 0.0
-    grid_steps = {name: _grid_step(p, grid) for name, p in pruned.items() if grid and is_regularised(p)}
+    grid_steps = _lay_grid(replica, sample, text_tokens, config.grid) if config.grid and is_last else {}
     if grid_steps:
         steps = {name: torch.full_like(p, grid_steps.get(name, 1.0)) for name, p in pruned.items()}
         scatter_state(backend, optimizer, "grid_step", steps)
@@ -155,7 +157,26 @@ def _prune_replica(replica: Transformer, sample: Sample, config: PruneConfig, se
     )
 
 
-def _grid_step(weights: Tensor, relative_step: float) -> float:
-    """Step relative to the root mean square of the non-zeros."""
+def _lay_grid(replica: Transformer, sample: Sample, text_tokens: int, factor: float) -> dict[str, float]:
+    """Steps of the grid of each regularised tensor: `factor` times those that balance weights and text.
+
+    The text is as hard to predict as the sample; the weights of `replica` come back as they were.
+    """
+    originals = {name: p.detach().clone() for name, p in replica.named_parameters() if is_regularised(p)}
+    tensors = {name: p for name, p in replica.named_parameters() if name in originals}
+    scales = {name: _scale(p) for name, p in originals.items()}
+
+    def text_nats(steps: Mapping[str, float]) -> float:
+        for name, p in tensors.items():
+            p.copy_(rounded(originals[name], steps[name]))
+        return text_tokens * sample.mean_loss(replica)
+
+    balanced = balanced_steps(scales, text_nats)
+    for name, p in tensors.items():
+        p.copy_(originals[name])
+    return {name: float(np.float32(scales[name].limited(factor * step))) for name, step in balanced.items()}
+
+
+def _scale(weights: Tensor) -> Scale:
     nonzeros = weights[weights != 0]
-    return float(relative_step * nonzeros.square().mean().sqrt()) if len(nonzeros) else relative_step
+    return Scale(float(nonzeros.square().mean().sqrt()) if len(nonzeros) else 1.0, len(nonzeros))

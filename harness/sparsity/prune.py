@@ -12,7 +12,8 @@ from harness.optimizer import is_regularised
 
 PRUNERS = ("none", "tamade", "layerwise")
 MEASURES = ("loss", "accuracy")
-MAX_ROUNDS = 100
+TEXTS = ("heldout", "train")
+MAX_ROUNDS, LARGEST_GRID = 100, 16
 # The scan ends at this many halvings of the largest weight; the search by halves goes on from there.
 SCAN_HALVINGS = 16
 # Falls of the loss below this share of it are rounding: of float32 sums, or of bf16 products over thousands of tokens.
@@ -40,7 +41,9 @@ class PruneConfig:
     rounds: int = 1
     """How often to prune: each time, an equal stretch of fine-tuning follows."""
     grid: float = 0.0
-    """Step of the grid that fine-tuning rounds weights to, relative to the rms of a tensor's non-zeros; 0: no grid."""
+    """Steps of the grid that fine-tuning rounds weights to, in those that balance weights and text; 0: no grid."""
+    text: str = "heldout"
+    """`heldout` or `train`: the text that the file is to hold, of which the grid needs the length."""
     sample_sequences: int = 64
     """Training sequences that the loss is measured on; held-out text stays unseen."""
 
@@ -52,7 +55,7 @@ class PruneConfig:
     def problems(self) -> list[str]:
         """Every bad value, a line each."""
         found = []
-        for key, known in (("kind", PRUNERS), ("measure", MEASURES)):
+        for key, known in (("kind", PRUNERS), ("measure", MEASURES), ("text", TEXTS)):
             if getattr(self, key) not in known:
                 found.append(f"prune.{key}={getattr(self, key)}: unknown; use one of {', '.join(known)}")
         if not 0 <= self.tolerance <= 1:
@@ -63,8 +66,8 @@ class PruneConfig:
                 found.append(f"prune.{key}={getattr(self, key)}: must be positive")
         if not 1 <= self.rounds <= MAX_ROUNDS:
             found.append(f"prune.rounds={self.rounds}: must be between 1 and {MAX_ROUNDS}")
-        if not 0 <= self.grid <= 2:
-            found.append(f"prune.grid={self.grid}: must be between 0 (no grid) and 2")
+        if not 0 <= self.grid <= LARGEST_GRID:
+            found.append(f"prune.grid={self.grid}: must be between 0 (no grid) and {LARGEST_GRID}")
         for key in ("steps", "sample_sequences"):
             if getattr(self, key) < 1:
                 found.append(f"prune.{key}={getattr(self, key)}: must be at least 1")
