@@ -212,6 +212,7 @@ def _last(sizes: list[float | None]) -> float | None:
 
 
 def _line_crossover(curve: OnlineCurve, offline: OfflineLine) -> Crossover:
+    """The same for one precision of the weights."""
 
     def excess(raw_bytes: float) -> float:
         return curve.bits_at(raw_bytes) - offline.bits(raw_bytes)
