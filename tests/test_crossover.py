@@ -357,11 +357,11 @@ def test_one_command_makes_the_control_and_finds_nothing_learnt_in_it(place, tra
     report = json.loads((run_dir / "report.json").read_text())
     assert text["above_archive_bits"] == pytest.approx(report["online"]["above_final_bits"], rel=1e-12)
     assert record["text"]["crossover"]["raw_bytes"] > 0
-    # Of all precisions the archive's is the best for its own text, and others are better elsewhere.
+    # Of all precisions the archive's is the best for its own text.
     lines, size = record["text"]["offline_projected"], report["data"]["raw_bytes"]
     totals = [line["fixed_bits"] + size * line["rate_bits_per_byte"] for line in lines]
     assert min(totals) == pytest.approx(8 * report["offline"]["total_bytes"], rel=0.01)
-    assert len(lines) > 1 and record["text"]["archive"] in lines
+    assert record["text"]["archive"] in lines
 
     status, out, err = printed(place, capsys, "--format", "md")
     assert status == 0 and "2 of 2 runs are finished already" in err and "start " not in err
