@@ -95,6 +95,9 @@ def read_sweep(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Sweep
         raise UsageError("\n".join(problems))
     config_path = path.parent / config
     runs = _make_runs(name, config_path, common, list(grid.values()))
+    again = sorted({run.config.seed for run in runs} & set(comparison.seeds if comparison else ()))
+    if again:
+        raise UsageError(f"compare.seeds: {again[0]}: the runs of the grid have this seed already; use other ones")
     directory = Path(runs[0].config.runs_dir)
     return Sweep(
         name=name,

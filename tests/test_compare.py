@@ -95,6 +95,7 @@ def test_the_same_command_has_nothing_left_to_do(swept):
         ("{columns: method, sedes: [1]}", "must be a mapping"),
         ("{columns: place}", "compare.columns=place: must be one of"),
         ("{columns: subset, seeds: [1, 1]}", "compare.seeds=[1, 1]: must be a list of different seeds"),
+        ("{columns: subset, seeds: [1, 0]}", "compare.seeds: 0: the runs of the grid have this seed already"),
         ("{columns: subset, published: {rl1: [1, 2]}}", "compare.published.rl1=[1, 2]: must be 1 numbers"),
     ],
 )
@@ -141,6 +142,13 @@ def test_the_summary_names_the_best_of_each_family_for_each_data_set():
     assert rows["x"] == ["x", "0.3", "0.9", "0.3", "0.9", "1.0", "2,000"]
     assert rows["y"][:3] == ["y", "", "0.8"] and rows["zstd -19 / 512 B chunk"][1:3] == ["0.6", "0.6"]
     assert block.emphasised_rows[:2] == [True, True] and not any(block.emphasised_rows[2:])
+
+
+def test_a_family_that_was_repeated_counts_as_the_mean_of_its_seeds():
+    labels = {"x+1": 40_000, "x+1, seed 1": 50_000, "x+2": 42_000, "y": 43_000}
+    block = summary_block([entry("a", label, 20, data) for label, data in labels.items()], {})
+    totals = {row[0]: row[1] for row in block.rows[:2]}
+    assert totals == {"x": "45.0", "y": "43.0"} and block.emphasised_rows[:2] == [False, True]
 
 
 def test_ideal_lengths_are_those_of_the_file_without_its_overhead(demo_run, tmp_path):

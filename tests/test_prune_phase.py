@@ -86,6 +86,15 @@ def test_layers_are_pruned_in_rounds(config, capsys):
     assert nonzeros[9] > nonzeros[10] > nonzeros[12]
 
 
+@pytest.mark.parametrize("kind", ["tamade", "layerwise"])
+def test_tensors_that_are_not_regularised_are_not_pruned(config, kind):
+    settings = ("prune.kind=tamade", "prune.rounds=1") if kind == "tamade" else LAYERWISE
+    run_dir = train(config, f"only-{kind}", "rule.tensors=[matrices]", *settings)
+    zeros = {name: int((w == 0).sum()) for name, w in load_file(run_dir / "weights.safetensors").items()}
+    assert zeros["embed.weight"] == zeros["head.weight"] == 0
+    assert sum(zeros.values()) > 0
+
+
 def test_accuracy_may_drop_by_the_tolerance(config, capsys):
     settings = ("prune.measure=accuracy", "prune.tolerance=0.03", "prune.rounds=1", "train.finetune_epochs=0")
     train(config, "accuracy", *settings)

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from harness.optimizer import is_regularised
+
 PROBABILITY_TRAVEL = 10.0
 """How far Adam can move a probability over all steps; it is between 0 and 1."""
 WEIGHT_TRAVEL = 2.0
@@ -20,14 +22,14 @@ def prune_layers(
     alpha: float,
     steps: int,
 ) -> None:
-    """Prune every linear layer of `model`, the last one first, and call `after_each()` after each.
+    """Prune every linear layer of `model` that is regularised, the last one first; `after_each()` is called after each.
 
     `second_moments(layer)` is the mean of x x' over the inputs x of a layer, float64 (inputs, inputs). In reverse order
     nothing upstream has changed when a layer is pruned, so its targets are its own present outputs. `agreed` returns
     the first rank's tensor on every rank. Embeddings are no linear layers and stay as they are.
     """
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    for layer in reversed(layers):
+    for layer in reversed([layer for layer in layers if is_regularised(layer.weight)]):
         layer.weight.copy_(agreed(sparse_fit(layer.weight, second_moments(layer), alpha, steps)))
         after_each()
 

@@ -99,7 +99,10 @@ def prune(
 
 
 def _copy_trained(backend: Backend, optimizer: Optimizer, replica: Transformer) -> None:
-    """The weights of the run in `replica`, with those at zero that never had a gradient."""
+    """The weights of the run in `replica`, with those at zero that never had a gradient.
+
+    Nor may they have had none for so long that their second moment has vanished: some 1,600 steps with a beta2 of 0.95.
+    """
     trained = gather_state(backend, optimizer, "exp_avg_sq", missing=1.0)
     weights = dict(backend.weights())
     for name, p in replica.named_parameters():

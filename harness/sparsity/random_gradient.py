@@ -77,8 +77,9 @@ def without_gradient(model: Transformer, seed: int) -> dict[str, Tensor]:
     try:
         for _ in range(MAX_PASSES):
             channels = _backward(model, max(1, POSITIONS_PER_PASS // config.context), generator)
-            # With its output replaced, the embedding itself gets none.
-            dead["embed.weight"] &= channels == 0
+            if "embed.weight" in dead:
+                # With its output replaced, the embedding itself gets none.
+                dead["embed.weight"] &= channels == 0
             if not any((dead[name] & live[name]).any() for name in dead):
                 break
     finally:
