@@ -100,6 +100,9 @@ class RunConfig:
                 "rule.coupling=adam: Muon orthogonalises whole matrices; use rule.coupling=decoupled or "
                 "optimizer.kind=adamw"
             )
+        acts = self.rule.kind != "none" or self.prune.kind != "none"
+        if acts and self.model.architecture == "modern" and self.rule.tensors == ["vectors"]:
+            found.append("rule.tensors=['vectors']: a modern model has none; name matrices, embedding or head")
         return found
 
     def _online_problems(self) -> list[str]:

@@ -33,6 +33,13 @@ def test_three_mistakes_are_named_in_three_lines(tmp_path):
     assert lines[1].startswith("train.epochs=many:") and lines[2].startswith("rule.alpha=-1.0: must be")
 
 
+def test_tensors_that_the_model_does_not_have_are_refused(tmp_path):
+    path = write(tmp_path, "rule: {kind: rl1, alpha: 0.1, tensors: [vectors]}\n")
+    (line,) = refusal(path)
+    assert line.startswith("rule.tensors=['vectors']: a modern model has none")
+    load_config(path, ["model.architecture=published"])
+
+
 def test_a_mistake_on_the_command_line_stands_beside_those_of_the_file(tmp_path):
     lines = refusal(write(tmp_path, "modle: {width: 64}\n"), "optimizer.kind=sgd", "nonsense")
     assert [line.split(":")[0].split("=")[0] for line in lines] == ["nonsense", "modle.width", "optimizer.kind"]

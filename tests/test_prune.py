@@ -108,6 +108,14 @@ def test_a_loss_that_is_not_finite_stops_the_run():
         tamade(make_layer(), lambda: float("nan"), config())
 
 
+def test_a_resolution_finer_than_numbers_are_ends_the_search_all_the_same():
+    layer = make_layer()
+    found = tamade(
+        layer, lambda: 1.0 + float((FULL - layer.weight.detach()[0]).sum()), config(tolerance=0.05, resolution=1e-30)
+    )
+    assert found.threshold == pytest.approx(0.03) and found.evaluations < 100
+
+
 def test_every_bad_value_is_named_at_once(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(
@@ -129,6 +137,12 @@ def test_every_bad_value_is_named_at_once(tmp_path):
         "sample_sequences",
     ]
     assert [line.split("=")[0] for line in str(caught.value).splitlines()] == [f"prune.{key}" for key in keys]
+
+
+def test_nothing_is_left_to_protect_where_all_of_the_accuracy_may_go():
+    assert not config(measure="accuracy", tolerance=0.99).problems() and not config(tolerance=1).problems()
+    (line,) = config(measure="accuracy", tolerance=1).problems()
+    assert line.startswith("prune.tolerance=1: ") and "less than 1" in line
 
 
 def test_fine_tuning_is_shared_out_in_equal_stretches():

@@ -274,6 +274,8 @@ def test_every_bad_value_is_named_at_once():
     assert len(both) == 2 and all(line.startswith("rule.bits_per_weight=3.0:") for line in both)
     assert RuleConfig(kind="pmmp").problems() == ["rule.alpha=0: pmmp needs a positive strength, or set rule.kind=none"]
     assert len(RuleConfig(kind="rl1", alpha=1.0, l2=0.1, layer_normalisation=True).problems()) == 2
+    (line,) = RuleConfig(kind="rl1", alpha=1.0, warmup=0.5, ramp=0.6).problems()
+    assert line.startswith("rule.ramp=0.6: with rule.warmup=0.5 the strength would never reach")
 
 
 def test_weights_and_state_are_the_same_on_all_ranks_after_50_steps():

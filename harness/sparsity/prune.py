@@ -61,6 +61,8 @@ class PruneConfig:
         if not 0 <= self.tolerance <= 1:
             what = "drop of the accuracy" if self.measure == "accuracy" else "relative rise of the loss"
             found.append(f"prune.tolerance={self.tolerance}: must be between 0 and 1 (a {what})")
+        if self.measure == "accuracy" and self.tolerance == 1:
+            found.append("prune.tolerance=1: every weight may go when all of the accuracy may; use less than 1")
         for key in ("resolution", "alpha"):
             if not (math.isfinite(getattr(self, key)) and getattr(self, key) > 0):
                 found.append(f"prune.{key}={getattr(self, key)}: must be positive")
@@ -120,8 +122,8 @@ def tamade(model: nn.Module, loss: Callable[[], float], config: PruneConfig) -> 
     losses[0.0] = finite_loss(loss)
     limit = config.limit(losses[0.0])
     low, high = _scan(max(float(p.abs().max()) for p in originals), config.resolution, is_tolerated)
-    while high - low > config.resolution:
-        middle = (low + high) / 2
+    # Between neighbouring numbers there is no other one, however fine the resolution.
+    while high - low > config.resolution and low < (middle := (low + high) / 2) < high:
         if is_tolerated(middle):
             low = middle
         else:

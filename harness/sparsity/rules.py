@@ -24,7 +24,11 @@ class RuleConfig:
     kind: str = "none"
     """`none`, `rl1`, `drr`, `pmmp`, `fpp` or `admm`."""
     alpha: float = 0.0
-    """Strength: `adam` in nats of the mean loss per unit of the penalty; `decoupled` as a share of the update."""
+    """Strength: `adam` in nats of the mean loss per unit of the penalty; `decoupled` as a share of the update.
+
+    For rl1 and drr it is the pull on a weight. For pmmp and fpp it is the price of gamma, whose steps Adam scales, and
+    for admm it sets the threshold sqrt(2 alpha / rho), whatever the coupling.
+    """
     bits_per_weight: float = 0.0
     """Another way to say alpha: what a weight costs in the two-part code; alpha = bits ln 2 / training tokens."""
     beta: float = 5.0
@@ -74,6 +78,11 @@ class RuleConfig:
                 found.append(f"rule.{key}={getattr(self, key)}: must be between 0 and 1 (a share of the main phase)")
         if self.warmup >= 1:
             found.append(f"rule.warmup={self.warmup}: the rule would never act; use less than 1 or rule.kind=none")
+        elif self.warmup + self.ramp > 1:
+            found.append(
+                f"rule.ramp={self.ramp}: with rule.warmup={self.warmup} the strength would never reach rule.alpha; "
+                "both together must be at most 1"
+            )
         if not self.tensors or len(set(self.tensors)) < len(self.tensors) or not set(self.tensors) <= set(TENSORS):
             found.append(f"rule.tensors={self.tensors}: must name some of {', '.join(TENSORS)}, each once")
         return found + self._strength_problems()
