@@ -198,17 +198,23 @@ def find_crossover(curve: OnlineCurve, offline: OfflineCode) -> Crossover:
     found = [_line_crossover(curve, line) for line in offline.lines]
     crossed = [each for each in found if each.raw_bytes is not None]
     first = min(crossed, key=lambda each: each.raw_bytes, default=None)
+    meeting = [each.rates_meet_bytes for each in found]
     return Crossover(
         raw_bytes=first and first.raw_bytes,
         is_measured=bool(first and first.is_measured),
-        until_bytes=_last([each.until_bytes for each in crossed]),
-        rates_meet_bytes=_last([each.rates_meet_bytes for each in found]),
+        until_bytes=_end_of_first_stretch(crossed),
+        rates_meet_bytes=None if None in meeting else max(meeting),
     )
 
 
-def _last(sizes: list[float | None]) -> float | None:
-    """The largest of some sizes, where None stands for never, and of none."""
-    return None if None in sizes else max(sizes, default=None)
+def _end_of_first_stretch(crossed: list[Crossover]) -> float | None:
+    """Where the first stretch of sizes ends at which some line is the shorter one; None where it does not."""
+    end = -math.inf
+    for each in sorted(crossed, key=lambda each: each.raw_bytes):
+        if end != -math.inf and each.raw_bytes > end:
+            break
+        end = max(end, math.inf if each.until_bytes is None else each.until_bytes)
+    return end if math.isfinite(end) else None
 
 
 def _line_crossover(curve: OnlineCurve, offline: OfflineLine) -> Crossover:

@@ -39,6 +39,7 @@ _QUANTITIES = {
     "above the final training loss (misleading)": "above_training_bits",
     "residual: text at the final held-out loss": "residual_bits",
     "held-out, beyond byte frequencies": "beyond_frequencies_bits",
+    "area, beyond byte frequencies": "online_beyond_frequencies_bits",
 }
 _MODEL_NOTES = [
     "ideal lengths of the training corpus; not files.",
@@ -48,7 +49,8 @@ _MODEL_NOTES = [
     f"after some epochs; the loss of the last steps, {100 * FINAL_SHARE:.0f} % of the corpus.",
     "final held-out loss: the float32 weights at the end of the run, in sequences like those of training; in the "
     "archive they are rounded, coarsely where its text is small.",
-    "beyond byte frequencies: below the cost of the held-out text under the training text's byte frequencies.",
+    "beyond byte frequencies: below the cost of the held-out text, or of the training text itself, under the training "
+    "text's byte frequencies.",
 ]
 _CROSSOVER_NOTES = [
     f"offline, projected: at each size the shortest of the archive and {len(LOG2_FACTORS)} other precisions of its "
@@ -131,7 +133,7 @@ def _run_record(found: Measurement) -> dict[str, Any]:
 
 def verdict(control: ModelBits) -> str:
     """Whether the control has learnt what it cannot have learnt."""
-    bits = control.beyond_frequencies_bits
+    bits = max(control.beyond_frequencies_bits, control.online_beyond_frequencies_bits)
     rate = bits_per_byte(bits, control.raw_bytes)
     if rate < ABOUT_ZERO_BITS_PER_BYTE:
         return "control: no learnt information beyond byte frequencies"

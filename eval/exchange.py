@@ -68,6 +68,7 @@ class Exchange:
     def __init__(self, config: RunConfig, source: Source, vocab_size: int, ranks: Ranks):
         # So that the number of threads is nothing to agree on; speed comes from more ranks.
         torch.set_num_threads(1)
+        self.started = time.perf_counter()
         self.config, self.source, self.ranks = config, source, ranks
         dtype = resolve_precision(config.train.precision, ranks.device)
         self.experts = Experts(config, vocab_size, ranks, dtype)
@@ -84,8 +85,7 @@ class Exchange:
         self._new_blend = functools.partial(Blend, config.online, vocab_size, lanes=lanes, length=context, ranks=ranks)
         self.blend = self._new_blend(num_tokens=source.num_tokens)
         self.learning_seconds = 0.0
-        compilers = ("numba", "llvmlite") if self.blend.mixture else ()
-        packages = (*self.experts.main.backend.packages, *compilers)
+        packages = (*self.experts.main.backend.packages, *self.blend.packages)
         self.environment = ranks.agreed(_environment(ranks, dtype, packages))
 
     @property
@@ -211,7 +211,8 @@ class Exchange:
             sharp = blend.sharpened(tables)
             if blend.mixture:
                 tokens[active, position] = self._code_bits(sharp, tokens[:, position], active, coder)
-                coded_with.append(sharp)
+                if self.ranks.world_size > 1:
+                    coded_with.append(sharp)
             else:
                 tokens[active, position] = coder.code(tokens[active, position], sharp[0, active])
             blend.observe(tables[:, active], tokens[active, position])
@@ -240,7 +241,7 @@ class Exchange:
 def _environment(ranks: Ranks, dtype: torch.dtype, packages: tuple[str, ...]) -> dict[str, str]:
     """What decides the last bits; with the entries of `INFORMATIVE`."""
     return {
-        **identity(ranks.device, dtype, (*packages, "numpy", "constriction")),
+        **identity(ranks.device, dtype, (*packages, "constriction")),
         "code": code_sha256(receiver_sources())[:16],
         "world_size": str(ranks.world_size),
         "limits": " ".join(f"{name}={value}" for name, value in isa_limits().items()) or "none",

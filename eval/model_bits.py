@@ -69,6 +69,8 @@ class ModelBits:
     """Final rate on the training text."""
     frequency_bits_per_byte: float
     """Rate of the byte frequencies of the training text on held-out text."""
+    corpus_frequency_bits_per_byte: float
+    """The same on the training text itself: the entropy of its bytes."""
 
     @property
     def residual_bits(self) -> float:
@@ -89,6 +91,11 @@ class ModelBits:
     def above_training_bits(self) -> float:
         """The same above the final training loss, which takes text known by heart for learnt."""
         return self.aulc_bits - self.raw_bytes * self.training_bits_per_byte
+
+    @property
+    def online_beyond_frequencies_bits(self) -> float:
+        """What the online code saves beyond byte frequencies that were known for nothing; 0 where it saves nothing."""
+        return max(0.0, self.raw_bytes * self.corpus_frequency_bits_per_byte - self.aulc_bits)
 
     @property
     def beyond_frequencies_bits(self) -> float:
@@ -123,6 +130,7 @@ def model_bits(run: EvaluatedRun) -> ModelBits:
         archive_bits_per_byte=bits_per_byte(offline["ideal_data_bits"], run.report["data"]["raw_bytes"]),
         training_bits_per_byte=final_training_rate(run.run_dir, run.online.raw_bytes),
         frequency_bits_per_byte=frequency_rate(train_counts, heldout_counts),
+        corpus_frequency_bits_per_byte=frequency_rate(train_counts, train_counts),
     )
 
 

@@ -26,6 +26,7 @@ from eval.online_file import (
 )
 from eval.online_job import Costs, OnlineJob, Progress
 from eval.stream_coders import Decoding, Encoding
+from harness.blend import mixture_bytes
 from harness.checkpoint import sha256
 from harness.config import RunConfig
 from harness.distributed import Ranks
@@ -154,7 +155,7 @@ def receive(path: Path, output: Path, ranks: Ranks, progress: Progress) -> Costs
             f"{head.world_size} process(es)"
         )
     try:
-        check_memory(_memory_bytes(head, config, tokenizer))
+        check_memory(ranks.num_on_this_machine * _memory_bytes(head, config, tokenizer))
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
     source = Source(np.zeros(head.num_tokens, dtype=np.uint16), head.raw_bytes, head.fingerprint)
@@ -231,7 +232,7 @@ def _differences(sent: dict[str, str], here: dict[str, str]) -> str:
 
 
 def _memory_bytes(head: OnlineHead, config: RunConfig, tokenizer: Tokenizer) -> int:
-    """Memory for weights with their optimizers, activations, the mixture, text and tokens, roughly."""
+    """Memory of a rank for weights with their optimizers, activations, the mixture, text and tokens, roughly."""
     micro_batch, vocab_size = config.train.micro_batch(head.world_size), tokenizer.vocab_size
     total = 6 * head.num_tokens + 2 * head.raw_bytes
     for index, model in enumerate(config.expert_models()):
@@ -239,11 +240,7 @@ def _memory_bytes(head: OnlineHead, config: RunConfig, tokenizer: Tokenizer) -> 
         per_token = 4 * (34 * model.layers * model.width + 4 * vocab_size)
         copies = 6 + bool(config.online.ema) + (0 if index else config.online.checkpoints - 1)
         total += 4 * copies * num_weights + micro_batch * model.context * per_token
-    if "ngram" in config.online.experts:
-        from harness.ngram import ngram_bytes
-
-        total += ngram_bytes(config.online.ngram_order, head.num_tokens)
-    return total
+    return total + mixture_bytes(config.online, head.num_tokens)
 
 
 def _tensor(content: bytes) -> torch.Tensor:

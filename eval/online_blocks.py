@@ -1,6 +1,6 @@
 """The online code of a run in its table: the bits of its file, and who predicts."""
 
-from eval.columns import Column, Record, count, decimal, in_words, new_block, ratio
+from eval.columns import Column, Record, count, decimal, in_words, new_block, ratio, verdict
 from eval.markup import Block
 from harness.units import bits_from_bytes, bits_per_byte, bytes_from_bits
 
@@ -40,6 +40,30 @@ def sent_block(record: Record) -> Block:
 def _costs(record: Record, end: str, word: str) -> str:
     seconds, learning, memory = (record[f"online_{end}_{what}"] or 0 for what in SENT_COSTS)
     return f"{word}: {seconds:,.0f} s, of which {learning:,.0f} s are training, and {memory / 1e6:,.0f} MB of memory."
+
+
+def sent_runs_block(records: list[Record]) -> Block:
+    """The files of the online codes of several runs, and what both ends took."""
+    rows = []
+    for record in records:
+        size, raw_bytes = record["online_file_bytes"], record["online_raw_bytes"]
+        row = record | {"file_bits_per_byte": bits_per_byte(bits_from_bytes(size), raw_bytes)}
+        for end in ("send", "receive"):
+            memory_bytes = record[f"online_{end}_memory_bytes"]
+            row[f"{end}_megabytes"] = None if memory_bytes is None else memory_bytes / 1e6
+        rows.append(row)
+    columns: list[Column] = [
+        ("run", "run", in_words),
+        ("raw bytes", "online_raw_bytes", count),
+        ("file bytes", "online_file_bytes", count),
+        ("bits/byte", "file_bits_per_byte", decimal),
+        ("sent in s", "online_send_seconds", count),
+        ("MB", "send_megabytes", count),
+        ("received in s", "online_receive_seconds", count),
+        ("MB", "receive_megabytes", count),
+        ("verified", "online_verified", verdict),
+    ]
+    return new_block("Online codes of the training corpora as files", columns, rows, [])
 
 
 def members_block(record: Record, member_bits: dict[str, float]) -> Block:

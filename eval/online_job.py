@@ -25,6 +25,7 @@ class Costs:
     """What sending or receiving has taken, stops and new starts included."""
 
     seconds: float
+    """From the making of the models, compilation included; of what a stopped job did, the part that was kept."""
     learning_seconds: float
     """Of them for training steps, on the first rank."""
     memory_bytes: int
@@ -49,7 +50,7 @@ class OnlineJob:
         self._state = RunState(identity=identity | environment)
         self._stop = StopRequest(self.folder)
         self._tokens_done = 0
-        self._seconds_before, self._started = 0.0, time.perf_counter()
+        self._seconds_before = 0.0
         self._lock: TextIO | None = None
         on_first_rank(self.ranks, self._hold)
 
@@ -116,7 +117,7 @@ class OnlineJob:
         on_first_rank(self.ranks, shutil.rmtree, self.folder, True)
 
     def _seconds(self) -> float:
-        return self._seconds_before + time.perf_counter() - self._started
+        return self._seconds_before + time.perf_counter() - self.exchange.started
 
     def _hold(self) -> None:
         """Keep other jobs out for as long as this process lives: ranks can outlive a command that was killed."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from eval.baselines import BASELINES, CHUNK_BYTES
 from eval.columns import Column, Record, checked, count, decimal, in_words, new_block, percent, ratio, verdict
 from eval.markup import Block, to_latex, to_markdown, to_rich
-from eval.online_blocks import SENT_COSTS, SENT_PARTS, members_block, sent_block
+from eval.online_blocks import SENT_COSTS, SENT_PARTS, members_block, sent_block, sent_runs_block
 from harness.errors import UsageError
 from harness.units import bits_from_bytes, bits_per_byte, bytes_from_bits
 
@@ -246,6 +246,7 @@ def _runs_blocks(records: list[Record]) -> list[Block]:
     ]
     others: list[Column] = [("run", "run", in_words), ("raw bytes", "raw_bytes", count)]
     others += [(f"{b.program} {b.convention}", f"{b.name}_bytes", count) for b in BASELINES]
+    sent = [record for record in records if record["online_file_bytes"] is not None]
     others_note = "chunk: every chunk coded alone, as codelength does; whole: the text as one file."
     return [
         new_block(
@@ -255,6 +256,7 @@ def _runs_blocks(records: list[Record]) -> list[Block]:
             [_VERIFIED_NOTE],
         ),
         new_block("Model and training corpus", training, records, [_IDEAL_NOTE, _PROJECTED_NOTE]),
+        *([sent_runs_block(sent)] if sent else []),
         new_block("Other compressors of the same text, bytes", others, records, [others_note]),
     ]
 

@@ -37,6 +37,11 @@ class Blend:
         last = [name for name in ("ngram", "network") if name in self.config.experts]
         return ["model", *self.config.models, *first, *last]
 
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Packages whose versions decide the last bits."""
+        return ("numpy", "numba", "llvmlite") if self.mixture else ("numpy",)
+
     def sharpened(self, tables: np.ndarray) -> np.ndarray:
         """`tables` (tables, ..., vocabulary), float32, at the temperatures learnt so far."""
         if not self.config.calibrate:
@@ -116,6 +121,15 @@ def _new_mixture(config: OnlineConfig, vocab_size: int, num_tokens: int, lanes: 
     from harness.mixture import Mixture
 
     return Mixture(1 + len(config.models), config.experts, config.ngram_order, vocab_size, num_tokens, lanes)
+
+
+def mixture_bytes(config: OnlineConfig, num_tokens: int) -> int:
+    """Memory of a rank's mixture, roughly: the tables of the n-gram model are nearly all of it."""
+    if "ngram" not in config.experts:
+        return 0
+    from harness.ngram import ngram_bytes
+
+    return ngram_bytes(config.ngram_order, num_tokens)
 
 
 def table_nats(chances: np.ndarray) -> np.ndarray:

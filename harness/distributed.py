@@ -28,6 +28,11 @@ class Ranks:
         """Whether this rank writes what is written once."""
         return self.rank == 0
 
+    @property
+    def num_on_this_machine(self) -> int:
+        """Ranks that share this machine's memory: all of them where nobody has said otherwise."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))
+
     def barrier(self) -> None:
         """Wait for every rank."""
         if self.world_size > 1:

@@ -22,10 +22,11 @@ class Prequential:
         self.blend = Blend(experts.online, vocab_size, num_tokens, lanes, length, ranks)
         self._modules = [Transformer(shape, vocab_size).to(ranks.device) for shape in experts.shapes]
 
-    def code(self, batch: StepBatch) -> list[np.ndarray]:
-        """Code length in nats, float64 (n, length), of each micro-batch of this rank.
+    def code(self, batch: StepBatch) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of each micro-batch of this rank the code length, and that by the run's own transformer alone.
 
-        The name of the chosen weights, in a self-switch, is charged to the first token.
+        Both are in nats, float64 (n, length). The name of the chosen weights, in a self-switch, is charged to the first
+        token of the former.
         """
         options = [self._tables(0, weights, batch) for weights in self.experts.candidates()]
         others = [self._tables(index, weights, batch) for index, weights in enumerate(self.experts.others(), start=1)]
@@ -36,7 +37,8 @@ class Prequential:
             nats = self.blend.nats_known(tables, micro_batch)
             if micro_batch.mask.any():
                 nats[tuple(np.argwhere(micro_batch.mask)[0])] += np.log(len(options))
-            coded.append(nats)
+            own = np.take_along_axis(best, micro_batch.tokens[..., None], axis=-1)[..., 0]
+            coded.append((nats, np.where(micro_batch.mask, table_nats(own), 0.0)))
         self.blend.end_step()
         return coded
 

@@ -2,6 +2,7 @@
 
 import torch
 
+from harness.blend import mixture_bytes
 from harness.config import RunConfig
 from harness.data import Data
 from harness.distributed import Ranks
@@ -24,6 +25,8 @@ def derived_numbers(
     shard, batch = data.train, config.train.batch_sequences
     steps, tokens = ", ".join(f"{p.name} {p.num_steps:,}" for p in phases), batch * config.model.context
     backend = config.backend.name + (f" ZeRO-{config.backend.zero_stage}" if config.backend.name == "deepspeed" else "")
+    checkpoint_bytes = CHECKPOINT_BYTES_PER_PARAMETER * num_parameters
+    checkpoint_bytes += ranks.world_size * mixture_bytes(config.online, shard.num_tokens)
     return [
         f"corpus      {config.corpus.kind}: {shard.raw_bytes:,} bytes = {shard.num_tokens:,} tokens "
         f"({config.tokenizer.kind}); held out {data.heldout.raw_bytes:,} bytes",
@@ -33,7 +36,7 @@ def derived_numbers(
         *_online_lines(config),
         f"arithmetic  {str(dtype).removeprefix('torch.')} products, float32 loss, {ranks.device.type}, {backend}",
         f"sizes       ledger about {LEDGER_BYTES_PER_TOKEN * shard.num_tokens / 1e6:,.1f} MB, checkpoint about "
-        f"{CHECKPOINT_BYTES_PER_PARAMETER * num_parameters / 1e6:,.1f} MB",
+        f"{checkpoint_bytes / 1e6:,.1f} MB",
     ]
 
 

@@ -66,7 +66,7 @@ def _train(config: RunConfig, data: Data, ranks: Ranks, dtype: torch.dtype) -> N
             trainer.run()
         ranks.barrier()
     finally:
-        trainer.backend.close()
+        trainer.experts.close()
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -53,6 +53,7 @@ class Trainer:
         self.prequential = None
         if config.train.retrain_at or not config.online.trains_plainly:
             self.prequential = Prequential(self.experts, data.tokenizer.vocab_size, data.train.num_tokens, ranks, dtype)
+        packages = self.prequential.blend.packages if self.prequential else ()
         self.phases = plan_phases(config.train, self.batches.order.steps, config.prune.prunings)
         self.num_steps = self.phases[-1].end_step
         self.state = RunState(
@@ -61,7 +62,7 @@ class Trainer:
                 "config": training_sha256(config)[:16],
                 "data": data.train.fingerprint,
                 "world_size": str(ranks.world_size),
-                **ranks.agreed(identity(ranks.device, dtype, self.backend.packages)),
+                **ranks.agreed(identity(ranks.device, dtype, (*self.backend.packages, *packages))),
             },
         )
         self.meter = Meter()
@@ -148,10 +149,10 @@ class Trainer:
             kept = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint had been saved"
             raise RunFailure(f"{error} ({kept})") from None
         # In a block code nothing is trained on at its first visit.
-        losses = losses or [(nats.astype(np.float32), float(nats.sum())) for nats in coded]
+        losses = losses or [(nats.astype(np.float32), float(nats.sum())) for _, nats in coded]
         for index, (micro_batch, (nats, loss_nats_sum)) in enumerate(zip(batch.micro_batches, losses, strict=True)):
             raw_bytes = (self.data.tokenizer.token_bytes[micro_batch.tokens] * micro_batch.mask).sum(axis=1)
-            code_nats = coded[index] if coded else None
+            code_nats = coded[index][0] if coded else None
             self.ledger.append(step, batch.epoch, micro_batch, nats, raw_bytes, code_nats)
             code_nats_sum = 0.0 if not is_new else loss_nats_sum if code_nats is None else float(code_nats.sum())
             self.meter.add(loss_nats_sum, int(micro_batch.mask.sum()), int(raw_bytes.sum()), code_nats_sum, is_new)

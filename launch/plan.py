@@ -3,10 +3,11 @@
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from harness.blend import mixture_bytes
 from harness.config import RunConfig
 from harness.data import data_directory, open_data
 from harness.errors import UsageError
@@ -22,7 +23,7 @@ WIKI_MINI_BYTES = 5_963_324
 SHOWN_MFU = (0.3, 0.4, 0.5)
 ASSUMED_BYTES_PER_TOKEN = 3.5
 # A backward pass costs two forward passes; recomputing activations is one more.
-RECOMPUTING = 4 / 3
+RECOMPUTING, FORWARD_SHARE = 4 / 3, 1 / 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,13 +87,33 @@ class Plan:
         names = dict.fromkeys(phase.name for phase in self.phases)
         self.phase_steps = {name: sum(p.num_steps for p in self.phases if p.name == name) for name in names}
         self.phase_tokens = {name: round(epochs[name] * self.corpus.tokens) for name in names}
-        self.total_flops = self.parameters.flops_per_token * sum(self.phase_tokens.values())
+        flops = self.parameters.flops_per_token
+        self.total_flops = flops * sum(self.phase_tokens.values()) + self._coding_flops(flops)
+        self.mixture_bytes = mixture_bytes(config.online, self.corpus.tokens)
 
     def memory(self, config: RunConfig, device: Device, ranks: int) -> list[Memory]:
         """Moments of a rank with another configuration of the same model, the most crowded one first."""
         fixed, is_bf16 = device.fixed_bytes(config.backend.name), uses_bf16(config, device)
+        fixed += 0 if device.is_gpu else self.mixture_bytes
         found = moments(config, self.parameters, self.vocab_size, ranks, is_bf16, fixed, device.is_gpu)
         return sorted(found, key=lambda memory: -memory.total)
+
+    def _coding_flops(self, flops: float) -> float:
+        """Those of the online code beside the training of the run's own transformer, whose FLOPs a token are `flops`.
+
+        The other transformers are trained on the same tokens; all of them, and the states of a self-switch, predict
+        every token once more, where the losses of training are not the code.
+        """
+        config, tokens = self.config, self.corpus.tokens
+        others = sum(
+            count_parameters(replace(config, model=model), self.vocab_size).flops_per_token
+            for model in config.expert_models()[1:]
+        )
+        is_plain = config.online.trains_plainly and not config.train.retrain_at
+        predicting = 0.0 if is_plain else (config.online.checkpoints * flops + others) * FORWARD_SHARE
+        # Further epochs are the run's own transformer's alone.
+        passes = config.train.main_passes - (0 if config.train.retrain_at else config.train.epochs - 1)
+        return (passes * others + predicting) * tokens
 
     def memory_rows(self) -> Iterator[tuple[str, bool, Memory, Memory]]:
         """Of DDP and each ZeRO stage: name, whether it is the configured one, the training step, the peak."""
@@ -142,7 +163,7 @@ class Plan:
         parameters, config = self.parameters, self.config
         masks = 0 if config.prune.kind == "none" else 3 if config.prune.grid else 1
         extra = parameters.regularised * max(masks, config.rule.tensors_kept)
-        checkpoint = FLOAT * (3 * parameters.total - parameters.muon + extra)
+        checkpoint = FLOAT * (3 * parameters.total - parameters.muon + extra) + self.question.gpus * self.mixture_bytes
         return {
             "ledger": LEDGER_BYTES_PER_TOKEN * self.corpus.tokens,
             "checkpoint": checkpoint,

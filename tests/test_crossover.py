@@ -121,6 +121,9 @@ def test_at_each_size_the_best_of_several_precisions_counts():
     assert found.raw_bytes == alone[0].raw_bytes < alone[1].raw_bytes and found.is_measured
     assert alone[0].until_bytes < found.until_bytes == alone[1].until_bytes
     assert found.rates_meet_bytes == alone[1].rates_meet_bytes
+    # A precision that comes long after the others does not fill the gap before it.
+    late = OfflineCode.of([*code_through(2.3, 1e5).lines, *code_through(1.8, 1e7).lines])
+    assert find_crossover(curve, late).until_bytes == find_crossover(curve, code_through(2.3, 1e5)).until_bytes < 1e7
     sizes = np.array([1e5, 1e6, 1e7])
     assert np.array_equal(both.bits(sizes), np.minimum(coarse.bits(sizes), fine.bits(sizes)))
     assert (both.best_at(1e5), both.best_at(1e7)) == (*coarse.lines, *fine.lines)
@@ -216,8 +219,8 @@ def test_the_figure_is_drawn_with_and_without_a_crossover(tmp_path, crossover):
 
 
 def bits_of(**rates: float) -> ModelBits:
-    names = ("heldout", "archive", "training", "frequency")
-    settings = {f"{name}_bits_per_byte": rate for name, rate in zip(names, (2.0, 2.25, 1.5, 5.0), strict=True)}
+    names = ("heldout", "archive", "training", "frequency", "corpus_frequency")
+    settings = {f"{name}_bits_per_byte": rate for name, rate in zip(names, (2.0, 2.25, 1.5, 5.0, 4.5), strict=True)}
     return ModelBits(raw_bytes=1000, aulc_bits=3000.0, **settings | rates)
 
 
@@ -227,11 +230,15 @@ def test_the_parts_of_the_online_code_add_up():
     assert bits.above_archive_bits == 750
     assert (bits.above_training_bits, bits.beyond_frequencies_bits) == (1500, 3000)
     assert bits_of(heldout_bits_per_byte=5.5).beyond_frequencies_bits == 0
+    assert bits_of().online_beyond_frequencies_bits == 1500
+    assert bits_of(corpus_frequency_bits_per_byte=2.9).online_beyond_frequencies_bits == 0
 
 
 def test_the_verdict_names_what_a_control_cannot_have_learnt():
-    assert verdict(bits_of(heldout_bits_per_byte=4.995)).endswith("no learnt information beyond byte frequencies")
-    assert "1,000 bits (1.000 bits/byte)" in verdict(bits_of(heldout_bits_per_byte=4.0))
+    shuffled = {"corpus_frequency_bits_per_byte": 2.9}
+    assert verdict(bits_of(heldout_bits_per_byte=4.995, **shuffled)).endswith("information beyond byte frequencies")
+    assert "1,000 bits (1.000 bits/byte)" in verdict(bits_of(heldout_bits_per_byte=4.0, **shuffled))
+    assert "1,500 bits (1.500 bits/byte)" in verdict(bits_of(heldout_bits_per_byte=4.995))
 
 
 def test_the_rate_of_byte_frequencies_is_a_cross_entropy():

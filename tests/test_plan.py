@@ -45,13 +45,31 @@ def saved_bytes(architecture: str, layers: int, dtype: torch.dtype) -> int:
 
 @pytest.mark.parametrize(
     ("setting", "passes"),
-    [("train.replays=3", 4), ("train.retrain_at=[0.25,0.5]", 3), ("train.epochs=2", 2)],
+    [
+        ("train.replays=3", 4),
+        ("train.epochs=2", 2),
+        # What is not the loss of a training step is predicted for itself, a third of a step.
+        ("train.retrain_at=[0.25,0.5]", 3 + 1 / 3),
+        ("online.experts=[uniform]", 1 + 1 / 3),
+        ("online.checkpoints=4", 1 + 4 / 3),
+        ("online.models=[128x3x1]", 2 + 2 / 3),
+    ],
 )
-def test_replays_and_block_trainings_count_as_work(capsys, setting, passes):
+def test_all_work_of_the_online_code_counts(capsys, setting, passes):
     arguments = (str(ROOT / "configs/wiki-mini.yaml"), "--gpu", "a100-80g")
     _, plain, _ = answer(capsys, *arguments)
     _, plan, _ = answer(capsys, *arguments, setting)
     assert plan["total_flops"] == pytest.approx(passes * plain["total_flops"], rel=1e-6)
+
+
+def test_the_tables_of_the_ngram_model_take_memory_and_a_place_in_every_checkpoint(capsys):
+    arguments = (str(ROOT / "configs/wiki-mini-online.yaml"), "--gpu", "cpu", "--gpus", "2")
+    _, without, _ = answer(capsys, *arguments, "online.experts=[uniform]")
+    _, plan, _ = answer(capsys, *arguments)
+    # Ten contexts of 2^24 slots of 8 bytes.
+    tables = 10 * 8 << 24
+    assert plan["memory"]["ddp"]["peak"]["total"] - without["memory"]["ddp"]["peak"]["total"] > tables
+    assert plan["disk_bytes"]["checkpoint"] - without["disk_bytes"]["checkpoint"] > 2 * tables
 
 
 @pytest.mark.parametrize("architecture", ["modern", "published"])

@@ -141,6 +141,14 @@ def test_the_first_block_of_a_block_code_is_uniform_and_nothing_is_learnt_inside
     assert np.array_equal(shorter.step_bits[:second], code.step_bits[:second])
 
 
+def test_the_area_of_a_block_code_is_that_of_its_transformer_whoever_else_predicts(place):
+    blocks = ("train.retrain_at=[0.25,0.5]", "train.retrain_epochs=3")
+    _, alone = train(place, "text", "blocks-alone", *blocks)
+    _, mixed = train(place, "text", "blocks-mixed", *blocks, "online.experts=[ngram]", "online.calibrate=true")
+    assert alone.ideal_bits == pytest.approx(alone.aulc_bits, rel=1e-6)
+    assert mixed.aulc_bits == pytest.approx(alone.aulc_bits, rel=1e-6) and mixed.ideal_bits < 0.9 * mixed.aulc_bits
+
+
 def test_running_means_predict_in_place_of_the_weights(place, plain):
     _, code = train(place, "text", "ema", "online.ema=0.99")
     assert code.aulc_bits == plain[1].aulc_bits and code.ideal_bits != code.aulc_bits

@@ -201,3 +201,15 @@ def test_ordinary_runs_fit_120_columns(count):
 def test_an_unknown_format_is_refused_by_name():
     with pytest.raises(UsageError, match=r"'html'.*rich, md, csv, json, latex"):
         render([REPORT], "html")
+
+
+def test_files_of_online_codes_stand_side_by_side_with_what_both_ends_took():
+    sent = {"file_bytes": 1_138_355, "verified": True}
+    sent |= {f"{end}_{key}": n for end, s in (("send", 3289.3), ("receive", 2900.1)) for key, n in (("seconds", s),)}
+    sent |= {f"{end}_memory_bytes": 4_932_497_408 for end in ("send", "receive")}
+    text = render([report(run="plain"), report(run="sent", online=sent)], "md")
+    assert "Online codes of the training corpora as files" in text
+    (row,) = [line for line in text.splitlines() if "1,138,355" in line]
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    assert cells == ["sent", "5,707,324", "1,138,355", "1.596", "3,289", "4,932", "2,900", "4,932", "yes"]
+    assert "as files" not in render([report(run="a"), report(run="b")], "md")
