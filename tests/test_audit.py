@@ -35,9 +35,14 @@ def test_the_same_setting_keeps_every_bit(findings):
         assert findings[name].first_difference == ""
 
 
-def test_other_kernels_change_tables_and_the_first_is_shown(findings):
-    found = findings["no vector instructions"]
-    assert found.tables_differing > 0 and found.step_difference > 0
+def test_other_kernels_change_the_step(findings):
+    # Not everywhere the tables: MKL takes its limit on processors by Intel alone.
+    assert findings["no vector instructions"].step_difference > 0
+
+
+def test_other_shapes_change_tables_and_the_first_is_shown(findings):
+    found = findings["one lane"]
+    assert found.tables_differing > 0
     assert found.first_difference.startswith("position ") and "of 2^24" in found.first_difference
 
 

@@ -78,7 +78,7 @@ class RuleConfig:
                 found.append(f"rule.{key}={getattr(self, key)}: must be between 0 and 1 (a share of the main phase)")
         if self.warmup >= 1:
             found.append(f"rule.warmup={self.warmup}: the rule would never act; use less than 1 or rule.kind=none")
-        elif self.warmup + self.ramp > 1:
+        elif self.ramp <= 1 < self.warmup + self.ramp:
             found.append(
                 f"rule.ramp={self.ramp}: with rule.warmup={self.warmup} the strength would never reach rule.alpha; "
                 "both together must be at most 1"
