@@ -15,6 +15,7 @@ from eval.ideal import ideal_bits, split
 from eval.weights import encode_weights, quantise
 from harness.model import ModelConfig
 from harness.sparsity.grid import FINE_STEP, PROBE_STEP, Scale, balanced_steps
+from harness.sparsity.structure import find_dead
 from harness.tokenizer import ByteTokenizer, SentencePieceTokenizer
 from harness.units import bits_from_bytes, bytes_from_bits, nats_from_bits
 
@@ -92,8 +93,11 @@ class Search:
         return steps, least
 
     def quantised(self, steps: Steps) -> QuantisedModel:
-        """The model on a grid."""
-        return QuantisedModel(self._model, self._tokenizer, quantise(self.weights, steps), steps)
+        """The model on a grid, without the weights that its zeros keep from the output: they would only cost bits."""
+        integers = quantise(self.weights, steps)
+        live, _ = find_dead({name: torch.from_numpy(q != 0) for name, q in integers.items()}, self._model.heads)
+        kept = {name: np.where(live[name].numpy(), q, 0).astype(q.dtype) for name, q in integers.items()}
+        return QuantisedModel(self._model, self._tokenizer, kept, steps)
 
     def _balanced(self) -> Steps:
         fine = uniform_steps(self.weights, FINE_STEP)
@@ -101,7 +105,7 @@ class Search:
 
         def text_nats(steps: Mapping[str, float]) -> float:
             chosen = fine | {name: np.float32(step) for name, step in steps.items()}
-            return nats_from_bits(bits_from_bytes(self._data_bytes(chosen)))
+            return nats_from_bits(bits_from_bytes(self._data_bytes(self.quantised(chosen))))
 
         return {name: np.float32(step) for name, step in balanced_steps(scales, text_nats).items()}
 
@@ -112,11 +116,11 @@ class Search:
         return np.float32(self._scales[name].limited(step))
 
     def _cost(self, factor: float, steps: Steps) -> GridPoint:
-        model_bytes = len(encode_weights(quantise(self.weights, steps), steps))
-        return GridPoint(factor, model_bytes, self._data_bytes(steps))
+        on_grid = self.quantised(steps)
+        return GridPoint(factor, len(encode_weights(on_grid.integers, steps)), self._data_bytes(on_grid))
 
-    def _data_bytes(self, steps: Steps) -> float:
-        return bytes_from_bits(ideal_bits(self.quantised(steps), self._sample, self._dtype)) * self._scale
+    def _data_bytes(self, on_grid: QuantisedModel) -> float:
+        return bytes_from_bits(ideal_bits(on_grid, self._sample, self._dtype)) * self._scale
 
 
 def choose_grid(search: Search) -> tuple[QuantisedModel, GridPoint]:

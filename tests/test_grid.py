@@ -165,3 +165,19 @@ def test_weights_trained_on_a_grid_stay_on_it(weights):
     assert cost.factor >= 1
     for name, tensor in rebuilt.items():
         assert not model.integers[name][tensor == 0].any()
+
+
+def test_weights_that_rounding_cuts_off_are_not_coded(weights):
+    """A value's row of zeros leaves the column that reads it without influence, and the other way round."""
+    cut = {name: tensor.copy() for name, tensor in weights.items()}
+    cut["blocks.0.qkv.weight"][2 * CONFIG.width + 3] = 0
+    cut["blocks.0.down.weight"][:, 5] = 1e-9
+    cut["blocks.0.down.weight"][0, 6] = 1.0
+    on_grid, _ = choose(cut)
+    assert np.any(cut["blocks.0.out.weight"][:, 3]) and not on_grid.integers["blocks.0.out.weight"][:, 3].any()
+    assert np.any(cut["blocks.0.up.weight"][5]) and not on_grid.integers["blocks.0.up.weight"][5].any()
+    rounded = QuantisedModel(CONFIG, TOKENIZER, quantise(cut, on_grid.steps), on_grid.steps)
+    assert len(encode_weights(on_grid.integers, on_grid.steps)) < len(encode_weights(rounded.integers, on_grid.steps))
+    tokens = torch.tensor([list(TEXT[:CHUNK_BYTES])])
+    with torch.inference_mode():
+        assert torch.equal(on_grid.transformer()(tokens), rounded.transformer()(tokens))
