@@ -56,7 +56,7 @@ def ideal_archive(
     payload = encode_weights(model.integers, model.steps)
     decoded, _ = decode_weights(payload, {name: q.shape for name, q in model.integers.items()})
     if not all(np.array_equal(decoded[name], q) for name, q in model.integers.items()):
-        raise RunFailure("weights: do not decode to what was coded")
+        raise RunFailure("weights: do not decode to what was coded, so that no total is right; please report this run")
     bits = ideal_bits(model, split(text, chunk_bytes), dtype, progress)
     data_bytes, tokenizer_bytes = round(bytes_from_bits(bits)), len(model.tokenizer.model_bytes())
     return ArchiveReport(

@@ -13,9 +13,10 @@ from eval.markup import Block
 from harness.units import bits_from_bytes, bits_per_byte, bytes_from_bits
 
 _NOTES = [
-    "In the tables of single data sets, total: weights as coded in the file plus the text; csr, paper: the same with "
-    "weights counted in those conventions (csr: float32 values, column indices, row pointers; paper: 4 bytes a "
-    "non-zero, positions free), and data by the weights of the file, which are rounded.",
+    "In the tables of single data sets, total: weights as coded in the file plus the text, and what else a file has "
+    "(some hundred bytes of header and checksum); csr, paper: the same with weights counted in those conventions (csr: "
+    "float32 values, column indices, row pointers; paper: 4 bytes a non-zero, positions free), and data by the weights "
+    "of the file, which are rounded.",
     "file: `decoded` is a file from which a fresh process rebuilt the text, compared by SHA-256; `ideal` is the sum of "
     "-log2 of the probabilities of the text by the rebuilt weights, with weights that were really coded; not a file.",
     "held-out: ideal bits/byte of text that was not trained on, by the same rebuilt weights.",
@@ -38,7 +39,7 @@ class Entry:
     @property
     def family(self) -> str:
         """What the label says before a `+`."""
-        return self.member.partition("+")[0]
+        return family_of(self.member)
 
     @property
     def member(self) -> str:
@@ -55,6 +56,11 @@ class Entry:
     def is_regularised(self) -> bool:
         """Whether a rule made its weights sparse."""
         return self.record["method"] != "none"
+
+
+def family_of(label: str) -> str:
+    """What the label of a method says before a `+`."""
+    return label.partition("+")[0]
 
 
 def best_of(entries: list[Entry]) -> Entry:

@@ -10,12 +10,16 @@ from eval.matrix import Entry, families
 from harness.units import bits_from_bytes, bytes_from_bits
 
 _MARKERS = "osD^vP*X"
+_FAMILY_COLOURS = (*COLOURS, "#332288", "#882255")
 _RATES = (1.5, 2.0, 2.5, 3.0, 4.0, 5.0)
 """Bits/byte of the data along iso-lines."""
 
 
 def totals_figure(path: Path, column: str, entries: list[Entry]) -> None:
-    """Total bytes against coded weights of one data set, with lines of equal data bits/byte."""
+    """Total bytes against coded weights of one data set, with lines of equal data bits/byte.
+
+    A line a family, through the means of what was repeated.
+    """
     figure, axes = new_figure(f"{column}: total code length against the size of the weights")
     raw_bytes = entries[0].record["raw_bytes"]
     sizes = np.array([entry.record["model_bytes"] for entry in entries])
@@ -47,16 +51,9 @@ def heldout_figure(path: Path, entries: list[Entry]) -> None:
     for index, column in enumerate(columns):
         for name in names:
             own = [entry for entry in entries if entry.column == column and entry.family == name]
-            own.sort(key=lambda entry: entry.record["model_bytes"])
             style = {"color": COLOURS[index % len(COLOURS)], "marker": _MARKERS[names.index(name) % len(_MARKERS)]}
-            axes.plot(
-                [entry.record["model_bytes"] for entry in own],
-                [entry.record["heldout_ideal_bits_per_byte"] for entry in own],
-                lw=0.8,
-                markersize=5,
-                label=f"{column}, {name}",
-                **style,
-            )
+            rates = [entry.record["heldout_ideal_bits_per_byte"] for entry in own]
+            _line(axes, own, rates, f"{column}, {name}", style)
     axes.set_xscale("log")
     axes.set_xlabel("weights in the file (bytes)")
     axes.set_ylabel("held-out text (bits/byte)")
@@ -64,20 +61,25 @@ def heldout_figure(path: Path, entries: list[Entry]) -> None:
     save_figure(figure, path)
 
 
+def _line(axes: Axes, entries: list[Entry], values: list[float], label: str, style: dict[str, str]) -> None:
+    """A point an entry, and a line through the means of members of a family over their seeds."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for entry, value in zip(entries, values, strict=True):
+        points.setdefault(entry.member, []).append((entry.record["model_bytes"], value))
+    every = [point for own in points.values() for point in own]
+    axes.plot(*zip(*every, strict=True), **style, markersize=5, linestyle="none")
+    means = sorted(tuple(np.mean(own, axis=0)) for own in points.values())
+    axes.plot(*zip(*means, strict=True), **style, markersize=0, lw=0.9)
+    # What the legend shows: both.
+    axes.plot([], [], **style, markersize=5, lw=0.9, label=label)
+
+
 def _points(axes: Axes, entries: list[Entry], totals: np.ndarray) -> None:
     """A line a family, a point a run, a ring around the best of all."""
     total_of = dict(zip(map(id, entries), totals, strict=True))
     for index, (name, members) in enumerate(families(entries).items()):
-        members = sorted(members, key=lambda entry: entry.record["model_bytes"])
-        axes.plot(
-            [entry.record["model_bytes"] for entry in members],
-            [total_of[id(entry)] for entry in members],
-            marker=_MARKERS[index % len(_MARKERS)],
-            color=COLOURS[index % len(COLOURS)],
-            lw=0.9,
-            markersize=5,
-            label=name,
-        )
+        style = {"color": _FAMILY_COLOURS[index % len(_FAMILY_COLOURS)], "marker": _MARKERS[index % len(_MARKERS)]}
+        _line(axes, members, [total_of[id(entry)] for entry in members], name, style)
     best = min(entries, key=lambda entry: total_of[id(entry)])
     place = best.record["model_bytes"], total_of[id(best)]
     axes.plot(*place, marker="o", markersize=13, markerfacecolor="none", color="black", linestyle="none")

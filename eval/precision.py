@@ -27,7 +27,7 @@ from harness.rundir import load_run_config
 from harness.units import bits_from_bytes
 
 LOG2_FACTORS = np.arange(-6, 2.5, 0.5)
-"""Factors on all steps: wider than the search for the best grid goes."""
+"""Powers of two on all steps: those between which the best grid is searched, half an octave apart."""
 CSV_FILE, FIGURE_FILE = Path("offline") / "precision.csv", Path(FIGURES_DIR) / "precision.png"
 _NOTES = [
     "bits/weight: of the coded weights, per weight of the run that is not zero; coarse grids round some more to zero.",

@@ -103,6 +103,10 @@ class RunConfig:
         acts = self.rule.kind != "none" or self.prune.kind != "none"
         if acts and self.model.architecture == "modern" and self.rule.tensors == ["vectors"]:
             found.append("rule.tensors=['vectors']: a modern model has none; name matrices, embedding or head")
+        elif self.prune.kind == "layerwise" and not {"matrices", "head"} & set(self.rule.tensors):
+            found.append(
+                f"rule.tensors={self.rule.tensors}: prune.kind=layerwise prunes linear layers; add matrices or head"
+            )
         return found
 
     def _online_problems(self) -> list[str]:

@@ -29,7 +29,7 @@ class Learner:
         model = self.new_model()
         self.num_parameters, self.flops_per_token = model.num_parameters, model.flops_per_token()
         self.backend = self._make_backend()
-        # The rule waits until the dry step is over.
+        # The rule starts with the text, whose length it may need.
         self.optimizer = Optimizer(model, config.optimizer, None, self.backend.make_parts)
         self.backend.prepare(model, self.optimizer)
 
@@ -72,9 +72,12 @@ class Learner:
         """One step on made-up tokens, to find what cannot work before anything is written; `reset` undoes it.
 
         It also makes DDP arrange its gradients once and for all, so that a run that goes on sums them in the same order
-        as one that was never stopped.
+        as one that was never stopped. The rule acts in it at full strength, whatever its schedule.
         """
-        self.train(self.probe(), "dry step")
+        probe = self.probe()
+        self.start_rule(probe.num_tokens)
+        self.train(probe, "dry step")
+        self.optimizer.set_rule(None)
 
     def probe(self) -> StepBatch:
         """This rank's share of a full step of made-up tokens."""

@@ -9,24 +9,25 @@ from harness.distributed import Ranks
 from harness.schedule import Phase
 
 LEDGER_BYTES_PER_TOKEN = 5
-CHECKPOINT_BYTES_PER_PARAMETER = 12
+FLOAT_BYTES = 4
 
 
 def derived_numbers(
     config: RunConfig,
     data: Data,
     phases: list[Phase],
-    num_parameters: int,
+    groups: list[dict],
     ranks: Ranks,
     micro_batch: int,
     dtype: torch.dtype,
 ) -> list[str]:
-    """Lines for the user; `micro_batch` is in sequences."""
+    """Lines for the user; `groups` are the optimizer's parameter groups of the whole model, `micro_batch` sequences."""
     shard, batch = data.train, config.train.batch_sequences
     steps, tokens = ", ".join(f"{p.name} {p.num_steps:,}" for p in phases), batch * config.model.context
     backend = config.backend.name + (f" ZeRO-{config.backend.zero_stage}" if config.backend.name == "deepspeed" else "")
-    checkpoint_bytes = CHECKPOINT_BYTES_PER_PARAMETER * num_parameters
-    checkpoint_bytes += ranks.world_size * mixture_bytes(config.online, shard.num_tokens)
+    num_parameters = _count(groups)
+    saved_bytes = checkpoint_bytes(config, num_parameters, _count(groups, "muon"), _count(groups, "regularised"))
+    saved_bytes += ranks.world_size * mixture_bytes(config.online, shard.num_tokens)
     return [
         f"corpus      {config.corpus.kind}: {shard.raw_bytes:,} bytes = {shard.num_tokens:,} tokens "
         f"({config.tokenizer.kind}); held out {data.heldout.raw_bytes:,} bytes",
@@ -36,8 +37,19 @@ def derived_numbers(
         *_online_lines(config),
         f"arithmetic  {str(dtype).removeprefix('torch.')} products, float32 loss, {ranks.device.type}, {backend}",
         f"sizes       ledger about {LEDGER_BYTES_PER_TOKEN * shard.num_tokens / 1e6:,.1f} MB, checkpoint about "
-        f"{checkpoint_bytes / 1e6:,.1f} MB",
+        f"{saved_bytes / 1e6:,.1f} MB",
     ]
+
+
+def checkpoint_bytes(config: RunConfig, total: int, muon: int, regularised: int) -> int:
+    """Weights, moments (Muon has one, Adam two), and the most that rule or pruning keep, by numbers of weights."""
+    masks = 0 if config.prune.kind == "none" else 3 if config.prune.grid else 1
+    return FLOAT_BYTES * (3 * total - muon + regularised * max(masks, config.rule.tensors_kept))
+
+
+def _count(groups: list[dict], key: str | None = None) -> int:
+    """Parameters of all groups, or of those of which `key` holds."""
+    return sum(p.numel() for group in groups if key is None or group[key] for p in group["params"])
 
 
 def _online_lines(config: RunConfig) -> list[str]:

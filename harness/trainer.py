@@ -27,6 +27,7 @@ from harness.ledger import LedgerWriter
 from harness.lessons import Lessons
 from harness.meter import Meter
 from harness.monitor import make_monitor
+from harness.optimizer import parameter_groups
 from harness.prequential import Prequential
 from harness.rundir import mark_done, on_first_rank, write_members, write_weights
 from harness.schedule import Phase, plan_phases
@@ -72,8 +73,8 @@ class Trainer:
         """Print the derived numbers, then find out with one dry step whether they fit."""
         if self.ranks.is_first:
             config, shard = self.config, self.data
-            micro, size = self.batches.micro_batch, self.learner.num_parameters
-            lines = derived_numbers(config, shard, self.phases, size, self.ranks, micro, self.dtype)
+            groups, micro = parameter_groups(self.learner.new_model(), config.optimizer), self.batches.micro_batch
+            lines = derived_numbers(config, shard, self.phases, groups, self.ranks, micro, self.dtype)
             print("\n".join(lines), flush=True)
         started = time.perf_counter()
         self.experts.dry_step()

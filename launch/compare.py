@@ -6,42 +6,45 @@ from eval.matrix import Entry, best_of, column_block, families, summary_block
 from eval.matrix_figures import heldout_figure, totals_figure
 from eval.table import flat_record, load_reports
 from launch.grid import Run, Sweep, repeated, with_file
-from launch.running import finish_runs
+from launch.running import finish_runs, stopped
 
 Labelled = list[tuple[str, Run]]
 """Runs with the labels of their methods."""
 
 
 def compare(grid: Sweep, at_a_time: int, processes: int) -> list[str]:
-    """Repeat the best of each family with other seeds, write the files of the best of all; then tables and pictures.
+    """Repeat the best with other seeds, write the files of the best of all; then tables and pictures.
 
-    All runs of the grid must be finished. Returns a line per failed run.
+    No run of the grid must have failed. Returns a line per run that has failed since, or was stopped.
     """
-    runs = [(_label(grid, run), run) for run in grid.runs]
+    if unfinished := stopped(list(grid.runs)):
+        return unfinished
+    runs = [(grid.method(run), run) for run in grid.runs]
     repetitions = [
         (f"{label}, seed {seed}", repeated(grid, run, seed))
-        for label, run in _best_of_families(grid, runs)
+        for label, run in _to_repeat(grid, runs)
         for seed in grid.comparison.seeds
     ]
-    failures = finish_runs(grid, [run for _, run in repetitions], at_a_time, processes)
-    if failures:
+    again = [run for _, run in repetitions]
+    if failures := finish_runs(grid, again, at_a_time, processes) or stopped(again):
         return failures
     runs += repetitions
     # A file's data are a little longer or shorter than the ideal ones, so that another run may be the best after it.
     while ideal := [best for best in _best_of_columns(grid, runs) if best.record["is_ideal"]]:
         winners = [with_file(grid, _run_of(grid, runs, best)[1]) for best in ideal]
-        failures = finish_runs(grid, winners, at_a_time, processes)
-        if failures:
+        if failures := finish_runs(grid, winners, at_a_time, processes) or stopped(winners):
             return failures
     _write(grid, _entries(grid, runs))
     return []
 
 
-def _best_of_families(grid: Sweep, runs: Labelled) -> Labelled:
-    """The best regularised run of each family for each data set."""
-    by_column = _by_column([entry for entry in _entries(grid, runs) if entry.is_regularised])
-    groups = [members for own in by_column.values() for members in families(own).values()]
-    return [_run_of(grid, runs, best_of(members)) for members in groups]
+def _to_repeat(grid: Sweep, runs: Labelled) -> Labelled:
+    """For each data set, the best regularised run of each family and the best of all that are not."""
+    groups: list[list[Entry]] = []
+    for own in _by_column(_entries(grid, runs)).values():
+        groups += families([entry for entry in own if entry.is_regularised]).values()
+        groups.append([entry for entry in own if not entry.is_regularised])
+    return [_run_of(grid, runs, best_of(members)) for members in groups if members]
 
 
 def _best_of_columns(grid: Sweep, runs: Labelled) -> list[Entry]:
@@ -49,14 +52,14 @@ def _best_of_columns(grid: Sweep, runs: Labelled) -> list[Entry]:
 
 
 def _run_of(grid: Sweep, runs: Labelled, entry: Entry) -> tuple[str, Run]:
-    return next((label, run) for label, run in runs if (label, _column(grid, run)) == (entry.label, entry.column))
+    return next((label, run) for label, run in runs if (label, grid.column(run)) == (entry.label, entry.column))
 
 
 def _entries(grid: Sweep, runs: Labelled) -> list[Entry]:
     found = []
     for label, run in runs:
         (report,) = load_reports([run.config.run_dir])
-        found.append(Entry(_column(grid, run), label, flat_record(report)))
+        found.append(Entry(grid.column(run), label, flat_record(report)))
     return found
 
 
@@ -65,15 +68,6 @@ def _by_column(entries: list[Entry]) -> dict[str, list[Entry]]:
     for entry in entries:
         found.setdefault(entry.column, []).append(entry)
     return found
-
-
-def _column(grid: Sweep, run: Run) -> str:
-    return run.labels[grid.axes.index(grid.comparison.columns)]
-
-
-def _label(grid: Sweep, run: Run) -> str:
-    labels = zip(grid.axes, run.labels, strict=True)
-    return "_".join(label for axis, label in labels if axis != grid.comparison.columns)
 
 
 def _write(grid: Sweep, entries: list[Entry]) -> None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from eval.baselines import BASELINES
+from eval.matrix import family_of
 from harness.config import RunConfig, leaves, load_config, read_yaml
 from harness.errors import UsageError
 
@@ -41,7 +43,7 @@ class Comparison:
     columns: str
     """The axis of the data sets; the others make a method."""
     seeds: tuple[int, ...]
-    """The best of each family of regularised methods is repeated with these."""
+    """The best of each family of regularised methods, and the best of all others, are repeated with these."""
     published: dict[str, list[float]]
     """Totals of others in MB, by family, or by baseline's name, one for each point of `columns`."""
 
@@ -60,6 +62,15 @@ class Sweep:
     """Names of the axes, as written in the file."""
     runs: tuple[Run, ...]
     comparison: Comparison | None
+
+    def column(self, run: Run) -> str:
+        """Label of the data set of a run of a comparison."""
+        return run.labels[self.axes.index(self.comparison.columns)]
+
+    def method(self, run: Run) -> str:
+        """Label of the method of a run of a comparison."""
+        labels = zip(self.axes, run.labels, strict=True)
+        return "_".join(label for axis, label in labels if axis != self.comparison.columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,19 +106,18 @@ def read_sweep(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Sweep
         raise UsageError("\n".join(problems))
     config_path = path.parent / config
     runs = _make_runs(name, config_path, common, list(grid.values()))
-    again = sorted({run.config.seed for run in runs} & set(comparison.seeds if comparison else ()))
-    if again:
-        raise UsageError(f"compare.seeds: {again[0]}: the runs of the grid have this seed already; use other ones")
-    directory = Path(runs[0].config.runs_dir)
-    return Sweep(
+    sweep = Sweep(
         name=name,
-        directory=directory,
+        directory=Path(runs[0].config.runs_dir),
         config_path=config_path,
         common=tuple(common),
         axes=tuple(grid),
         runs=runs,
         comparison=comparison,
     )
+    if comparison and (problems := _mismatches(sweep)):
+        raise UsageError("\n".join(problems))
+    return sweep
 
 
 def repeated(sweep: Sweep, run: Run, seed: int) -> Run:
@@ -177,6 +187,18 @@ def _read_comparison(content: Any, grid: dict[str, list[_Point]], problems: list
                 f"compare.published.{name}={totals}: must be {num_columns} numbers, one for each point of {columns}"
             )
     return None if problems else Comparison(columns=columns, seeds=tuple(seeds), published=published)
+
+
+def _mismatches(sweep: Sweep) -> list[str]:
+    """What of a comparison does not fit the runs."""
+    again = sorted({run.config.seed for run in sweep.runs} & set(sweep.comparison.seeds))
+    found = [f"compare.seeds: {seed}: the runs of the grid have this seed already; use other ones" for seed in again]
+    known = list(dict.fromkeys(family_of(sweep.method(run)) for run in sweep.runs)) + [b.name for b in BASELINES]
+    return found + [
+        f"compare.published.{name}: no family of methods or compressor of this name; use {', '.join(known)}"
+        for name in sweep.comparison.published
+        if name not in known
+    ]
 
 
 def _read_axis(axis: str, values: Any, axes: list[str], problems: list[str]) -> list[_Point]:

@@ -14,7 +14,7 @@ from harness.errors import UsageError
 from harness.hardware import peak_flops, resolve_precision
 from harness.order import SequenceOrder
 from harness.schedule import plan_phases
-from harness.summary import LEDGER_BYTES_PER_TOKEN
+from harness.summary import LEDGER_BYTES_PER_TOKEN, checkpoint_bytes
 from harness.tokenizer import NUM_BYTE_VALUES
 from launch.gpus import GPUS, Device, find_device
 from launch.memory import FLOAT, Memory, count_parameters, moments
@@ -161,9 +161,8 @@ class Plan:
     def disk_bytes(self) -> dict[str, float]:
         """What a run leaves on the disk."""
         parameters, config = self.parameters, self.config
-        masks = 0 if config.prune.kind == "none" else 3 if config.prune.grid else 1
-        extra = parameters.regularised * max(masks, config.rule.tensors_kept)
-        checkpoint = FLOAT * (3 * parameters.total - parameters.muon + extra) + self.question.gpus * self.mixture_bytes
+        checkpoint = checkpoint_bytes(config, parameters.total, parameters.muon, parameters.regularised)
+        checkpoint += self.question.gpus * self.mixture_bytes
         return {
             "ledger": LEDGER_BYTES_PER_TOKEN * self.corpus.tokens,
             "checkpoint": checkpoint,

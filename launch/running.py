@@ -35,6 +35,11 @@ def finish_runs(grid: Sweep, runs: list[Run], at_a_time: int, processes: int) ->
     return [f"{run}: {line} (see {_log_path(grid, run)})" for run, line in failures.items()]
 
 
+def stopped(runs: list[Run]) -> list[str]:
+    """A line for each run that is not finished, although none failed: somebody has asked it to stop."""
+    return [f"{run.name}: stopped; the same command goes on" for run in runs if state_of(run) != "done"]
+
+
 def state_of(run: Run) -> str:
     """`new`, `started`, `trained`, `done` (evaluated too), or `changed`: its directory holds another configuration."""
     run_dir = run.config.run_dir

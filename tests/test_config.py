@@ -38,6 +38,8 @@ def test_tensors_that_the_model_does_not_have_are_refused(tmp_path):
     (line,) = refusal(path)
     assert line.startswith("rule.tensors=['vectors']: a modern model has none")
     load_config(path, ["model.architecture=published"])
+    (line,) = refusal(write(tmp_path, "rule: {tensors: [embedding]}\nprune: {kind: layerwise}\n"))
+    assert line.startswith("rule.tensors=['embedding']: prune.kind=layerwise prunes linear layers")
 
 
 def test_a_mistake_on_the_command_line_stands_beside_those_of_the_file(tmp_path):

@@ -274,6 +274,13 @@ def test_every_bad_value_is_named_at_once():
     assert len(both) == 2 and all(line.startswith("rule.bits_per_weight=3.0:") for line in both)
     assert RuleConfig(kind="pmmp").problems() == ["rule.alpha=0: pmmp needs a positive strength, or set rule.kind=none"]
     assert len(RuleConfig(kind="rl1", alpha=1.0, l2=0.1, layer_normalisation=True).problems()) == 2
+    for kind, other in {"rl1": "beta", "drr": "rho", "admm": "start_u"}.items():
+        (line,) = RuleConfig(**{"kind": kind, "alpha": 1.0, other: 7.0}).problems()
+        assert line.startswith(f"rule.{other}=7.0: is for rule.kind=") and line.endswith(f", not {kind}")
+    assert not RuleConfig(kind="none", alpha=1.0, beta=7.0, start_u=1.0).problems()
+    (line,) = RuleConfig(kind="rl1", bits_per_weight=3.0).problems()
+    assert "with rule.coupling=decoupled alpha of rl1 is a share of the update" in line
+    assert not RuleConfig(kind="pmmp", bits_per_weight=3.0).problems()
     (line,) = RuleConfig(kind="rl1", alpha=1.0, warmup=0.5, ramp=0.6).problems()
     assert line.startswith("rule.ramp=0.6: with rule.warmup=0.5 the strength would never reach")
 

@@ -200,13 +200,24 @@ def test_a_dry_run_prints_the_derived_numbers_and_leaves_nothing(place, capsys):
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_the_dry_step_leaves_weights_and_optimizer_as_they_were(place, kind):
-    config = load_config(place / "config.yaml", [f"optimizer.kind={kind}"])
+    config = load_config(place / "config.yaml", [f"optimizer.kind={kind}", "rule.kind=fpp", "rule.alpha=0.1"])
     trainer = Trainer(config, open_data(config), Ranks(0, 1, torch.device("cpu")), torch.float32)
     before = {name: tensor.clone() for name, tensor in trainer.backend.weights()}
     trainer.describe()
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.backend.weights())
     states = local_state(trainer.backend, trainer.optimizer)["state"]
     assert states and not any(value.any() for state in states for value in state.values())
+
+
+def test_the_dry_step_tries_the_rule_that_only_later_steps_will_use(place):
+    digests = set()
+    for settings in (["rule.kind=none"], ["rule.kind=rl1", "rule.alpha=0.5", "rule.warmup=0.9"]):
+        config = load_config(place / "config.yaml", settings)
+        trainer = Trainer(config, open_data(config), Ranks(0, 1, torch.device("cpu")), torch.float32)
+        trainer.learner.dry_step()
+        digests.add(trainer.learner.weights_digest())
+        assert trainer.optimizer.rule is None
+    assert len(digests) == 2
 
 
 def test_a_batch_that_needs_too_much_memory_is_found_before_the_first_step(place):

@@ -136,7 +136,10 @@ def finite_loss(loss: Callable[[], float]) -> float:
     """`loss()` before pruning; raises RunFailure where it is not finite."""
     before = loss()
     if not math.isfinite(before):
-        raise RunFailure(f"pruning: the loss before it is {before}; lower the learning rates and train again")
+        raise RunFailure(
+            f"pruning: the loss before it is {before}; lower optimizer.learning_rate or "
+            "optimizer.muon_learning_rate and train again"
+        )
     return before
 
 

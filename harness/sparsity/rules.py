@@ -1,7 +1,7 @@
 """Which rule makes weights sparse in the main phase: its configuration, and the rule itself."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from torch import Tensor
 
@@ -15,6 +15,8 @@ RULES = ("none", "rl1", "drr", "pmmp", "fpp", "admm")
 COUPLINGS = ("adam", "decoupled")
 TENSORS = ("embedding", "matrices", "head", "vectors")
 _KEPT = {"pmmp": PMMP.kept, "fpp": FPP.kept, "admm": L0ADMM.kept}
+# Settings of some rules only, and these rules.
+_OWN = {"beta": ("drr",), "l2": ("drr",), "layer_normalisation": ("drr",), "start_u": ("pmmp", "fpp"), "rho": ("admm",)}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -96,14 +98,16 @@ class RuleConfig:
                 f"rule.bits_per_weight={self.bits_per_weight}: rule.alpha={self.alpha} says the strength too; set one "
                 "of them to 0"
             )
-        if self.bits_per_weight and self.coupling == "decoupled":
+        if self.bits_per_weight and self.coupling == "decoupled" and self.kind in ("rl1", "drr"):
             found.append(
-                f"rule.bits_per_weight={self.bits_per_weight}: with rule.coupling=decoupled alpha is a share of the "
-                "update, not nats; use rule.coupling=adam or rule.alpha"
+                f"rule.bits_per_weight={self.bits_per_weight}: with rule.coupling=decoupled alpha of {self.kind} is a "
+                "share of the update, not nats; use rule.coupling=adam or rule.alpha"
             )
-        for key, default in (("l2", 0.0), ("layer_normalisation", False)):
-            if getattr(self, key) != default and self.kind != "drr":
-                found.append(f"rule.{key}={getattr(self, key)}: is for rule.kind=drr, not {self.kind}")
+        defaults = {f.name: f.default for f in fields(self)}
+        for key, kinds in _OWN.items():
+            # `none` switches off whatever a configuration has set.
+            if getattr(self, key) != defaults[key] and self.kind not in ("none", *kinds):
+                found.append(f"rule.{key}={getattr(self, key)}: is for rule.kind={' or '.join(kinds)}, not {self.kind}")
         return found
 
 
