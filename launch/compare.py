@@ -2,7 +2,7 @@
 
 from eval.container import write_atomically
 from eval.markup import to_markdown, to_rich
-from eval.matrix import Entry, best_of, column_block, families, summary_block
+from eval.matrix import Entry, best_of, column_block, summary_block
 from eval.matrix_figures import heldout_figure, totals_figure
 from eval.table import flat_record, load_reports
 from launch.grid import Run, Sweep, repeated, with_file
@@ -39,12 +39,13 @@ def compare(grid: Sweep, at_a_time: int, processes: int) -> list[str]:
 
 
 def _to_repeat(grid: Sweep, runs: Labelled) -> Labelled:
-    """For each data set, the best regularised run of each family and the best of all that are not."""
-    groups: list[list[Entry]] = []
+    """For each data set, the best regularised run and the best of all others."""
+    found = []
     for own in _by_column(_entries(grid, runs)).values():
-        groups += families([entry for entry in own if entry.is_regularised]).values()
-        groups.append([entry for entry in own if not entry.is_regularised])
-    return [_run_of(grid, runs, best_of(members)) for members in groups if members]
+        for is_regularised in (True, False):
+            rivals = [entry for entry in own if entry.is_regularised == is_regularised]
+            found += [_run_of(grid, runs, best_of(rivals))] if rivals else []
+    return found
 
 
 def _best_of_columns(grid: Sweep, runs: Labelled) -> list[Entry]:

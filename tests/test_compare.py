@@ -59,7 +59,7 @@ def reports(directory: Path) -> dict[str, dict]:
 def test_the_best_are_repeated_and_only_the_best_of_all_becomes_a_file(swept):
     directory, _ = swept
     found = reports(directory)
-    # The best of the only regularised family, and the best without a rule.
+    # The best with a rule, and the best without one.
     assert len(found) == 4 and {name for name in found if "_seed-1" in name} >= {"15kB_UT_seed-1"}
     totals = {name: r["offline"]["model_bytes"] + r["offline"]["ideal_data_bits"] / 8 for name, r in found.items()}
     best = min(totals, key=totals.get)
