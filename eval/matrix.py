@@ -68,6 +68,14 @@ def best_of(entries: list[Entry]) -> Entry:
     return min(entries, key=lambda entry: entry.ideal_total_bytes)
 
 
+def winners(entries: list[Entry]) -> list[Entry]:
+    """For each data set, the best of each regularised family and the best of all without a rule."""
+    rivals: dict[tuple[str, str | None], list[Entry]] = {}
+    for entry in entries:
+        rivals.setdefault((entry.column, entry.family if entry.is_regularised else None), []).append(entry)
+    return [best_of(own) for own in rivals.values()]
+
+
 def mean_total_bytes(entries: list[Entry]) -> float:
     """Mean over seeds of the member of a family that was repeated, else the smallest total.
 

@@ -2,7 +2,7 @@
 
 from eval.container import write_atomically
 from eval.markup import to_markdown, to_rich
-from eval.matrix import Entry, best_of, column_block, summary_block
+from eval.matrix import Entry, best_of, column_block, summary_block, winners
 from eval.matrix_figures import heldout_figure, totals_figure
 from eval.table import flat_record, load_reports
 from launch.grid import Run, Sweep, repeated, with_file
@@ -22,7 +22,7 @@ def compare(grid: Sweep, at_a_time: int, processes: int) -> list[str]:
     runs = [(grid.method(run), run) for run in grid.runs]
     repetitions = [
         (f"{label}, seed {seed}", repeated(grid, run, seed))
-        for label, run in _to_repeat(grid, runs)
+        for label, run in (_run_of(grid, runs, best) for best in winners(_entries(grid, runs)))
         for seed in grid.comparison.seeds
     ]
     again = [run for _, run in repetitions]
@@ -31,21 +31,11 @@ def compare(grid: Sweep, at_a_time: int, processes: int) -> list[str]:
     runs += repetitions
     # A file's data are a little longer or shorter than the ideal ones, so that another run may be the best after it.
     while ideal := [best for best in _best_of_columns(grid, runs) if best.record["is_ideal"]]:
-        winners = [with_file(grid, _run_of(grid, runs, best)[1]) for best in ideal]
-        if failures := finish_runs(grid, winners, at_a_time, processes) or stopped(winners):
+        files = [with_file(grid, _run_of(grid, runs, best)[1]) for best in ideal]
+        if failures := finish_runs(grid, files, at_a_time, processes) or stopped(files):
             return failures
     _write(grid, _entries(grid, runs))
     return []
-
-
-def _to_repeat(grid: Sweep, runs: Labelled) -> Labelled:
-    """For each data set, the best regularised run and the best of all others."""
-    found = []
-    for own in _by_column(_entries(grid, runs)).values():
-        for is_regularised in (True, False):
-            rivals = [entry for entry in own if entry.is_regularised == is_regularised]
-            found += [_run_of(grid, runs, best_of(rivals))] if rivals else []
-    return found
 
 
 def _best_of_columns(grid: Sweep, runs: Labelled) -> list[Entry]:

@@ -43,7 +43,7 @@ class Comparison:
     columns: str
     """The axis of the data sets; the others make a method."""
     seeds: tuple[int, ...]
-    """For each data set the best regularised run and the best of all others are repeated with these."""
+    """For each data set the best of each regularised family and the best of all others are repeated with these."""
     published: dict[str, list[float]]
     """Totals of others in MB, by family, or by baseline's name, one for each point of `columns`."""
 

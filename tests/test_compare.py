@@ -9,7 +9,7 @@ from conftest import ROOT, run_command
 
 from eval.baseline_cache import measured
 from eval.baselines import measure
-from eval.matrix import Entry, best_of, column_block, families, summary_block
+from eval.matrix import Entry, best_of, column_block, families, summary_block, winners
 from eval.table import flat_record
 from harness.errors import UsageError
 from launch.grid import read_sweep
@@ -157,6 +157,12 @@ def test_the_summary_names_the_best_of_each_family_for_each_data_set():
     assert rows["x"] == ["x", "0.3", "0.9", "0.3", "0.9", "1.0", "2,000"]
     assert rows["y"][:3] == ["y", "", "0.8"] and rows["zstd -19 / 512 B chunk"][1:3] == ["0.6", "0.6"]
     assert block.emphasised_rows[:2] == [True, True] and not any(block.emphasised_rows[2:])
+
+
+def test_the_best_of_each_rule_and_the_best_without_one_are_repeated():
+    labels = {"x+1": 5000, "x+2": 4000, "y+1": 6000, "big": 7000, "small": 8000}
+    entries = [entry("a", label, 20, size, method="rl1" if "+" in label else "none") for label, size in labels.items()]
+    assert [best.label for best in winners(entries)] == ["x+2", "y+1", "big"]
 
 
 def test_a_family_that_was_repeated_counts_as_the_mean_of_its_seeds():
