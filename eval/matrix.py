@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from eval.baselines import BASELINES, CHUNK_BYTES
+from eval.baselines import BASELINES
 from eval.columns import Column, Record, count, decimal, in_words, new_block
 from eval.markup import Block
 from harness.units import bits_from_bytes, bits_per_byte, bytes_from_bits
@@ -18,9 +18,10 @@ _NOTES = [
     "float32 values, column indices, row pointers; paper: 4 bytes a non-zero, positions free), and data by the weights "
     "of the file, which are rounded.",
     "file: `decoded` is a file from which a fresh process rebuilt the text, compared by SHA-256; `ideal` is the sum of "
-    "-log2 of the probabilities of the text by the rebuilt weights, with weights that were really coded; not a file.",
+    "-log2 of the probabilities of the text by the rebuilt weights, with weights that were really coded; not a file; "
+    "-: decoded by the process that compressed it.",
     "held-out: ideal bits/byte of text that was not trained on, by the same rebuilt weights.",
-    "online: the ideal code of the same text in the first pass of training, the area under the loss curve; not a file.",
+    "online: the ideal code of the training text in the first pass over it, the area under the loss curve; not a file.",
 ]
 _WHOLE_BASELINES = {"lzma2_whole", "zstd_whole", "ppmd_whole"}
 
@@ -81,11 +82,16 @@ def mean_total_bytes(entries: list[Entry]) -> float:
 
     The smallest of several seeds would favour what was repeated over what was not.
     """
-    members: dict[str, list[float]] = {}
+    members = _by_member(entries)
+    repeated = max(map(len, members))
+    return min(mean(entry.ideal_total_bytes for entry in own) for own in members if len(own) == repeated)
+
+
+def _by_member(entries: list[Entry]) -> list[list[Entry]]:
+    found: dict[str, list[Entry]] = {}
     for entry in entries:
-        members.setdefault(entry.member, []).append(entry.ideal_total_bytes)
-    repeated = max(map(len, members.values()))
-    return min(mean(totals) for totals in members.values() if len(totals) == repeated)
+        found.setdefault(entry.member, []).append(entry)
+    return list(found.values())
 
 
 def families(entries: list[Entry]) -> dict[str, list[Entry]]:
@@ -100,11 +106,11 @@ def column_block(column: str, entries: list[Entry]) -> Block:
     """Every run of a data set and the other compressors of the same text, the shortest first."""
     best = best_of(entries)
     records = [_row(entry) | {"is_emphasised": entry is best} for entry in entries]
-    first, raw_bytes = entries[0].record, entries[0].record["raw_bytes"]
+    first, raw_bytes, chunk_bytes = entries[0].record, entries[0].record["raw_bytes"], entries[0].record["chunk_bytes"]
     for baseline in BASELINES:
         size = first[f"{baseline.name}_bytes"]
         if size is not None and (baseline.convention == "chunk" or baseline.name in _WHOLE_BASELINES):
-            records.append({"code": baseline.label(CHUNK_BYTES), "total": size, "data": size, "file": "decoded"})
+            records.append({"code": baseline.label(chunk_bytes), "total": size, "data": size, "file": "-"})
     for record in records:
         record["rate"] = bits_per_byte(bits_from_bytes(record["total"]), raw_bytes)
     records.sort(key=lambda record: record["total"])
@@ -134,7 +140,7 @@ def summary_block(entries: list[Entry], published: dict[str, list[float]]) -> Bl
         for index, column in enumerate(columns):
             of_column = [entry for entry in members if entry.column == column]
             row[column] = mean_total_bytes(of_column) / 1000 if of_column else None
-            row[f"paper {column}"] = min((_paper_total(entry) for entry in of_column), default=None)
+            row[f"paper {column}"] = min((_paper_kilobytes(own) for own in _by_member(of_column)), default=None)
             row[f"published {column}"] = published[family][index] if family in published else None
         rows.append(row)
     for column in columns:
@@ -146,8 +152,8 @@ def summary_block(entries: list[Entry], published: dict[str, list[float]]) -> Bl
     for prefix, title in (("", "kB"), ("paper ", "kB, paper"), ("published ", "MB, published")):
         shown += [(f"{column} {title}", f"{prefix}{column}", _kilo) for column in columns]
     notes = [
-        "kB: weights as coded plus ideal data, of the best member of each family the mean over its seeds; paper: the "
-        "smallest in that convention.",
+        "kB: weights as coded plus ideal data, of the best member of each family the mean over its seeds; paper: "
+        "the smallest mean of a member in that convention.",
         "bold: families with the smallest total of a data set, weights as coded.",
         *_NOTES,
     ]
@@ -174,15 +180,17 @@ def _row(entry: Entry) -> Record:
     }
 
 
-def _paper_total(entry: Entry) -> float:
-    record = entry.record
-    return (record["paper_model_bytes"] + bytes_from_bits(record["ideal_data_bits"])) / 1000
+def _paper_kilobytes(seeds: list[Entry]) -> float:
+    """Mean total of a member in that convention."""
+    others = (entry.ideal_total_bytes - entry.record["model_bytes"] for entry in seeds)
+    weights = (entry.record["paper_model_bytes"] for entry in seeds)
+    return mean(map(sum, zip(weights, others, strict=True))) / 1000
 
 
 def _baseline_rows(entries: list[Entry], columns: list[str], published: dict[str, list[float]]) -> list[dict[str, Any]]:
     rows = []
     for baseline in BASELINES:
-        row: Record = {"code": baseline.label(CHUNK_BYTES)}
+        row: Record = {"code": baseline.label(entries[0].record["chunk_bytes"])}
         for index, column in enumerate(columns):
             record = next(entry.record for entry in entries if entry.column == column)
             size = record[f"{baseline.name}_bytes"]

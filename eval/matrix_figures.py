@@ -31,7 +31,8 @@ def totals_figure(path: Path, column: str, entries: list[Entry]) -> None:
         line = walk + bytes_from_bits(rate * raw_bytes)
         if totals.min() / 1.1 < line.max() and line.min() < 1.1 * totals.max():
             axes.plot(walk, line, color=QUIET_COLOUR, lw=0.7, zorder=0)
-            axes.annotate(f"{rate:g} bits/byte", (walk[0], line[0]), fontsize=SMALL_FONT, color=QUIET_COLOUR)
+            label = {"fontsize": SMALL_FONT, "color": QUIET_COLOUR, "xytext": (2, 3), "textcoords": "offset points"}
+            axes.annotate(f"{rate:g} bits/byte", (walk[0], line[0]), **label)
     axes.plot(walk, walk, color=QUIET_COLOUR, lw=0.7, linestyle="--", zorder=0)
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -81,8 +82,7 @@ def _points(axes: Axes, entries: list[Entry], totals: np.ndarray) -> None:
         style = {"color": _FAMILY_COLOURS[index % len(_FAMILY_COLOURS)], "marker": _MARKERS[index % len(_MARKERS)]}
         _line(axes, members, [total_of[id(entry)] for entry in members], name, style)
     best = min(entries, key=lambda entry: total_of[id(entry)])
-    place = best.record["model_bytes"], total_of[id(best)]
-    axes.plot(*place, marker="o", markersize=13, markerfacecolor="none", color="black", linestyle="none")
     rate = bits_from_bytes(total_of[id(best)]) / best.record["raw_bytes"]
-    axes.annotate(f"{best.label}: {rate:.3f} bits/byte", place, xytext=(8, -14), textcoords="offset points",
-                  fontsize=SMALL_FONT)  # fmt: skip
+    ring = {"marker": "o", "markersize": 13, "markerfacecolor": "none", "color": "black", "linestyle": "none"}
+    label = f"shortest: {best.label}, {rate:.3f} bits/byte"
+    axes.plot(best.record["model_bytes"], total_of[id(best)], **ring, label=label)

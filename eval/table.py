@@ -36,7 +36,10 @@ _DEAD_PARTS = {
 }
 
 _FIELDS: dict[str, tuple[str, str]] = {
-    **{key: ("data", key) for key in ("corpus", "train_bytes", "heldout_bytes", "eval_split", "raw_bytes")},
+    **{
+        key: ("data", key)
+        for key in ("corpus", "train_bytes", "heldout_bytes", "eval_split", "raw_bytes", "chunk_bytes")
+    },
     **{f"{baseline.name}_bytes": ("baselines", baseline.name) for baseline in BASELINES},
     **{key: ("offline", key) for key in ("method", "parameters", "nonzeros", "model_bytes", "tokenizer_bytes")},
     **{key: ("offline", key) for key in ("header_bytes", "checksum_bytes", "data_bytes", "total_bytes")},
@@ -129,19 +132,18 @@ def _rate(num_bytes: float | None, raw_bytes: float | None) -> float | None:
 def _blocks(reports: list[dict]) -> list[Block]:
     records = [flat_record(report) for report in reports]
     if len(records) == 1:
-        chunk_bytes = _value(reports[0], "data", "chunk_bytes") or CHUNK_BYTES
         sent = [sent_block(records[0])] if records[0]["online_file_bytes"] is not None else []
         online = reports[0].get("online")
         member_bits = online.get("members") if isinstance(online, dict) else None
         members = [members_block(records[0], member_bits)] if member_bits else []
         corpus = [_corpus_block(records[0]), *members, *sent]
-        return [_codes_block(records[0], chunk_bytes), *corpus, _model_block(records[0])]
+        return [_codes_block(records[0]), *corpus, _model_block(records[0])]
     return _runs_blocks(records)
 
 
-def _codes_block(record: Record, chunk_bytes: int) -> Block:
+def _codes_block(record: Record) -> Block:
     """Every code of the text of one run, the shortest first."""
-    raw_bytes = record["raw_bytes"]
+    raw_bytes, chunk_bytes = record["raw_bytes"], record["chunk_bytes"] or CHUNK_BYTES
     ours = {key: record[key] for key in ("model_bytes", "data_bytes", "total_bytes")} | {"verified": checked(record)}
     ours |= {"code": f"codelength, {record['method'] or 'offline'}", "is_emphasised": True}
     codes = [ours | {"context": f"{chunk_bytes} B chunk"}, {"code": "raw text", "data_bytes": raw_bytes}]

@@ -30,7 +30,7 @@ def draw_totals(path: Path, points: list[TeacherPoint]) -> None:
         by_nonzeros.set_xlim(left=-0.5)
         _leave_out_far_totals(by_alpha, those)
         by_alpha.set_ylabel(f"bytes, {num_targets:,} targets")
-        by_alpha.set_xlabel("alpha (adam: nats a unit; decoupled: share of the update)")
+        by_alpha.set_xlabel("alpha (adam: nats a unit; decoupled: updates)")
         by_nonzeros.set_xlabel("weights that are not zero")
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, **LEGEND)

@@ -33,7 +33,7 @@ class TeacherPoint:
     num_targets: int
     seed: int
     alpha: float
-    """Strength as configured: nats of all targets, or a share of the update."""
+    """Strength as configured: nats of all targets, or usual updates of a weight."""
     tolerance: float | None
     """Of the pruning; None without it."""
     nonzeros: int

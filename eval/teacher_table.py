@@ -78,9 +78,14 @@ def best_setting(points: Iterable[TeacherPoint], value: Callable[[TeacherPoint],
     return min(settings_of(points), key=lambda setting: setting.mean(value))
 
 
-def blocks(points: list[TeacherPoint]) -> list[Block]:
-    """A block for each number of targets, the shortest coded total first; the last one has the notes."""
+def blocks(points: list[TeacherPoint], is_published: bool) -> list[Block]:
+    """A block for each number of targets, the shortest coded total first; the last one has the notes.
+
+    `is_published`: the experiment is the published one, so that its totals stand beside them.
+    """
     found: list[Block] = []
+    # The last column and note are about the publication.
+    columns, notes = (_COLUMNS, _NOTES) if is_published else (_COLUMNS[:-1], _NOTES[:-1])
     for (num_targets,), those in grouped(points, "num_targets").items():
         groups = list(grouped(those, "method", "loss").values())
         choices = [best_setting(group, coded_bytes) for group in groups]
@@ -92,8 +97,8 @@ def blocks(points: list[TeacherPoint]) -> list[Block]:
         num_seeds = len({point.seed for point in those})
         raw = f"{num_targets:,} targets ({count(RAW_TARGET_BYTES * num_targets)} bytes as raw float32)"
         title = f"{raw}: best totals in bytes, mean and standard deviation over {num_seeds} seeds"
-        found.append(new_block(title, _COLUMNS, records, []))
-    found[-1].notes = [note.format(points[0].header_bytes) for note in _NOTES]
+        found.append(new_block(title, columns, records, []))
+    found[-1].notes = [note.format(points[0].header_bytes) for note in notes]
     return found
 
 

@@ -10,7 +10,8 @@ import numpy as np
 class StoppingConfig:
     """Early end of what reads text again: later epochs, fine-tuning, block trainings; never of the first epoch.
 
-    It looks at losses of training on text that was read before, so both ends of an online code stop alike.
+    It looks at losses of training on text that was read before, so both ends of an online code stop alike, and in the
+    main phase at those since the rule has had its full strength.
     """
 
     window_steps: int = 0

@@ -52,7 +52,7 @@ class TeacherConfig:
     Divided by the number of targets; with `mse` also times 2 noise^2, which is what a nat is there.
     """
     shares: list[float] = field(default_factory=lambda: [0.1, 0.3, 1.0, 3.0, 10.0])
-    """Strengths with the coupling `decoupled`, as shares of the usual update of a weight."""
+    """Strengths with the coupling `decoupled`, in usual updates of a weight: see `rule.alpha`."""
     beta: float = 5.0
     """drr: steepness of exp(-beta |weight|)."""
     ramp: float = 0.0
@@ -67,6 +67,12 @@ class TeacherConfig:
     """Targets of a step; all of them where there are no more."""
     tolerances: list[float] = field(default_factory=lambda: [0.02])
     """Relative rises of the mean squared error that pruning (TAMADE) may cause, a pruned student each."""
+
+    @property
+    def is_published(self) -> bool:
+        """Whether networks and noise are those of the published totals."""
+        defaults = TeacherConfig()
+        return all(getattr(self, key) == getattr(defaults, key) for key in ("teacher", "student", "noise"))
 
     @property
     def directory(self) -> Path:

@@ -36,10 +36,8 @@ def train_students(config: TeacherConfig, method: str, loss: str, num_targets: i
     rule_config = make_rule_config(config, method, strengths[0])
     for group, strength in zip(students.groups, strengths, strict=True):
         group.alpha_scale = strength / strengths[0] if strengths[0] else 1.0
-    # A nat of all targets, per target; where the loss is a squared error, a nat is 2 noise^2 of it.
-    unit = (2 * config.noise**2 if loss == "mse" else 1.0) / num_targets
     if rule_config.coupling == "adam":
-        rule_config.alpha *= unit
+        rule_config.alpha *= nat_of_all_targets(config, loss, num_targets)
     _train(config, students, repeated(data, len(strengths)), loss, config.steps, rule_config, finetuning=False)
     weights = list(students.weights().detach().split(config.seeds))
     if method == UNPRUNED:
@@ -52,6 +50,11 @@ def train_students(config: TeacherConfig, method: str, loss: str, num_targets: i
     rest = RuleConfig(kind="none")
     _train(config, finetuned, repeated(data, len(pruned)), loss, config.finetune_steps, rest, finetuning=True)
     return _listed(list(finetuned.weights().detach().split(config.seeds)), strengths, config.tolerances)
+
+
+def nat_of_all_targets(config: TeacherConfig, loss: str, num_targets: int) -> float:
+    """A nat of the code of all targets, in the mean loss; where that is a squared error, a nat is 2 noise^2 of it."""
+    return (2 * config.noise**2 if loss == "mse" else 1.0) / num_targets
 
 
 def make_rule_config(config: TeacherConfig, method: str, alpha: float) -> RuleConfig:

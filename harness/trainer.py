@@ -163,8 +163,12 @@ class Trainer:
         return sum(nats for _, nats in losses), sum(int(micro_batch.mask.sum()) for micro_batch in batch.micro_batches)
 
     def _end_if_converged(self, phase: Phase, nats_sum: float, tokens: float) -> None:
-        """Skip the rest of a phase once the loss of what it reads again has stopped falling."""
-        if tokens:
+        """Skip the rest of a phase once the loss of what it reads again has stopped falling.
+
+        While a rule is still to come or grows, losses say nothing about where they will settle.
+        """
+        elapsed = self.state.step - 1 - phase.first_step
+        if tokens and (phase.prunings or self.config.rule.strength(elapsed, phase.num_steps) == 1):
             self.convergence.add(nats_sum / tokens)
         halves = self.convergence.halves()
         is_over = self.state.step == phase.end_step

@@ -173,7 +173,7 @@ def _read_comparison(content: Any, grid: dict[str, list[_Point]], problems: list
         problems.append(f"compare={content}: must be a mapping of {', '.join(known)}; {_REMEDY}")
         return None
     columns, seeds, published = content.get("columns"), content.get("seeds", []), content.get("published", {})
-    if columns not in grid or len(grid) < 2:
+    if str(columns) not in grid or len(grid) < 2:
         problems.append(f"compare.columns={columns}: must be one of at least two axes ({', '.join(grid)})")
         return None
     if not isinstance(seeds, list) or not all(isinstance(seed, int) for seed in seeds) or len(set(seeds)) < len(seeds):
@@ -193,6 +193,8 @@ def _mismatches(sweep: Sweep) -> list[str]:
     """What of a comparison does not fit the runs."""
     again = sorted({run.config.seed for run in sweep.runs} & set(sweep.comparison.seeds))
     found = [f"compare.seeds: {seed}: the runs of the grid have this seed already; use other ones" for seed in again]
+    if len(sizes := {run.config.eval.chunk_bytes for run in sweep.runs}) > 1:
+        found.append(f"eval.chunk_bytes={', '.join(map(str, sorted(sizes)))}: a comparison needs chunks of one size")
     known = list(dict.fromkeys(family_of(sweep.method(run)) for run in sweep.runs)) + [b.name for b in BASELINES]
     return found + [
         f"compare.published.{name}: no family of methods or compressor of this name; use {', '.join(known)}"

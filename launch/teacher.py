@@ -111,7 +111,7 @@ def _write_results(config: "TeacherConfig") -> None:
     points = read_points(config)
     if not points:
         return
-    table = blocks(points)
+    table = blocks(points, config.is_published)
     write_atomically(config.directory / "table.md", to_markdown(table).encode())
     write_atomically(config.directory / "points.csv", points_csv(points).encode())
     draw_totals(config.directory / "totals.png", points)

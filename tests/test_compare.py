@@ -74,7 +74,16 @@ def test_the_best_are_repeated_and_only_the_best_of_all_becomes_a_file(swept):
 def test_table_and_pictures_show_both_kinds_of_lengths(swept):
     directory, printed = swept
     text = (directory / "comparison.md").read_text()
-    for words in ("The best of each family", "15kB: 15,000 bytes", "seed 1", "decoded", "ideal", "195.0", "61.0"):
+    for words in (
+        "The best of each family",
+        "15kB: 15,000 bytes",
+        "seed 1",
+        "zstd -19 / 128 B chunk",
+        "decoded",
+        "ideal",
+        "195.0",
+        "61.0",
+    ):
         assert words in text, words
     assert "comparison.md" in printed
     for picture in ("total-15kB.png", "heldout.png"):
@@ -102,11 +111,22 @@ def test_a_comparison_waits_for_a_run_that_was_stopped(swept, tmp_path):
     assert done.returncode == 1 and done.stderr == "codelength: 15kB_UT: stopped; the same command goes on\n"
 
 
+def test_chunks_of_two_sizes_are_not_compared(tmp_path):
+    path = write_sweep(tmp_path)
+    text = path.read_text().replace("chunk_bytes: 128, ", "")
+    for label, size in (("UT", 64), ("rl1+0.05", 128)):
+        text = text.replace(f"{label}: {{", f"{label}: {{eval.chunk_bytes: {size}, ")
+    path.write_text(text)
+    with pytest.raises(UsageError, match=r"eval\.chunk_bytes=64, 128: a comparison needs chunks of one size"):
+        read_sweep(path)
+
+
 @pytest.mark.parametrize(
     ("compare", "words"),
     [
         ("[1]", "must be a mapping"),
         ("{columns: method, sedes: [1]}", "must be a mapping"),
+        ("{columns: [subset]}", "compare.columns=['subset']: must be one of"),
         ("{columns: place}", "compare.columns=place: must be one of"),
         ("{columns: subset, seeds: [1, 1]}", "compare.seeds=[1, 1]: must be a list of different seeds"),
         ("{columns: subset, seeds: [1, 0]}", "compare.seeds: 0: the runs of the grid have this seed already"),
@@ -122,7 +142,7 @@ def test_a_bad_comparison_is_refused_before_anything_runs(tmp_path, compare, wor
 
 def entry(column: str, label: str, model: int, data: int, **more: object) -> Entry:
     report = {
-        "data": {"raw_bytes": 1000, "heldout_bytes": 100},
+        "data": {"raw_bytes": 1000, "heldout_bytes": 100, "chunk_bytes": 512},
         "offline": {"method": "rl1", "parameters": 50, "nonzeros": 10, "model_bytes": model, "data_bytes": data}
         | {"tokenizer_bytes": 0, "total_bytes": model + data + 7, "ideal_data_bits": 8 * data, "verified": True}
         | {"heldout_ideal_bits": 200, **more},
@@ -163,6 +183,13 @@ def test_the_best_of_each_rule_and_the_best_without_one_are_repeated():
     labels = {"x+1": 5000, "x+2": 4000, "y+1": 6000, "big": 7000, "small": 8000}
     entries = [entry("a", label, 20, size, method="rl1" if "+" in label else "none") for label, size in labels.items()]
     assert [best.label for best in winners(entries)] == ["x+2", "y+1", "big"]
+
+
+def test_totals_in_the_published_convention_are_means_too_and_have_the_tokenizer():
+    labels = {"x+1": 4000, "x+1, seed 1": 8000, "x+2": 7000}
+    entries = [entry("a", label, 20, size, tokenizer_bytes=1000) for label, size in labels.items()]
+    block = summary_block(entries, {})
+    assert dict(zip(block.header, block.rows[0], strict=True))["a kB, paper"] == "7.0"
 
 
 def test_a_family_that_was_repeated_counts_as_the_mean_of_its_seeds():

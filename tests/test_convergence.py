@@ -92,6 +92,12 @@ def test_phases_end_early_but_never_the_first_epoch(stopped_early):
     assert first_epoch["num_tokens"].to_numpy().sum() == 20300
 
 
+def test_the_main_phase_waits_for_the_rule(config):
+    run_dir = train(config, "later", "rule.warmup=0.5", "rule.ramp=0.2")
+    # The rule has its full strength at step 21 of 30; the window is full of steps since then at 24.
+    assert logged_steps(run_dir) == [*range(1, 25), *range(31, 35), *range(36, 40)]
+
+
 def test_metrics_hold_the_steps_up_to_the_early_end(config):
     run_dir = train(config, "seldom", "train.log_every_steps=10")
     assert logged_steps(run_dir) == [10, 14, 34, 39]

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.sparsity.layerwise import sparse_fit
+from harness.model import ModelConfig, Transformer
+from harness.sparsity.layerwise import prune_layers, sparse_fit
 
 
 def make_layer(correlation: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -77,3 +78,31 @@ def test_zeros_stay_zero_and_a_layer_without_output_becomes_zero():
     weights[:, 2] = 0
     assert not sparse_fit(weights, moments, 1e-6, 100)[:, 2].any()
     assert not sparse_fit(weights, 0 * moments, 1e-6, 100).any()
+
+
+def test_the_layer_that_is_used_last_is_pruned_first():
+    torch.manual_seed(0)
+    model = Transformer(ModelConfig(width=8, layers=2, heads=1, context=4), 5)
+    used, asked = [], []
+    layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    for layer in layers:
+        torch.nn.init.normal_(layer.weight)
+        layer.register_forward_pre_hook(lambda own, _: used.append(own))
+    model(torch.zeros(1, 4, dtype=torch.long))
+    assert set(used) == set(layers)
+
+    def moments(layer: torch.nn.Linear) -> Tensor:
+        asked.append(layer)
+        return torch.eye(layer.in_features, dtype=torch.float64)
+
+    states = []
+    prune_layers(model, moments, lambda weights: weights, lambda: states.append(count(layers)), 0.5, 50)
+    assert asked == used[::-1]
+    # After each, one more layer is sparse, and the others are as they were.
+    before = [layer.weight.numel() for layer in layers]
+    changed = [{layers[i] for i, (a, b) in enumerate(zip(before, now, strict=True)) if a != b} for now in states]
+    assert changed == [set(asked[: i + 1]) for i in range(len(asked))]
+
+
+def count(layers: list[torch.nn.Linear]) -> list[int]:
+    return [int(layer.weight.count_nonzero()) for layer in layers]

@@ -44,7 +44,7 @@ from harness.teacher import (
     make_data,
 )
 from harness.teacher_inputs import layer_shapes, make_inputs, split_layers
-from harness.teacher_training import train_students
+from harness.teacher_training import nat_of_all_targets, train_students
 from harness.units import bits_from_nats
 from launch.main import main
 
@@ -88,6 +88,21 @@ def test_the_gaussian_loss_is_its_closed_form():
     assert bits_from_nats(nats.item()) == pytest.approx(bits, abs=1e-9)
     values = np.array([0.75], dtype=np.float32)
     assert gaussian_bits(values, np.array([0.75 - math.sqrt(mse)]), sigma) == pytest.approx(bits + 24, abs=1e-9)
+
+
+def test_a_strength_is_a_nat_of_all_targets_whatever_the_loss():
+    config, num_targets = TeacherConfig(noise=0.2), 30
+    mse = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    all_nats = num_targets * gaussian_nats(mse, torch.tensor(0.2, dtype=torch.float64).log())
+    all_nats.backward()
+    # One nat more or less in the penalty weighs as much as one of the code of all targets.
+    assert nat_of_all_targets(config, "mse", num_targets) == pytest.approx(1 / mse.grad.item(), rel=1e-12)
+    assert nat_of_all_targets(config, "gaussian", num_targets) == 1 / num_targets
+
+
+def test_only_the_published_experiment_has_published_totals():
+    assert TeacherConfig(steps=3, seeds=1).is_published and not TeacherConfig(noise=0.5).is_published
+    assert not TeacherConfig(student=[2, 50, 1]).is_published
 
 
 def test_cells_tile_the_line_in_the_order_of_the_numbers():
@@ -254,10 +269,12 @@ def test_the_table_shows_the_strength_with_the_best_mean_beside_the_published_to
     weights = {1.0: (50, 90), 3.0: (60, 64), 10.0: (100, 100)}
     points = [point(alpha=a, seed=s, weights_bytes=w) for a, ws in weights.items() for s, w in enumerate(ws)]
     points += [point(method="drr-adam", seed=s, weights_bytes=w) for s, w in enumerate((70, 72))]
-    (block,) = blocks(points)
+    (block,) = blocks(points, is_published=True)
     cells, others = (dict(zip(block.header, row, strict=True)) for row in block.rows)
     assert (others["method"], others["above best"], others["± sd (above)"]) == ("drr-adam", "9", "1")
     assert (cells["alpha"], cells["coded bytes"], cells["± sd"], cells["published"]) == ("3", "62", "3", "182")
+    (block,) = blocks(points, is_published=False)
+    assert "published" not in block.header and not any("published:" in note for note in block.notes)
 
 
 def test_the_preset_is_the_published_experiment():

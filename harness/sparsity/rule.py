@@ -43,8 +43,8 @@ class Rule(ABC):
     """Base of all rules; `alpha` is the strength, `coupling` says which of the two methods is called.
 
     `adam`: `add_gradient` before the optimizer's step, which scales it (the published way). `decoupled`: `shrink` after
-    the step, with the learning rate in units of a weight's usual update, as AdamW does with decay: an alpha of 0.5
-    pulls every weight with half the force of its optimizer, whichever that is.
+    the step, with the learning rate in units of a weight's usual update, as AdamW does with decay: R-L1
+    with an alpha of 0.5 pulls every weight with half the force of its optimizer, whichever that is.
     """
 
     kept: ClassVar[dict[str, int]] = {}

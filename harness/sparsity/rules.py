@@ -26,13 +26,14 @@ class RuleConfig:
     kind: str = "none"
     """`none`, `rl1`, `drr`, `pmmp`, `fpp` or `admm`."""
     alpha: float = 0.0
-    """Strength: `adam` in nats of the mean loss per unit of the penalty; `decoupled` as a share of the update.
+    """Strength: `adam` in nats of the mean loss per unit of the penalty; `decoupled` in usual updates of a weight.
 
-    For rl1 and drr it is the pull on a weight. For pmmp and fpp it is the price of gamma, whose steps Adam scales, and
-    for admm it sets the threshold sqrt(2 alpha / rho), whatever the coupling.
+    A decoupled rule never meets the loss, only updates. For rl1 alpha is the pull on a weight, for drr alpha beta is
+    that on a weight near 0. For pmmp and fpp it is the price of gamma, for admm it sets the threshold
+    sqrt(2 alpha / rho), both in the unit in which the pull on theta is one: nats or updates.
     """
     bits_per_weight: float = 0.0
-    """Another way to say alpha: what a weight costs in the two-part code; alpha = bits ln 2 / training tokens."""
+    """Another way to say alpha, with `adam`: what a weight costs in the two-part code; bits ln 2 / training tokens."""
     beta: float = 5.0
     """drr: steepness of exp(-beta |weight|)."""
     l2: float = 0.0
@@ -98,10 +99,10 @@ class RuleConfig:
                 f"rule.bits_per_weight={self.bits_per_weight}: rule.alpha={self.alpha} says the strength too; set one "
                 "of them to 0"
             )
-        if self.bits_per_weight and self.coupling == "decoupled" and self.kind in ("rl1", "drr"):
+        if self.bits_per_weight and self.coupling == "decoupled":
             found.append(
-                f"rule.bits_per_weight={self.bits_per_weight}: with rule.coupling=decoupled alpha of {self.kind} is a "
-                "share of the update, not nats; use rule.coupling=adam or rule.alpha"
+                f"rule.bits_per_weight={self.bits_per_weight}: with rule.coupling=decoupled strengths are in updates "
+                "of a weight, not nats; use rule.coupling=adam or rule.alpha"
             )
         defaults = {f.name: f.default for f in fields(self)}
         for key, kinds in _OWN.items():
