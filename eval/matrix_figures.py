@@ -38,7 +38,6 @@ def totals_figure(path: Path, column: str, entries: list[Entry]) -> None:
     axes.set_yscale("log")
     axes.set_xlim(walk[0], walk[-1])
     axes.set_ylim(0.9 * totals.min(), 1.1 * totals.max())
-    axes.set_xlabel("weights in the file (bytes)")
     axes.set_ylabel("weights and data (bytes)")
     axes.legend(loc="best", **LEGEND)
     save_figure(figure, path)
@@ -76,7 +75,7 @@ def _line(axes: Axes, entries: list[Entry], values: list[float], label: str, sty
 
 
 def _points(axes: Axes, entries: list[Entry], totals: np.ndarray) -> None:
-    """A line a family, a point a run, a ring around the best of all."""
+    """A line a family, a point a run, a ring around the best of all, which is named below the axis."""
     total_of = dict(zip(map(id, entries), totals, strict=True))
     for index, (name, members) in enumerate(families(entries).items()):
         style = {"color": _FAMILY_COLOURS[index % len(_FAMILY_COLOURS)], "marker": _MARKERS[index % len(_MARKERS)]}
@@ -84,5 +83,5 @@ def _points(axes: Axes, entries: list[Entry], totals: np.ndarray) -> None:
     best = min(entries, key=lambda entry: total_of[id(entry)])
     rate = bits_from_bytes(total_of[id(best)]) / best.record["raw_bytes"]
     ring = {"marker": "o", "markersize": 13, "markerfacecolor": "none", "color": "black", "linestyle": "none"}
-    label = f"shortest: {best.label}, {rate:.3f} bits/byte"
-    axes.plot(best.record["model_bytes"], total_of[id(best)], **ring, label=label)
+    axes.plot(best.record["model_bytes"], total_of[id(best)], **ring)
+    axes.set_xlabel(f"weights in the file (bytes)\ncircle: the shortest, {best.label}, {rate:.3f} bits/byte")
