@@ -90,23 +90,29 @@ class FPP(PMMP):
         means[:3].lerp_(players, 1 / piece.step)
         mean_w, mean_gamma, mean_u, mean_theta = means
         mean_theta.lerp_(theta, 1 / piece.step)
-        forces, force = minimax_forces(theta, players[0], players[1], mean_u, piece.alpha)
-        mean = mean_w * mean_gamma
-        _force_on_u(mean_theta - mean, mean, mean_w - mean, forces[2])
+        means_of_others = (mean_theta, mean_w, mean_gamma)
+        forces, force = minimax_forces(theta, players[0], players[1], mean_u, piece.alpha, means_of_others)
         return forces, force, mean_u
 
 
-def minimax_forces(theta: Tensor, w: Tensor, gamma: Tensor, u: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+def minimax_forces(
+    theta: Tensor,
+    w: Tensor,
+    gamma: Tensor,
+    u: Tensor,
+    alpha: float,
+    seen_by_u: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
     """Gradients, all to be descended on: of w, gamma and -u as rows (3, n), and of theta (n,).
 
-    Without the loss, whose gradient the optimizer has.
+    Without the loss, whose gradient the optimizer has. `seen_by_u` is the theta, w and gamma that u answers, if others.
     """
     forces = theta.new_empty(3, theta.numel())
     of_w, of_gamma, of_u = forces
-    mean = w * gamma
-    rest = w - mean
-    gap = theta - mean
-    _force_on_u(gap, mean, rest, of_u)
+    parts = gap, mean, rest = _parts(theta, w, gamma)
+    # -[(theta - w gamma)^2 + w^2 gamma (1 - gamma)]
+    its_gap, its_mean, its_rest = _parts(*seen_by_u) if seen_by_u else parts
+    torch.mul(its_mean, its_rest, out=of_u).addcmul_(its_gap, its_gap).neg_()
     # u w [w (1 - 2 gamma) - 2 (theta - w gamma)] + alpha
     torch.sub(rest, mean, out=of_gamma).sub_(gap, alpha=2).mul_(w).mul_(u).add_(alpha)
     # 2 u gamma [w (1 - gamma) - (theta - w gamma)]
@@ -114,6 +120,7 @@ def minimax_forces(theta: Tensor, w: Tensor, gamma: Tensor, u: Tensor, alpha: fl
     return forces, gap.mul_(u).mul_(2)
 
 
-def _force_on_u(gap: Tensor, mean: Tensor, rest: Tensor, out: Tensor) -> None:
-    """-[(theta - w gamma)^2 + w^2 gamma (1 - gamma)] of theta - w gamma, w gamma and w (1 - gamma)."""
-    torch.mul(mean, rest, out=out).addcmul_(gap, gap).neg_()
+def _parts(theta: Tensor, w: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Theta - w gamma, w gamma and w (1 - gamma)."""
+    mean = w * gamma
+    return theta - mean, mean, w - mean
