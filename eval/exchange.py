@@ -127,7 +127,8 @@ class Exchange:
             start = time.perf_counter()
             losses = self.experts.learn(step, self._phase, batch, self.lessons)
             self.learning_seconds += time.perf_counter() - start
-            sums.aulc_nats += predicted_nats if losses is None else sum(nats_sum for _, nats_sum in losses)
+            own_nats = None if losses is None else sum(nats_sum for _, nats_sum in losses.micro_batches)
+            sums.aulc_nats += predicted_nats if own_nats is None else own_nats
             report(batch.num_tokens)
         return checksum.digest()
 

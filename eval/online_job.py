@@ -109,7 +109,7 @@ class OnlineJob:
 
     def costs(self) -> Costs:
         """So far; on all ranks."""
-        (memory_bytes,) = self.ranks.sum(peak_memory_bytes())
+        (memory_bytes,) = self.ranks.sum(peak_memory_bytes(self.ranks.device))
         return Costs(self._seconds(), self.exchange.learning_seconds, int(memory_bytes))
 
     def finish(self) -> None:

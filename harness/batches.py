@@ -1,6 +1,9 @@
 """What each rank reads at each step."""
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -8,6 +11,8 @@ from harness.distributed import Ranks
 from harness.order import SequenceOrder, Sequences
 from harness.schedule import TrainConfig
 from harness.shards import Shard
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,25 @@ class StepBatch:
     num_tokens: int
     """Tokens of the step over all ranks: what the summed loss is divided by."""
     micro_batches: list[MicroBatch]
+
+
+class Ahead:
+    """What `work(step)` returns, computed one step ahead in a thread."""
+
+    def __init__(self, work: Callable[[int], T]):
+        """`work` depends on the step alone."""
+        self._work, self._worker = work, ThreadPoolExecutor(1, "ahead")
+        self._step, self._next = -1, None
+
+    def __call__(self, step: int) -> T:
+        """The result for `step`; the thread goes on with the step after it."""
+        result = self._next.result() if self._next and self._step == step else self._work(step)
+        self._step, self._next = step + 1, self._worker.submit(self._work, step + 1)
+        return result
+
+    def close(self) -> None:
+        """Let go of the thread."""
+        self._worker.shutdown(cancel_futures=True)
 
 
 class Batches:

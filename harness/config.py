@@ -33,6 +33,8 @@ FREE_KEYS = (
     "train.checkpoint_minutes",
     "train.keep_checkpoints",
     "backend.timeout_seconds",
+    # The device itself is part of a run's identity.
+    "backend.device",
     "eval.",
     "online.segment_steps",
 )

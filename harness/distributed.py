@@ -12,7 +12,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from harness.errors import RunFailure
+from harness.errors import RunFailure, UsageError
+
+DEVICES = ("auto", "cuda", "cpu")
+# Without them NCCL chooses algorithms by what it measures and finds, so that a run that goes on elsewhere in a cluster
+# may sum in another order. What users have set counts.
+NCCL_SETTINGS = {"NCCL_ALGO": "Ring", "NCCL_NVLS_ENABLE": "0"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +44,11 @@ class Ranks:
             dist.barrier()
 
     def sum(self, *values: float) -> list[float]:
-        """Float64 sums of each value over all ranks."""
-        if self.world_size == 1:
-            return [float(value) for value in values]
-        total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
-        return total.tolist()
+        """Float64 sums of each value over all ranks; numbers of the host, which no GPU waits for."""
+        return self.sum_tensor(torch.tensor(values, dtype=torch.float64)).tolist()
 
     def sum_tensor(self, tensor: Tensor) -> Tensor:
-        """Sum of `tensor` over all ranks, in place."""
+        """Sum of `tensor` over all ranks, in place, on the device that it is on."""
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
@@ -85,25 +86,56 @@ class Ranks:
         return {key: column[0] if len(set(column)) == 1 else ", ".join(column) for key, column in columns.items()}
 
 
+def choose_device(wanted: str) -> torch.device:
+    """The device of this process for `backend.device`: `auto` takes a GPU where every process here has one of its own.
+
+    Raises UsageError where there are too few.
+    """
+    num_gpus = 0 if wanted == "cpu" else torch.cuda.device_count()
+    if num_gpus == 0 and wanted != "cuda":
+        return torch.device("cpu")
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE", "1"))
+    if num_gpus < processes:
+        fewer = f"--processes {num_gpus} (torchrun: --nproc-per-node {num_gpus}) or " if num_gpus else ""
+        raise UsageError(
+            f"backend.device={wanted}: {processes} process(es) on this machine and {num_gpus} GPU(s); use {fewer}"
+            "backend.device=cpu"
+        )
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
+def init_process_group(device: torch.device, timeout_seconds: float, **group: object) -> None:
+    """Join a process group: tensors of GPUs travel by NCCL, those of the host, objects and flags by gloo.
+
+    `group` names store, rank and size where torchrun does not.
+    """
+    timeout = timedelta(seconds=timeout_seconds)
+    if device.type == "cpu":
+        dist.init_process_group("gloo", timeout=timeout, **group)
+        return
+    for name, value in NCCL_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    dist.init_process_group("cpu:gloo,cuda:nccl", timeout=timeout, device_id=device, **group)
+
+
 @contextmanager
-def joined_ranks(timeout_seconds: float) -> Iterator[Ranks]:
+def joined_ranks(timeout_seconds: float, wanted_device: str = "cpu") -> Iterator[Ranks]:
     """Join the process group that torchrun (or srun through torchrun) describes; one process needs none.
 
-    A group that this process is in already is used and left as it is. Raises RunFailure where contact is lost.
+    A group that this process is in already is used and left as it is. Raises RunFailure where contact is lost, and
+    UsageError where there is no such device.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    use_cuda = torch.cuda.is_available()
-    if use_cuda:
-        torch.cuda.set_device(local_rank)
-    device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+    device = choose_device(wanted_device)
     if world_size == 1:
         yield Ranks(rank=0, world_size=1, device=device)
         return
     is_own_group = not dist.is_initialized()
     try:
         if is_own_group:
-            dist.init_process_group("nccl" if use_cuda else "gloo", timeout=timedelta(seconds=timeout_seconds))
+            init_process_group(device, timeout_seconds)
         rank = dist.get_rank()
         yield Ranks(rank=rank, world_size=world_size, device=device)
     except RuntimeError as error:

@@ -25,6 +25,12 @@ class RunFailure(CodelengthError):
     exit_status = 1
 
 
+class OtherRankFailed(RunFailure):
+    """What another rank failed of, which it says itself."""
+
+
 def is_said_here(error: CodelengthError) -> bool:
     """Whether this rank prints an error: what every rank would say, the first one says."""
+    if isinstance(error, OtherRankFailed):
+        return False
     return os.environ.get("RANK", "0") == "0" or not isinstance(error, UsageError | Stopped)

@@ -1,10 +1,9 @@
 """The transformers of an online code: how they learn from each batch, and whose weights predict the next one."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,13 +11,12 @@ from harness.batches import StepBatch
 from harness.config import RunConfig
 from harness.convergence import Convergence
 from harness.distributed import Ranks
-from harness.learner import Learner
+from harness.learner import Learner, StepLosses
 from harness.lessons import Lessons
 from harness.model import ModelConfig
 from harness.schedule import Phase
 
 Weights = Iterable[tuple[str, Tensor]]
-Losses = list[tuple[np.ndarray, float]]
 _EMA_WARMUP = 10
 
 
@@ -50,18 +48,20 @@ class Experts:
         """Weights that the other transformers predict with."""
         return [self._predicting(index) for index in range(1, len(self.learners))]
 
-    def learn(self, step: int, phase: Phase, batch: StepBatch, lessons: Lessons) -> Losses | None:
+    def learn(
+        self, step: int, phase: Phase, batch: StepBatch, lessons: Lessons, asked: Sequence[float] = ()
+    ) -> StepLosses | None:
         """Take the step of a new batch and those that follow it; returns the losses of the run's own transformer.
 
-        None in a block code, which does not train on a batch at its first visit. Raises RunFailure where a loss is not
-        finite.
+        `asked` is as in `Learner.train`. None in a block code, which does not train on a batch at its first visit.
+        Raises RunFailure where a loss is not finite.
         """
         where = f"step {step}"
         if self.config.train.retrain_at:
             self._train_anew(lessons.training(step), where)
             self._keep(step)
             return None
-        losses = self._train(step, phase, batch, where)
+        losses = self._train(step, phase, batch, where, asked)
         for replay in lessons.replays(step):
             self._train(step, phase, replay, f"{where}, replay")
         self._keep(step)
@@ -96,7 +96,12 @@ class Experts:
         """Go on from the saved states of this rank and of the first."""
         for learner, mine, shared in zip(self.learners, own["learners"], first["learners"], strict=True):
             learner.load(mine, shared)
-        self._means, self._num_means, self._kept = own["means"], own["num_means"], own["kept"]
+        device = self.ranks.device
+        self._means, self._kept = (
+            [{name: tensor.to(device) for name, tensor in weights.items()} for weights in own[key]]
+            for key in ("means", "kept")
+        )
+        self._num_means = own["num_means"]
 
     def close(self) -> None:
         """Let go of what the backends hold."""
@@ -111,11 +116,11 @@ class Experts:
     def _predicting(self, index: int) -> Weights:
         return self._means[index].items() if self._means else self.learners[index].backend.weights()
 
-    def _train(self, step: int, phase: Phase, batch: StepBatch, where: str) -> Losses:
+    def _train(self, step: int, phase: Phase, batch: StepBatch, where: str, asked: Sequence[float] = ()) -> StepLosses:
         losses = []
         for learner in self.learners:
             learner.set_schedule(step, phase)
-            losses.append(learner.train(batch, where))
+            losses.append(learner.train(batch, where, asked if learner is self.main else ()))
         self._average()
         return losses[0]
 
@@ -129,8 +134,7 @@ class Experts:
         convergence = Convergence(self.config.stopping)
         for index, (batch, phase) in enumerate(training):
             losses = self._train(index, phase, batch, where)
-            (nats_sum,) = self.ranks.sum(sum(nats for _, nats in losses))
-            convergence.add(nats_sum / batch.num_tokens)
+            convergence.add(losses.nats_sum / batch.num_tokens)
             if convergence.is_reached:
                 break
 

@@ -15,7 +15,9 @@ from pathlib import Path
 import psutil
 import torch
 
+from harness.distributed import NCCL_SETTINGS
 from harness.errors import UsageError
+from harness.gpus import known_gpu
 
 # Variables by which users choose other kernels than their processor's best.
 ISA_LIMITS = (
@@ -37,31 +39,30 @@ PACKAGES = (
     "safetensors",
 )
 
-# Dense peaks in FLOP/s from the vendors' data sheets, by a part of the device's name: bf16 (None: not native) and fp32
-# without tensor cores, since PyTorch leaves TF32 off. The first name found in the device's name counts.
-GPU_PEAK_FLOPS: dict[str, tuple[float | None, float]] = {
-    "H200": (989e12, 67e12),
-    "H100": (989e12, 67e12),
-    "A100": (312e12, 19.5e12),
-    "RTX 4090": (165e12, 82.6e12),
-    "L40S": (362e12, 91.6e12),
-    "A10": (125e12, 31.2e12),
-    "V100": (None, 15.7e12),
-}
-
 
 def resolve_precision(wanted: str, device: torch.device) -> torch.dtype:
     """The dtype of matrix products for `train.precision`: `auto` takes bf16 where the hardware has it natively."""
     if wanted == "auto":
-        if device.type == "cuda":
-            fast = torch.cuda.get_device_capability(device) >= (8, 0)
-        else:
-            abilities = torch.cpu.get_capabilities()
-            fast = abilities.get("amx_bf16", False) or abilities.get("avx512_bf16", False)
-            # With ATEN_CPU_CAPABILITY set lower, PyTorch refuses some of the products.
-            fast = fast and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-        wanted = "bf16" if fast else "fp32"
+        wanted = "bf16" if has_native_bf16(device) else "fp32"
     return torch.bfloat16 if wanted == "bf16" else torch.float32
+
+
+def muon_precision(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype in which a run of precision `dtype` makes Muon's updates orthogonal.
+
+    A processor without native bf16 emulates it, and takes 15 to 60 times as long as in float32 (docs/speed.md).
+    """
+    return dtype if has_native_bf16(device) else torch.float32
+
+
+def has_native_bf16(device: torch.device) -> bool:
+    """Whether matrix products in bf16 run on units of their own."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    abilities = torch.cpu.get_capabilities()
+    has_units = abilities.get("amx_bf16", False) or abilities.get("avx512_bf16", False)
+    # With ATEN_CPU_CAPABILITY set lower, PyTorch refuses some of the products.
+    return has_units and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 def compute_deterministically() -> None:
@@ -76,12 +77,10 @@ def compute_deterministically() -> None:
 
 def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
     """Peak FLOP/s of one rank: the data sheet's of a known GPU, else as measured."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        bf16, fp32 = next((peaks for known, peaks in GPU_PEAK_FLOPS.items() if known in name), (None, None))
-        known_peak = bf16 if dtype == torch.bfloat16 else fp32
-        if known_peak:
-            return known_peak
+    if device.type == "cuda" and (gpu := known_gpu(torch.cuda.get_device_name(device))):
+        listed = gpu.bf16_flops if dtype == torch.bfloat16 else gpu.fp32_flops
+        if listed:
+            return listed
     return matmul_flops(dtype, device)
 
 
@@ -102,12 +101,22 @@ def identity(device: torch.device, dtype: torch.dtype, packages: tuple[str, ...]
     """What decides the last bits of a run besides its configuration and data, and must not change in its middle."""
     return {
         "precision": str(dtype).removeprefix("torch."),
+        "muon_precision": str(muon_precision(dtype, device)).removeprefix("torch."),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        **({"nccl": nccl_settings(device)} if device.type == "cuda" else {}),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
         "code": code_sha256()[:16],
         **{name: metadata.version(name) for name in packages},
     }
+
+
+def nccl_settings(device: torch.device) -> str | None:
+    """Version of NCCL and the variables that decide in which order it sums; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    version = ".".join(map(str, torch.cuda.nccl.version()))
+    return " ".join([version, *(f"{name}={os.environ[name]}" for name in NCCL_SETTINGS if name in os.environ)])
 
 
 def isa_limits() -> dict[str, str]:
@@ -124,11 +133,11 @@ def code_sha256(paths: Iterable[Path] | None = None) -> str:
     return digest.hexdigest()
 
 
-def random_state() -> dict[str, torch.Tensor]:
-    """State of this process's random numbers on the CPU and its GPU."""
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """State of this process's random numbers on the CPU and, where that is its device, on its GPU."""
     state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
     return state
 
 
@@ -139,10 +148,10 @@ def load_random_state(state: dict[str, torch.Tensor]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def peak_memory_bytes() -> int:
+def peak_memory_bytes(device: torch.device) -> int:
     """Most memory that this process has held: of its GPU, or resident on the CPU."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -161,14 +170,15 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def environment(world_size: int, dtype: torch.dtype | None = None) -> dict:
+def environment(world_size: int, device: torch.device, dtype: torch.dtype | None = None) -> dict:
     """Versions, instruction set, threads, world size and commit: what a claimed number was made with."""
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "nccl": nccl_settings(device),
         "isa_limits": isa_limits(),
         "threads": torch.get_num_threads(),
         "world_size": world_size,

@@ -1,6 +1,9 @@
 """The training step of one rank: what an ordinary run takes, and both ends of an online code take in lockstep."""
 
 import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,12 +15,24 @@ from harness.backends.deepspeed import DeepSpeedBackend
 from harness.batches import MicroBatch, StepBatch
 from harness.config import RunConfig
 from harness.distributed import Ranks
-from harness.errors import RunFailure
-from harness.hardware import load_random_state, random_state
+from harness.errors import OtherRankFailed, RunFailure
+from harness.hardware import load_random_state, muon_precision, random_state
 from harness.model import Transformer, token_nats
 from harness.optimizer import Optimizer, mark_parameters
 from harness.schedule import Phase
 from harness.sparsity.rules import make_rule
+
+
+@dataclass(frozen=True, slots=True)
+class StepLosses:
+    """The losses that a step learnt from, before its update."""
+
+    micro_batches: list[tuple[np.ndarray, float]]
+    """For each micro-batch of this rank the nats of its tokens, float32 (n, length), and their sum."""
+    nats_sum: float
+    """Sum over all ranks."""
+    asked: list[float]
+    """Sums over all ranks of the numbers that were given with the step."""
 
 
 class Learner:
@@ -51,22 +66,18 @@ class Learner:
         if self.optimizer.rule:
             self.optimizer.rule.strength = self.config.rule.strength(step, phase.num_steps)
 
-    def train(self, batch: StepBatch, where: str) -> list[tuple[np.ndarray, float]]:
-        """One optimizer step; for each micro-batch the nats of its tokens, float32 (n, length), and their sum.
+    def train(self, batch: StepBatch, where: str, asked: Sequence[float] = ()) -> StepLosses:
+        """One optimizer step; `asked` are numbers of this rank that come back as sums over all of them.
 
-        Raises RunFailure, naming `where`, when a loss is not finite; the weights are then as they were.
+        Raises RunFailure on every rank, naming `where`, when a loss of any is not finite; the weights are then as they
+        were.
         """
         losses = []
-        for index, micro_batch in enumerate(batch.micro_batches):
-            nats, nats_sum = self._backward(micro_batch, batch.num_tokens, index == len(batch.micro_batches) - 1)
-            if not np.isfinite(nats_sum):
-                raise RunFailure(
-                    f"{where}, rank {self.ranks.rank}: the loss is {nats_sum}; lower optimizer.learning_rate or "
-                    "optimizer.muon_learning_rate"
-                )
-            losses.append((nats, nats_sum))
+        for index, micro_batch in enumerate(batch.micro_batches, start=1):
+            losses.append(self._backward(micro_batch, batch.num_tokens, last=index == len(batch.micro_batches)))
+        result = self._agree(losses, where, asked)
         self.backend.step()
-        return losses
+        return result
 
     def dry_step(self) -> None:
         """One step on made-up tokens, to find what cannot work before anything is written; `reset` undoes it.
@@ -101,7 +112,7 @@ class Learner:
 
     def state(self) -> dict:
         """What a checkpoint of this rank holds; what all ranks have in common only the first one keeps."""
-        own = {"random": random_state()}
+        own = {"random": random_state(self.ranks.device)}
         if self.backend.shares_out or self.ranks.is_first:
             own["backend"] = local_state(self.backend, self.optimizer)
         return own
@@ -112,17 +123,41 @@ class Learner:
         load_random_state(own["random"])
 
     def on_device(self, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Tokens and mask as tensors."""
-        device = self.ranks.device
-        return torch.from_numpy(micro_batch.tokens).to(device), torch.from_numpy(micro_batch.mask).to(device)
+        """Tokens and mask as tensors; on its way to a GPU nothing waits for them."""
+        tensors = torch.from_numpy(micro_batch.tokens), torch.from_numpy(micro_batch.mask)
+        if self.ranks.device.type == "cpu":
+            return tensors
+        tokens, mask = (tensor.pin_memory().to(self.ranks.device, non_blocking=True) for tensor in tensors)
+        return tokens, mask
 
     def _make_backend(self) -> Backend:
-        config = self.config
+        config, muon_dtype = self.config, muon_precision(self.dtype, self.ranks.device)
         if config.backend.name == "deepspeed":
-            return DeepSpeedBackend(self.ranks, config.backend, config.optimizer.clip_norm, self.micro_batch)
-        return DDPBackend(self.ranks)
+            clip_norm = config.optimizer.clip_norm
+            return DeepSpeedBackend(self.ranks, config.backend, clip_norm, self.micro_batch, muon_dtype)
+        return DDPBackend(self.ranks, muon_dtype)
 
-    def _backward(self, micro_batch: MicroBatch, num_tokens: int, last: bool) -> tuple[np.ndarray, float]:
+    def _agree(self, losses: list[tuple[Tensor, Tensor]], where: str, asked: Sequence[float]) -> StepLosses:
+        """What all ranks know of a step before they take it, in one reduction and one wait for the device."""
+        nats, sums = (torch.stack(tensors) for tensors in zip(*losses, strict=True))
+        numbers = torch.tensor(asked, dtype=torch.float64).to(sums.device, non_blocking=True)
+        status = torch.cat([sums.sum()[None], sums.isfinite().logical_not().sum()[None], numbers])
+        self.ranks.sum_tensor(status)
+        # Copies from a GPU go to pinned memory and are there once the last one of them is waited for.
+        nats, sums = (tensor.to("cpu", non_blocking=True) for tensor in (nats, sums))
+        nats_sum, num_broken, *agreed = status.tolist()
+        own_sums = sums.tolist()
+        if num_broken:
+            broken = [each for each in own_sums if not math.isfinite(each)]
+            if not broken:
+                raise OtherRankFailed(f"{where}: the loss of another rank is not finite")
+            raise RunFailure(
+                f"{where}, rank {self.ranks.rank}: the loss is {broken[0]}; lower optimizer.learning_rate or "
+                "optimizer.muon_learning_rate"
+            )
+        return StepLosses(list(zip(nats.numpy(), own_sums, strict=True)), nats_sum, agreed)
+
+    def _backward(self, micro_batch: MicroBatch, num_tokens: int, last: bool) -> tuple[Tensor, Tensor]:
         """Nats of each token and their sum; the gradient of the sum over `num_tokens` is accumulated."""
         tokens, mask = self.on_device(micro_batch)
         seen: list[Tensor] = []
@@ -135,7 +170,7 @@ class Learner:
             return nats_sum * (self.ranks.world_size / num_tokens)
 
         self.backend.backward(compute_loss, last)
-        return seen[0].cpu().numpy(), float(seen[1])
+        return seen[0], seen[1]
 
 
 def made_up_tokens(rows: int, length: int, vocab_size: int) -> np.ndarray:

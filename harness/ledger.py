@@ -9,6 +9,7 @@ it takes, and they are null otherwise. Replays are in no row.
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +40,11 @@ ROWS_PER_PART = 8192
 
 
 class LedgerWriter:
-    """Writes one rank's rows; parts are complete files, so a killed run leaves no half-written one."""
+    """Writes one rank's rows; parts are complete files, so a killed run leaves no half-written one.
+
+    Rows are made, and full parts written, in a thread, while the next step is computed. An error of it is raised by the
+    next call.
+    """
 
     def __init__(self, run_dir: Path, rank: int, num_parts: int = 0):
         """`num_parts` parts are kept (those that a checkpoint vouches for); later ones are removed."""
@@ -50,6 +55,8 @@ class LedgerWriter:
             if path.suffix != ".parquet" or int(path.stem.split("-")[1]) >= num_parts:
                 path.unlink()
         self._rows: list[dict] = []
+        self._worker = ThreadPoolExecutor(1, "ledger")
+        self._pending: Future | None = None
 
     def append(
         self,
@@ -60,7 +67,37 @@ class LedgerWriter:
         raw_bytes: np.ndarray,
         code_nats: np.ndarray | None = None,
     ) -> None:
-        """Record a micro-batch: `nats` (n, length) of training, `code_nats` of the online code where they differ."""
+        """Record a micro-batch: `nats` (n, length) of training, `code_nats` of the online code where they differ.
+
+        The arrays are not to be written to afterwards.
+        """
+        self._wait()
+        self._pending = self._worker.submit(self._append, step, epoch, micro_batch, nats, raw_bytes, code_nats)
+
+    def flush(self) -> int:
+        """Write the buffered rows as a part, durably; returns the number of parts."""
+        self._wait()
+        self._flush()
+        return self.num_parts
+
+    def close(self) -> None:
+        """Let go of the thread; rows that were not flushed are dropped."""
+        self._worker.shutdown(cancel_futures=True)
+
+    def _wait(self) -> None:
+        if self._pending:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def _append(
+        self,
+        step: int,
+        epoch: int,
+        micro_batch: MicroBatch,
+        nats: np.ndarray,
+        raw_bytes: np.ndarray,
+        code_nats: np.ndarray | None,
+    ) -> None:
         mask = micro_batch.mask
         sums = np.where(mask, nats, 0).sum(axis=1, dtype=np.float64)
         counts = mask.sum(axis=1)
@@ -81,10 +118,9 @@ class LedgerWriter:
                 }
             )
         if len(self._rows) >= ROWS_PER_PART:
-            self.flush()
+            self._flush()
 
-    def flush(self) -> int:
-        """Write the buffered rows as a part, durably; returns the number of parts."""
+    def _flush(self) -> None:
         if self._rows:
             path = self.directory / f"part-{self.num_parts:06d}.parquet"
             temporary = path.with_suffix(".tmp")
@@ -95,7 +131,6 @@ class LedgerWriter:
             temporary.replace(path)
             self._rows = []
             self.num_parts += 1
-        return self.num_parts
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,8 @@ from harness.units import bits_per_byte as per_byte
 from harness.units import bytes_from_bits
 
 _LARGEST_IN_HISTOGRAM = 1e20
+# Weights of a tensor that a histogram is made of: one costs 46 ns on a CPU, and 10^5 show any shape.
+_LARGEST_SAMPLE = 100_000
 _SECONDS_BETWEEN_LINES = 10.0
 _METRICS_FILE = "metrics.jsonl"
 _TENSORBOARD_DIR = "tensorboard"
@@ -39,7 +41,7 @@ class NullMonitor:
         """Record the scalars of one step, each named with its unit."""
 
     def log_tensors(self, step: int, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Record the histogram and the number of non-zeros of every tensor."""
+        """Record the number of non-zeros of every tensor and a histogram of a sample of it."""
         for _ in named_tensors:
             # A gathering in which every rank takes part.
             pass
@@ -100,10 +102,13 @@ class Monitor(NullMonitor):
             self._add_scalar(name, value, step)
 
     def log_tensors(self, step: int, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Record the histogram and the number of non-zeros of every tensor that has elements."""
+        """Record the number of non-zeros of every tensor that has elements, and the histogram of a sample of it."""
         for name, tensor in named_tensors:
-            values = tensor.detach().float().cpu()
+            values = tensor.detach()
             self._add_scalar(f"nonzeros/{name}", int(values.count_nonzero()), step)
+            # An odd stride visits all columns of matrices whose width is a power of two.
+            stride = -(-values.numel() // _LARGEST_SAMPLE) | 1
+            values = values.reshape(-1)[::stride].float().cpu()
             # The writer's bins end at 1e20 and it fails where none of the values is inside them.
             counted_values = values[values.abs() < _LARGEST_IN_HISTOGRAM]
             if counted_values.numel():

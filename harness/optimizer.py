@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from harness.adamw import AdamW
+from harness.muon import Muon
 from harness.schedule import learning_rate_factor
 from harness.sparsity.rule import ADAM_UPDATE_SIZE, Rule, forget
 from harness.sparsity.rules import RuleConfig, kind_of_tensor
@@ -117,11 +119,11 @@ class Ruled:
                     yield group, parameter, self.state[parameter]
 
 
-class RuledAdamW(Ruled, torch.optim.AdamW):
+class RuledAdamW(Ruled, AdamW):
     """AdamW with a rule."""
 
 
-class RuledMuon(Ruled, torch.optim.Muon):
+class RuledMuon(Ruled, Muon):
     """Muon with a rule."""
 
 
@@ -173,18 +175,25 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
         settings = {"muon": by_muon, "regularised": is_regularised(p), "update_size": size}
         settings["alpha_scale"] = getattr(p, "alpha_scale", 1.0)
         peak = config.muon_learning_rate if by_muon else config.learning_rate
-        group = groups.setdefault(tuple(settings.values()), {"params": [], "peak": peak, **settings})
+        group = groups.setdefault(tuple(settings.values()), {"params": [], "peak": peak, "lr": peak, **settings})
         group["params"].append(p)
     return list(groups.values())
 
 
-def torch_parts(groups: list[dict], config: OptimizerConfig) -> list[Ruled]:
-    """One of PyTorch's optimizers for each kind of group."""
-    parts = []
-    for by_muon, kind, extra in ((False, RuledAdamW, {"betas": tuple(config.betas)}), (True, RuledMuon, {})):
-        own = [group for group in groups if group["muon"] == by_muon]
-        if own:
-            parts.append(kind(own, lr=own[0]["peak"], weight_decay=config.weight_decay, **extra))
+def torch_parts(
+    groups: list[dict],
+    config: OptimizerConfig,
+    muon_dtype: torch.dtype = torch.float32,
+    rank: int = 0,
+    world_size: int = 1,
+) -> list[Ruled]:
+    """One optimizer for each kind of group; Muon shares its work out among `world_size` ranks."""
+    own = {by_muon: [group for group in groups if group["muon"] == by_muon] for by_muon in (False, True)}
+    parts: list[Ruled] = []
+    if own[False]:
+        parts.append(RuledAdamW(own[False], config.weight_decay, tuple(config.betas)))
+    if own[True]:
+        parts.append(RuledMuon(own[True], config.weight_decay, muon_dtype, rank, world_size))
     return parts
 
 

@@ -51,7 +51,7 @@ def open_run_directory(config: RunConfig, ranks: Ranks, dtype: torch.dtype) -> N
 
     Raises UsageError naming the keys that differ.
     """
-    on_first_rank(ranks, _open, config, ranks.world_size, dtype)
+    on_first_rank(ranks, _open, config, ranks, dtype)
 
 
 def is_done(run_dir: Path) -> bool:
@@ -109,10 +109,10 @@ def check_same_run(config: RunConfig) -> None:
         )
 
 
-def _open(config: RunConfig, world_size: int, dtype: torch.dtype) -> None:
+def _open(config: RunConfig, ranks: Ranks, dtype: torch.dtype) -> None:
     run_dir = config.run_dir
     check_same_run(config)
     run_dir.mkdir(parents=True, exist_ok=True)
     if not is_done(run_dir):
         (run_dir / CONFIG_FILE).write_text(dump_config(config))
-        write_json(run_dir / ENVIRONMENT_FILE, environment(world_size, dtype))
+        write_json(run_dir / ENVIRONMENT_FILE, environment(ranks.world_size, ranks.device, dtype))

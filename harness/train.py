@@ -24,7 +24,7 @@ def joined_job(config: RunConfig) -> Iterator[Ranks]:
     Raises RunFailure where contact or memory is lost.
     """
     compute_deterministically()
-    with joined_ranks(config.backend.timeout_seconds) as ranks:
+    with joined_ranks(config.backend.timeout_seconds, config.backend.device) as ranks:
         try:
             yield ranks
         except (MemoryError, RuntimeError) as error:
@@ -66,7 +66,7 @@ def _train(config: RunConfig, data: Data, ranks: Ranks, dtype: torch.dtype) -> N
             trainer.run()
         ranks.barrier()
     finally:
-        trainer.experts.close()
+        trainer.close()
 
 
 def main(arguments: Sequence[str]) -> int:

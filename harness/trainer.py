@@ -3,11 +3,12 @@
 import pickle
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from harness.batches import Batches
+from harness.batches import Ahead, Batches, StepBatch
 from harness.checkpoint import (
     RunState,
     committed_checkpoints,
@@ -37,7 +38,16 @@ from harness.stop import StopRequest
 from harness.summary import derived_numbers
 from harness.units import bits_from_nats
 
-LOGS_PER_HISTOGRAM = 20
+SECONDS_BETWEEN_HISTOGRAMS = 180.0
+
+
+class Asked(NamedTuple):
+    """What ranks want of all of them; as sums over ranks it says what is to be done."""
+
+    save: float
+    stop_by_signal: float
+    stop_by_file: float
+    histograms: float
 
 
 class Trainer:
@@ -50,6 +60,7 @@ class Trainer:
         self.backend, self.optimizer = self.learner.backend, self.learner.optimizer
         context = config.model.context
         self.batches = Batches(data.train, config.train, context, self.learner.micro_batch, config.seed, ranks)
+        self._read = Ahead(self._read_step)
         self.lessons = Lessons(config.train, self.batches)
         self.prequential = None
         if config.train.retrain_at or not config.online.trains_plainly:
@@ -66,7 +77,7 @@ class Trainer:
                 **ranks.agreed(identity(ranks.device, dtype, (*self.backend.packages, *packages))),
             },
         )
-        self.meter = Meter()
+        self.meter, self.ledger = Meter(), None
         self.convergence = Convergence(config.stopping)
 
     def describe(self) -> None:
@@ -81,7 +92,8 @@ class Trainer:
         self.experts.reset()
         seconds = time.perf_counter() - started
         if self.ranks.is_first:
-            print(f"dry step    {seconds:.2f} s, peak memory of rank 0 {peak_memory_bytes() / 1e6:,.0f} MB", flush=True)
+            peak = peak_memory_bytes(self.ranks.device)
+            print(f"dry step    {seconds:.2f} s, peak memory of rank 0 {peak / 1e6:,.0f} MB", flush=True)
 
     def run(self) -> None:
         """Train from the newest checkpoint, or from the start, to the end."""
@@ -91,7 +103,8 @@ class Trainer:
         self.peak_flops = peak_flops(self.dtype, ranks.device) * ranks.world_size
         self.ledger = LedgerWriter(run_dir, ranks.rank, self.state.ledger_parts[ranks.rank])
         with make_monitor(run_dir, self.num_steps, ranks.rank, self.state.step + 1) as self.monitor:
-            saved_at = time.monotonic()
+            self.saved_at, self.histograms_at = time.monotonic(), -SECONDS_BETWEEN_HISTOGRAMS
+            histograms_are_due = False
             while self.state.step < self.num_steps:
                 step = self.state.step
                 phase = next(p for p in self.phases if step < p.end_step)
@@ -103,30 +116,25 @@ class Trainer:
 
                 # one optimizer step
                 self.learner.set_schedule(step, phase)
-                repeated_nats_sum, repeated_tokens = self._train_step(step, phase)
+                asked, repeated_nats = self._train_step(step, phase, self._ask(stop))
                 self.state.step = step + 1
+                histograms_are_due |= asked.histograms > 0
 
                 # once in a while: metrics
                 if self.state.step % config.log_every_steps == 0 or self.state.step == phase.end_step:
-                    self._log(phase, with_tensors=step // config.log_every_steps % LOGS_PER_HISTOGRAM == 0)
-                    self.meter = Meter()
-
-                # what all ranks know of each other, in one reduction
-                save_is_due = ranks.is_first and time.monotonic() - saved_at > 60 * config.checkpoint_minutes
-                asked = (save_is_due, stop.by_signal, ranks.is_first and stop.by_file)
-                *counts, nats_sum, tokens = ranks.sum(*asked, repeated_nats_sum, repeated_tokens)
-                must_save, by_signal, by_file = (count > 0 for count in counts)
+                    self._log(phase, histograms_are_due)
+                    self.meter, histograms_are_due = Meter(), False
 
                 # once in a while: the end of a phase that has converged
-                self._end_if_converged(phase, nats_sum, tokens)
+                self._end_if_converged(phase, repeated_nats)
 
                 # once in a while: a checkpoint
-                must_stop = (by_signal or by_file) and self.state.step < self.num_steps
-                if must_save or must_stop:
-                    path, saved_at = self._save(), time.monotonic()
+                must_stop = (asked.stop_by_signal or asked.stop_by_file) and self.state.step < self.num_steps
+                if asked.save or must_stop:
+                    path, self.saved_at = self._save(), time.monotonic()
                 if must_stop:
                     text = f"stopped after step {self.state.step}, saved in {path}; the same command goes on"
-                    if by_signal:
+                    if asked.stop_by_signal:
                         raise Stopped(text)
                     on_first_rank(ranks, stop.fulfil)
                     self.monitor.message(text)
@@ -135,41 +143,65 @@ class Trainer:
                 self._prune()
             self._finish(stop)
 
-    def _train_step(self, step: int, phase: Phase) -> tuple[float, int]:
-        """One step; returns nats and number of this rank's tokens that were read before."""
-        batch = self.batches.of_step(step)
+    def close(self) -> None:
+        """Let go of threads and of what the backends hold."""
+        self._read.close()
+        if self.ledger:
+            self.ledger.close()
+        self.experts.close()
+
+    def _ask(self, stop: StopRequest) -> Asked:
+        """What this rank wants of all of them, before a step: the step's own reduction tells the others."""
+        now, is_first = time.monotonic(), self.ranks.is_first
+        return Asked(
+            save=is_first and now - self.saved_at > 60 * self.config.train.checkpoint_minutes,
+            stop_by_signal=stop.by_signal,
+            stop_by_file=is_first and stop.by_file,
+            histograms=is_first and now - self.histograms_at > SECONDS_BETWEEN_HISTOGRAMS,
+        )
+
+    def _read_step(self, step: int) -> tuple[StepBatch, list[np.ndarray]]:
+        """What this rank reads at a step, and for each micro-batch the bytes of text of its rows (n,)."""
+        batch, token_bytes = self.batches.of_step(step), self.data.tokenizer.token_bytes
+        return batch, [(token_bytes[part.tokens] * part.mask).sum(axis=1) for part in batch.micro_batches]
+
+    def _train_step(self, step: int, phase: Phase, asked: Asked) -> tuple[Asked, float | None]:
+        """One step; returns what all ranks asked for and, where its tokens were read before, their nats a token."""
+        batch, row_bytes = self._read(step)
         is_new = batch.epoch == 0
         coded = self.prequential.code(batch) if self.prequential and is_new else None
         try:
             if is_new:
-                losses = self.experts.learn(step, phase, batch, self.lessons)
+                losses = self.experts.learn(step, phase, batch, self.lessons, asked)
             else:
-                losses = self.learner.train(batch, f"step {step}")
+                losses = self.learner.train(batch, f"step {step}", asked)
         except RunFailure as error:
             saved = committed_checkpoints(self.config.run_dir)
             kept = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint had been saved"
-            raise RunFailure(f"{error} ({kept})") from None
-        # In a block code nothing is trained on at its first visit.
-        losses = losses or [(nats.astype(np.float32), float(nats.sum())) for _, nats in coded]
-        for index, (micro_batch, (nats, loss_nats_sum)) in enumerate(zip(batch.micro_batches, losses, strict=True)):
-            raw_bytes = (self.data.tokenizer.token_bytes[micro_batch.tokens] * micro_batch.mask).sum(axis=1)
-            code_nats = coded[index][0] if coded else None
+            raise type(error)(f"{error} ({kept})") from None
+        if losses:
+            own, agreed = losses.micro_batches, losses.asked
+        else:
+            # In a block code nothing is trained on at its first visit.
+            own = [(nats.astype(np.float32), float(nats.sum())) for _, nats in coded]
+            agreed = self.ranks.sum(*asked)
+        for index, (micro_batch, (nats, loss_nats_sum)) in enumerate(zip(batch.micro_batches, own, strict=True)):
+            raw_bytes, code_nats = row_bytes[index], coded[index][0] if coded else None
             self.ledger.append(step, batch.epoch, micro_batch, nats, raw_bytes, code_nats)
             code_nats_sum = 0.0 if not is_new else loss_nats_sum if code_nats is None else float(code_nats.sum())
             self.meter.add(loss_nats_sum, int(micro_batch.mask.sum()), int(raw_bytes.sum()), code_nats_sum, is_new)
         self.meter.steps += 1
-        if is_new:
-            return 0.0, 0
-        return sum(nats for _, nats in losses), sum(int(micro_batch.mask.sum()) for micro_batch in batch.micro_batches)
+        return Asked(*agreed), None if is_new else losses.nats_sum / batch.num_tokens
 
-    def _end_if_converged(self, phase: Phase, nats_sum: float, tokens: float) -> None:
-        """Skip the rest of a phase once the loss of what it reads again has stopped falling.
+    def _end_if_converged(self, phase: Phase, repeated_nats: float | None) -> None:
+        """Skip the rest of a phase once the loss of what it reads again, in nats a token, has stopped falling.
 
         While a rule is still to come or grows, losses say nothing about where they will settle.
         """
         elapsed = self.state.step - 1 - phase.first_step
-        if tokens and (phase.prunings or self.config.rule.strength(elapsed, phase.num_steps) == 1):
-            self.convergence.add(nats_sum / tokens)
+        has_settled = phase.prunings or self.config.rule.strength(elapsed, phase.num_steps) == 1
+        if repeated_nats is not None and has_settled:
+            self.convergence.add(repeated_nats)
         halves = self.convergence.halves()
         is_over = self.state.step == phase.end_step
         if self.convergence.is_reached and not is_over:
@@ -193,6 +225,7 @@ class Trainer:
         self.monitor.log_step(step, phase.name, metrics)
         if with_tensors or step == phase.end_step:
             self.monitor.log_tensors(step, self.backend.weights())
+            self.histograms_at = time.monotonic()
         self.monitor.progress(
             step,
             phase.name,

@@ -40,6 +40,8 @@ def teacher_command(options: Namespace) -> None:
 
 def _open_directory(config: "TeacherConfig") -> None:
     """Make the directory, or check that what lies there belongs to the same experiment."""
+    import torch
+
     from eval.container import write_atomically
     from harness.config import dump_config, load_settings
     from harness.hardware import environment, write_json
@@ -57,7 +59,7 @@ def _open_directory(config: "TeacherConfig") -> None:
             )
         return
     config.directory.mkdir(parents=True, exist_ok=True)
-    write_json(config.directory / ENVIRONMENT_FILE, environment(1))
+    write_json(config.directory / ENVIRONMENT_FILE, environment(1, torch.device("cpu")))
     write_atomically(saved, dump_config(config).encode())
 
 

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from harness.distributed import DEVICES
 from harness.optimizer import MakeParts, Optimizer
 from harness.sparsity.rule import forget
 
@@ -24,6 +25,8 @@ class BackendConfig:
 
     name: str = "ddp"
     """`ddp`: weights on every rank, gradients averaged; `deepspeed`: ZeRO, which shares them out."""
+    device: str = "auto"
+    """`cuda`, `cpu`, or `auto`: GPUs where every process of a machine has one of its own."""
     timeout_seconds: float = 600.0
     """A collective that waits longer than this ends the job."""
     zero_stage: int = 0
@@ -38,6 +41,8 @@ class BackendConfig:
         found = []
         if self.name not in BACKENDS:
             found.append(f"backend.name={self.name}: unknown; use one of {', '.join(BACKENDS)}")
+        if self.device not in DEVICES:
+            found.append(f"backend.device={self.device}: unknown; use one of {', '.join(DEVICES)}")
         if not self.timeout_seconds > 0:
             found.append(f"backend.timeout_seconds={self.timeout_seconds}: must be positive")
         if self.zero_stage not in range(4):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from harness.distributed import Ranks
-from harness.optimizer import Optimizer, torch_parts
+from harness.optimizer import Optimizer, OptimizerConfig, Ruled, torch_parts
 
 
 class DDPBackend:
@@ -16,10 +16,14 @@ class DDPBackend:
 
     packages = ("torch",)
     shares_out = False
-    make_parts = staticmethod(torch_parts)
 
-    def __init__(self, ranks: Ranks):
-        self.ranks = ranks
+    def __init__(self, ranks: Ranks, muon_dtype: torch.dtype = torch.float32):
+        """`muon_dtype` is that in which Muon's updates are made orthogonal."""
+        self.ranks, self.muon_dtype = ranks, muon_dtype
+
+    def make_parts(self, groups: list[dict], config: OptimizerConfig) -> list[Ruled]:
+        """AdamW, and Muon that shares its work out among the ranks."""
+        return torch_parts(groups, config, self.muon_dtype, self.ranks.rank, self.ranks.world_size)
 
     def prepare(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Take both; the weights of rank 0 become those of all ranks."""

@@ -16,11 +16,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from harness.backends.base import BackendConfig
-from harness.distributed import Ranks
+from harness.distributed import Ranks, init_process_group
 from harness.errors import RunFailure, UsageError
+from harness.muon import MOMENTUM, orthogonalised
 from harness.optimizer import Optimizer, OptimizerConfig, Ruled, torch_parts
 
-MUON_MOMENTUM = 0.95
+# The iteration of DeepSpeed's Muon that is replaced by this project's.
+OURS = "standard"
 # Most elements that are reduced or gathered in one piece. DeepSpeed's default is 500 million, and it allocates as many.
 BUCKET_ELEMENTS = 1 << 24
 
@@ -30,12 +32,20 @@ class DeepSpeedBackend:
 
     packages = ("torch", "deepspeed")
 
-    def __init__(self, ranks: Ranks, config: BackendConfig, clip_norm: float | None, micro_batch: int):
-        """`micro_batch` is in sequences.
+    def __init__(
+        self,
+        ranks: Ranks,
+        config: BackendConfig,
+        clip_norm: float | None,
+        micro_batch: int,
+        muon_dtype: torch.dtype = torch.float32,
+    ):
+        """`micro_batch` is in sequences; `muon_dtype` is that in which Muon's updates are made orthogonal.
 
         Raises UsageError where DeepSpeed is not installed.
         """
         self.ranks, self.config, self.clip_norm, self.micro_batch = ranks, config, clip_norm, micro_batch
+        self.muon_dtype = muon_dtype
         self.shares_out = config.zero_stage > 0
         self.deepspeed = import_deepspeed(ranks.device)
 
@@ -48,11 +58,10 @@ class DeepSpeedBackend:
                 p.use_muon = group["muon"]
             group |= {"use_muon": group["muon"], "lr": group["peak"], "weight_decay": config.weight_decay}
             if group["muon"]:
-                # "standard" is the published iteration, and the one of PyTorch's Muon.
-                group |= {"momentum": MUON_MOMENTUM, "ns_method": "standard"}
+                group |= {"momentum": MOMENTUM, "ns_method": OURS}
             else:
                 group |= {"betas": tuple(config.betas), "eps": 1e-8}
-        return [_ruled_muon()(groups)]
+        return [_ruled_muon(self.muon_dtype)(groups)]
 
     def prepare(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Take both; the weights of rank 0 become those of all ranks.
@@ -61,8 +70,8 @@ class DeepSpeedBackend:
         """
         self.model, self.optimizer = model, optimizer
         if not dist.is_initialized():
-            backend = "nccl" if self.ranks.device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            timeout = self.config.timeout_seconds
+            init_process_group(self.ranks.device, timeout, store=dist.HashStore(), rank=0, world_size=1)
             os.environ.setdefault("LOCAL_RANK", "0")
         bucket = min(BUCKET_ELEMENTS, sum(p.numel() for p in model.parameters()))
         settings = engine_settings(self.config, self.clip_norm, self.micro_batch, bucket)
@@ -199,8 +208,15 @@ def import_deepspeed(device: torch.device) -> ModuleType:
     return deepspeed
 
 
-def _ruled_muon() -> type[Ruled]:
+def _ruled_muon(dtype: torch.dtype) -> type[Ruled]:
+    """DeepSpeed's Muon with this project's iteration: its own is in bf16 also where processors emulate it."""
+    from deepspeed.runtime.zero.muon import original_muon
     from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
+
+    def iteration(gradient: Tensor, steps: int) -> Tensor:
+        return orthogonalised(gradient, dtype)
+
+    original_muon.zeropower_via_newtonschulz5 = iteration
 
     class RuledMuonWithAuxAdam(Ruled, MuonWithAuxAdam):
         """DeepSpeed's Muon and AdamW in one optimizer, with a rule."""

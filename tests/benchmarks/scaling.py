@@ -37,12 +37,13 @@ import harness.train as train
 from harness.backends import ddp, deepspeed
 if "backend.name=deepspeed" in sys.argv:
     deepspeed.import_deepspeed(torch.device("cpu"))
+import torch
 from harness.hardware import peak_memory_bytes
 train.compute_deterministically()
 before = psutil.Process().memory_info().rss
 status = train.main(sys.argv[1:])
 # In one piece: ranks write to the same place.
-sys.stdout.write(f"MEMORY {os.environ.get('RANK', '0')} {peak_memory_bytes() - before}\\n")
+sys.stdout.write(f"MEMORY {os.environ.get('RANK', '0')} {peak_memory_bytes(torch.device("cpu")) - before}\\n")
 sys.stdout.flush()
 os._exit(status)
 """
