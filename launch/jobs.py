@@ -65,7 +65,7 @@ class JobQueue:
 
         Raises RunFailure when stopped by SIGINT, SIGTERM or SIGHUP, after the commands have been told and have ended.
         """
-        with _stop_request() as is_stopped:
+        with stop_request() as is_stopped:
             try:
                 while (self.pending or self.active) and not is_stopped():
                     self._start_jobs()
@@ -149,7 +149,7 @@ class JobQueue:
 
 
 @contextmanager
-def _stop_request() -> Iterator[Callable[[], bool]]:
+def stop_request() -> Iterator[Callable[[], bool]]:
     """Whether a signal has asked to stop; the handlers only note it."""
     received: list[int] = []
     before = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in _SIGNALS}

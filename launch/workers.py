@@ -1,45 +1,139 @@
-"""Several processes on this machine: what `torchrun --standalone` does, with an exit status of their own."""
+"""Several processes on this machine: what `torchrun --standalone` does, with shorter words and endings.
 
-import logging
+Each rank says itself what went wrong, on one line. What a rank cannot say, that a signal has ended it, is said here.
+"""
+
+import ctypes
 import os
+import signal
+import subprocess
 import sys
-import uuid
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from launch.jobs import stop_request
 
 # A rank that is told to stop has this long to write its checkpoint.
-SECONDS_TO_SAVE = 600
+SECONDS_TO_SAVE = 600.0
+# Once a rank has failed, the others notice a broken connection by themselves and say so; what still runs is ended.
+SECONDS_TO_NOTICE, SECONDS_TO_END = 3.0, 5.0
+SECONDS_BETWEEN_LOOKS = 0.05
+_DEATH_SIGNAL_OF_PARENT = 1
+CAUSES = {
+    signal.SIGKILL: "most likely the kernel, out of memory; lower --processes or train.micro_batch_sequences",
+    signal.SIGABRT: "a library has given up; with NCCL, contact with the other ranks was lost or a collective took "
+    "longer than backend.timeout_seconds",
+    signal.SIGBUS: "no room in shared memory or on the disk, see `codelength doctor`",
+    signal.SIGTERM: "somebody or a scheduler ended it",
+}
+
+
+@contextmanager
+def rank_environments(processes: int) -> Iterator[list[dict[str, str]]]:
+    """What each rank finds in its environment, as under torchrun; where ranks meet is open inside the context."""
+    from torch.distributed import TCPStore
+
+    # Held here from the choice of its port on, nobody else can take it.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    common |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    # By these PyTorch knows that no rank has to open it.
+    common |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+    yield [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    del store
 
 
 def run_here(module: str, arguments: list[str], processes: int) -> int:
     """Run `python -m module arguments` in `processes` processes; returns the exit status of the one that failed.
 
-    Each says itself what went wrong, on one line; torchrun would add its own traceback and turn every status into 1.
+    SIGINT, SIGTERM and SIGHUP tell them all to save and end.
     """
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    logging.disable(logging.CRITICAL)
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        logs_specs=DefaultLogsSpecs(),
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        shutdown_timeout=SECONDS_TO_SAVE,
+    command = [sys.executable, "-u", "-m", module, *arguments]
+    with rank_environments(processes) as environments, stop_request() as is_stopped:
+        ranks = [start_rank(command, environment) for environment in environments]
+        try:
+            return _Watch(ranks).until_end(is_stopped)
+        finally:
+            for process in ranks:
+                process.kill()
+                process.wait()
+
+
+def start_rank(command: list[str], environment: dict[str, str], **pipes: int) -> subprocess.Popen:
+    """A process that is told to save and end where this one is killed."""
+    return subprocess.Popen(
+        command,
+        env=os.environ | environment,
+        # Ctrl-C in a terminal reaches this process alone, which then tells the ranks once.
+        start_new_session=True,
+        preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        **({"stdin": subprocess.DEVNULL} | pipes),
     )
-    try:
-        elastic_launch(config, sys.executable)("-u", "-m", module, *arguments)
-    except ChildFailedError as error:
-        statuses = {rank: failure.exitcode for rank, failure in error.failures.items()}
-        for rank, status in statuses.items():
-            if status < 0:
-                print(f"codelength: rank {rank} was killed by signal {-status}", file=sys.stderr)
+
+
+class _Watch:
+    """Ranks that run together and end together."""
+
+    def __init__(self, ranks: list[subprocess.Popen]):
+        self.ranks = ranks
+        self._to_do: list[tuple[float, int]] = []
+        """When to send which signal to what still runs."""
+        self._has_failed = False
+
+    def until_end(self, is_stopped: Callable[[], bool]) -> int:
+        """Wait for all of them; returns the exit status of the job."""
+        told = False
+        while any(process.poll() is None for process in self.ranks):
+            statuses = [process.returncode for process in self.ranks]
+            if not self._has_failed and any(statuses):
+                self._note_failure(statuses, told)
+            if is_stopped() and not told:
+                told = True
+                self._plan((0.0, signal.SIGINT), (SECONDS_TO_SAVE, signal.SIGKILL))
+            self._send_what_is_due()
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        statuses = [process.returncode for process in self.ranks]
+        if not self._has_failed and any(statuses):
+            self._note_failure(statuses, told)
         # Where one rank was refused its input, others may have been ended for that.
-        return next((status for status in (2, 1) if status in statuses.values()), 1)
-    except SignalException:
-        return 1
-    return 0
+        return next((status for status in (2, 1) if status in statuses), int(any(statuses) or told))
+
+    def _note_failure(self, statuses: list[int | None], told: bool) -> None:
+        """Say which signal has ended a rank, and end what is left; ranks that were told to stop are left to save."""
+        self._has_failed = True
+        # A rank that loses contact aborts after the one that was the reason.
+        killed = [rank for rank, status in enumerate(statuses) if (status or 0) < 0]
+        if killed:
+            rank = min(killed, key=lambda rank: statuses[rank] == -signal.SIGABRT)
+            print(_words_about(rank, -statuses[rank]), file=sys.stderr, flush=True)
+        if killed or not told:
+            later = SECONDS_TO_NOTICE + SECONDS_TO_END
+            self._plan((SECONDS_TO_NOTICE, signal.SIGTERM), (later, signal.SIGKILL))
+
+    def _plan(self, *signals: tuple[float, int]) -> None:
+        now = time.monotonic()
+        self._to_do = sorted([*self._to_do, *((now + seconds, number) for seconds, number in signals)])
+
+    def _send_what_is_due(self) -> None:
+        while self._to_do and self._to_do[0][0] <= time.monotonic():
+            _, number = self._to_do.pop(0)
+            for process in self.ranks:
+                # Nothing is sent to a process that has ended.
+                process.send_signal(number)
+
+
+def _words_about(rank: int, number: int) -> str:
+    """A line about a rank that a signal has ended: the likely cause and the remedy."""
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    cause = CAUSES.get(number, "a crash inside a library")
+    return f"codelength: rank {rank} was ended by {name}: {cause}; the same command goes on"
+
+
+def _end_with_parent() -> None:
+    """Ask the kernel for SIGTERM, upon which a rank saves, when the process that started it is gone."""
+    ctypes.CDLL(None).prctl(_DEATH_SIGNAL_OF_PARENT, signal.SIGTERM)
