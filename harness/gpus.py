@@ -24,7 +24,7 @@ class GPU:
     memory_bytes: float
     """What PyTorch can have of it, rounded down: a little more than the name says, or less where ECC takes some."""
     bf16_flops: float | None
-    """Peak FLOP/s of tensor cores, dense, summed in float32; None where they know fp16 only, which nothing here uses."""
+    """Peak FLOP/s of tensor cores, dense, summed in float32; None where they know fp16 only, unused here."""
     fp32_flops: float
     """Peak FLOP/s without tensor cores, since PyTorch leaves TF32 off."""
     memory_bytes_per_second: float

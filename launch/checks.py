@@ -98,7 +98,7 @@ def check_precision() -> Finding:
     """Which of bf16 and fp32 is faster, and which one `train.precision=auto` takes."""
     import torch
 
-    from harness.hardware import matmul_flops, resolve_precision
+    from harness.hardware import has_native_bf16, matmul_flops, resolve_precision
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     fp32, bf16 = (matmul_flops(dtype, device) for dtype in (torch.float32, torch.bfloat16))
@@ -108,10 +108,50 @@ def check_precision() -> Finding:
     place = "GPU" if device.type == "cuda" else f"{torch.get_num_threads()} thread(s)"
     rates = f"bf16 {bf16 / 1e9:,.0f}, fp32 {fp32 / 1e9:,.0f} GFLOP/s on {place}: {ratio:.1f} x"
     found = f"{rates}; train.precision=auto is {chosen}"
+    if not has_native_bf16(device):
+        found += "; bf16 would be emulated, so Muon's iteration runs in float32, with DDP and ZeRO alike"
     # Rates that are close say nothing on a machine that does other work too.
     if chosen != faster and not 0.8 < ratio < 1.25:
         return Finding("warn", found, f"set train.precision={faster}, the faster one here")
     return Finding("ok", found)
+
+
+def check_training() -> Finding:
+    """How fast the demo's model trains here, in one process and in two."""
+    import torch
+
+    from harness.config import RunConfig, load_config
+    from harness.tokenizer import NUM_BYTE_VALUES
+    from launch.pace import seconds_in_processes
+
+    demo = Path(__file__).parents[1] / "configs" / "demo.yaml"
+    if not demo.exists():
+        return Finding("ok", "not measured: configs/demo.yaml is not installed, only in a clone")
+    config: RunConfig = load_config(demo, [])
+    num_gpus = torch.cuda.device_count()
+    place = torch.cuda.get_device_name(0) if num_gpus else f"{processor_name()}, {_cores()} core(s)"
+    processes = 2 if num_gpus != 1 else 1
+    seconds = seconds_in_processes(config, NUM_BYTE_VALUES, processes, "auto")
+    tokens = config.train.batch_sequences * config.model.context
+    rates = [f"{tokens / each:,.0f} tokens/s in {count}" for count, each in enumerate(seconds[:processes], start=1)]
+    found = f"{place}: the demo's model at {', '.join(rates)} process(es)"
+    if processes == 2 and seconds[1] > seconds[0]:
+        return Finding("warn", found, "train in one process here; end what keeps this machine busy")
+    return Finding("ok", found)
+
+
+def processor_name() -> str:
+    """What the processor calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_threads() -> Finding:
@@ -120,7 +160,7 @@ def check_threads() -> Finding:
 
     from harness.hardware import matmul_flops
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = _cores()
     setting = os.environ.get("OMP_NUM_THREADS")
     found = f"{cores} cores, OMP_NUM_THREADS {setting or 'not set'}"
     if cores > 1:

@@ -51,6 +51,7 @@ def all_checks(runs_dir: Path) -> dict[str, Callable[[], Finding]]:
         "deepspeed": checks.check_deepspeed,
         "compilers": checks.check_compilers,
         "precision": checks.check_precision,
+        "training": checks.check_training,
         "threads": checks.check_threads,
         "slurm": checks.check_slurm,
         "disk": lambda: check_disk(runs_dir),

@@ -1,7 +1,7 @@
 """Memory of one rank at the crowded moments of a run, in bytes, from what model, optimizer and backend keep.
 
 tests/benchmarks/memory_model.py compares it with measured runs. On a GPU the tensors are the same as on a CPU; what
-differs is the fixed part and the rounding of the allocator.
+differs is the fixed part, and what the allocator reserves beyond them.
 """
 
 from collections.abc import Iterator
@@ -12,10 +12,13 @@ import torch
 from harness.backends.deepspeed import BUCKET_ELEMENTS
 from harness.config import RunConfig
 from harness.model import ModelConfig, Transformer
+from harness.muon import ITERATIONS
 from harness.optimizer import mark_parameters, parameter_groups
 from harness.sparsity.random_gradient import POSITIONS_PER_PASS
 
 FLOAT, HALF = 4, 2
+# What PyTorch's allocator keeps of a GPU beyond the tensors: segments of 2 MB and more with free blocks in them.
+RESERVED_BEYOND_ALLOCATED = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,8 @@ class Parameters:
     """Of the largest tensor."""
     flops_per_token: float
     """Floating-point operations of a forward and backward pass."""
+    muon_flops: float
+    """Floating-point operations with which Muon makes the matrices of a step orthogonal."""
 
     @property
     def total(self) -> int:
@@ -59,11 +64,23 @@ class Memory:
     """Of process and driver."""
     on_host: float
     """Beside all this, in the memory of the host: what is offloaded."""
+    reserved_beyond: float
+    """What the allocator of a GPU keeps beyond the tensors, as a share of them."""
+
+    @property
+    def allocated(self) -> float:
+        """All tensors."""
+        return self.weights + self.gradients + self.optimizer + self.buffers + self.activations
+
+    @property
+    def reserved(self) -> float:
+        """What the allocator holds for them."""
+        return self.allocated * (1 + self.reserved_beyond)
 
     @property
     def total(self) -> float:
-        """On the device."""
-        return self.weights + self.gradients + self.optimizer + self.buffers + self.activations + self.fixed
+        """On the device, with what the process itself takes."""
+        return self.reserved + self.fixed
 
 
 def count_parameters(config: RunConfig, vocab_size: int) -> Parameters:
@@ -78,10 +95,22 @@ def count_parameters(config: RunConfig, vocab_size: int) -> Parameters:
 
     embedding, blocks = module.embed.weight.numel(), sum(p.numel() for p in module.blocks.parameters())
     head = module.num_parameters - embedding - blocks
-    largest = max(p.numel() for p in module.parameters())
     return Parameters(
-        embedding, blocks, head, count("muon"), count("regularised"), largest, module.flops_per_token()
-    )  # fmt: skip
+        embedding=embedding,
+        blocks=blocks,
+        head=head,
+        muon=count("muon"),
+        regularised=count("regularised"),
+        largest=max(p.numel() for p in module.parameters()),
+        flops_per_token=module.flops_per_token(),
+        muon_flops=sum(muon_flops(*p.shape) for group in groups if group["muon"] for p in group["params"]),
+    )
+
+
+def muon_flops(rows: int, columns: int) -> float:
+    """Of the iterations for one matrix, as bf16 takes them (`harness.muon`): two products by it, one of its square."""
+    small, large = sorted((rows, columns))
+    return ITERATIONS * (4 * small * small * large + 2 * small**3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,14 +196,14 @@ def moments(
     held, working = _held(config, parameters, ranks, on_gpu), _update_bytes(parameters, stage, share, on_gpu)
     micro_batch = config.train.micro_batch(ranks)
     accumulated = held.backward if config.train.batch_sequences > micro_batch * ranks else held.always
-    kind = Arithmetic(product=HALF if is_bf16 else FLOAT, weight=width)
+    kind, beyond = Arithmetic(HALF if is_bf16 else FLOAT, width), RESERVED_BEYOND_ALLOCATED if on_gpu else 0.0
     at_start, at_end = activation_bytes(config, parameters, vocab_size, micro_batch, kind)
 
     def memory(moment: str, gradients: float, optimizer: float, buffers: float, activations: float) -> Memory:
-        if not (backend.offload_optimizer and on_gpu):
-            return Memory(moment, weights, gradients, master + optimizer, buffers, activations, fixed, 0.0)
-        on_host = master + optimizer + full * share
-        return Memory(moment, weights, gradients, 0.0, buffers, activations, fixed, on_host)
+        kept, on_host = master + optimizer, 0.0
+        if backend.offload_optimizer and on_gpu:
+            kept, on_host = 0.0, kept + full * share
+        return Memory(moment, weights, gradients, kept, buffers, activations, fixed, on_host, beyond)
 
     def step(name: str, before: float, after: float, copies: float) -> Iterator[Memory]:
         yield memory(name, accumulated, before, held.start_buffers + copies, at_start)

@@ -142,8 +142,8 @@ def _add_machines(command: AddCommand) -> None:
     """Machines and clusters."""
     sub = command("plan", commands.plan_command, "memory, time and disk space of a run, before it starts")
     sub.add_argument("--gpus", type=_positive, default=1, metavar="N", help="ranks, one a GPU (default: 1)")
-    sub.add_argument("--gpu", required=True, metavar="NAME", help="such as a100-80g; cpu: processes of this machine")
-    sub.add_argument("--mfu", type=_share, default=0.4, metavar="F", help="share of the peak (default: %(default)s)")
+    sub.add_argument("--gpu", metavar="NAME", help="such as a100-80g; cpu: processes here (default: what is here)")
+    sub.add_argument("--mfu", type=_share, metavar="F", help="share of a GPU's peak that is reached (default: 0.4)")
     sub.add_argument("--gpu-hours", type=_positive, metavar="H", help="say which share of the peak so many hours are")
     sub.add_argument("--train-bytes", type=_positive, metavar="N", help="size of a corpus that is not prepared")
     sub.add_argument("--tokens", type=_positive, metavar="N", help="the same in tokens")

@@ -1,9 +1,9 @@
 """What a run needs in memory, time and disk space, before anyone pays for GPUs, and what to change if it cannot."""
 
-import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
@@ -11,19 +11,22 @@ from harness.blend import mixture_bytes
 from harness.config import RunConfig
 from harness.data import data_directory, open_data
 from harness.errors import UsageError
-from harness.hardware import peak_flops, resolve_precision
+from harness.hardware import resolve_precision
 from harness.order import SequenceOrder
 from harness.schedule import plan_phases
 from harness.summary import LEDGER_BYTES_PER_TOKEN, checkpoint_bytes
 from harness.tokenizer import NUM_BYTE_VALUES
-from launch.gpus import GPUS, Device, find_device
+from launch.duration import RECOMPUTING, Rate, bounding_seconds
+from launch.gpus import DEVICES, Device, find_device
 from launch.memory import FLOAT, Memory, count_parameters, moments
+from launch.pace import measured_step_seconds
+from launch.remedies import changed, remedies
 
 WIKI_MINI_BYTES = 5_963_324
-SHOWN_MFU = (0.3, 0.4, 0.5)
+SHOWN_MFU, DEFAULT_MFU = (0.3, 0.4, 0.5), 0.4
 ASSUMED_BYTES_PER_TOKEN = 3.5
-# A backward pass costs two forward passes; recomputing activations is one more.
-RECOMPUTING, FORWARD_SHARE = 4 / 3, 1 / 3
+# A backward pass costs two forward passes.
+FORWARD_SHARE = 1 / 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,10 +35,10 @@ class Question:
 
     gpus: int
     """Ranks; processes on a CPU."""
-    gpu: str
-    """A name of `GPUS`, or cpu."""
-    mfu: float = 0.4
-    """Model FLOP/s utilisation: the share of the peak that useful operations reach."""
+    gpu: str | None = None
+    """A name of `DEVICES`, or cpu; None is what this machine has and the configuration asks for."""
+    mfu: float | None = None
+    """Model FLOP/s utilisation, the share of a GPU's peak that useful operations reach; `DEFAULT_MFU` if not given."""
     train_bytes: int | None = None
     """Size of the training split, where it cannot be known."""
     tokens: int | None = None
@@ -54,26 +57,15 @@ class Corpus:
     """Where the size comes from."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """Duration at a share of a peak."""
-
-    arithmetic: str
-    peak_flops: float
-    """FLOP/s of a rank."""
-    mfu: float
-    hours: float
-    gpu_hours: float
-    step_seconds: float
-
-
 class Plan:
     """All numbers of a configuration on a number of devices."""
 
     def __init__(self, config: RunConfig, question: Question):
         """Raises UsageError where the question has no answer: see `find_device`, `TrainConfig.micro_batch`."""
         self.config, self.question = config, question
-        self.device = find_device(question.gpu, question.gpus)
+        self.device = find_device(question.gpu, question.gpus, config.backend.device)
+        if not self.device.is_gpu and (question.mfu or question.gpu_hours):
+            raise UsageError("--mfu, --gpu-hours: shares of a GPU's peak; the rate of a CPU is measured")
         self.micro_batch = config.train.micro_batch(question.gpus)
         self.is_bf16 = uses_bf16(config, self.device)
         self.vocab_size = NUM_BYTE_VALUES if config.tokenizer.kind == "bytes" else config.tokenizer.vocab_size
@@ -87,6 +79,7 @@ class Plan:
         names = dict.fromkeys(phase.name for phase in self.phases)
         self.phase_steps = {name: sum(p.num_steps for p in self.phases if p.name == name) for name in names}
         self.phase_tokens = {name: round(epochs[name] * self.corpus.tokens) for name in names}
+        self.updates = sum(self.phase_tokens.values()) / self.step_tokens
         flops = self.parameters.flops_per_token
         self.total_flops = flops * sum(self.phase_tokens.values()) + self._coding_flops(flops)
         self.mixture_bytes = mixture_bytes(config.online, self.corpus.tokens)
@@ -128,12 +121,9 @@ class Plan:
             yield label, (name, stage) == (current.name, current.zero_stage), training, found[0]
 
     def peaks(self) -> dict[str, float]:
-        """FLOP/s of a rank by arithmetic; on a CPU the configured one is measured."""
-        if self.device.is_gpu:
-            peaks = {"fp32": self.device.fp32_flops, "bf16": self.device.bf16_flops}
-            return {name: flops for name, flops in peaks.items() if flops}
-        dtype = torch.bfloat16 if self.is_bf16 else torch.float32
-        return {self.arithmetic: peak_flops(dtype, torch.device("cpu"))}
+        """FLOP/s of a GPU by arithmetic; none of a CPU, where steps are measured."""
+        peaks = {"fp32": self.device.fp32_flops, "bf16": self.device.bf16_flops}
+        return {name: flops for name, flops in peaks.items() if flops}
 
     @property
     def arithmetic(self) -> str:
@@ -141,17 +131,50 @@ class Plan:
         return "bf16" if self.is_bf16 else "fp32"
 
     @property
-    def computed_flops(self) -> float:
-        """Those of the model, and those computed again."""
-        return self.total_flops * (RECOMPUTING if self.config.train.activation_checkpointing else 1.0)
+    def mfu(self) -> float:
+        """The assumed one."""
+        return self.question.mfu or DEFAULT_MFU
 
-    def rates(self) -> Iterator[Rate]:
-        """Durations at each arithmetic and some MFU."""
-        gpus, steps = self.question.gpus, self.phases[-1].end_step
-        for arithmetic, flops in self.peaks().items():
-            for mfu in sorted({*SHOWN_MFU, self.question.mfu}):
-                hours = self.computed_flops / (flops * mfu * gpus) / 3600
-                yield Rate(arithmetic, flops, mfu, hours, hours * gpus, hours * 3600 / steps)
+    def operations(self) -> float:
+        """FLOPs of the whole run: those of the models, those computed again, and Muon's."""
+        recomputing = RECOMPUTING if self.config.train.activation_checkpointing else 1.0
+        return self.total_flops * recomputing + self.parameters.muon_flops * self.updates
+
+    @cached_property
+    def bounds(self) -> dict[str, float]:
+        """Seconds of an update of the weights by what may bound it besides operations, on GPUs."""
+        return bounding_seconds(self.config, self.parameters, self.device, self.question.gpus, self.is_bf16)
+
+    @cached_property
+    def rates(self) -> list[Rate]:
+        """Durations: on GPUs at each arithmetic and some MFU, on a CPU as measured here and now."""
+        if not self.device.is_gpu:
+            # Other models of the online code count by their operations.
+            others = self.total_flops / (self.parameters.flops_per_token * sum(self.phase_tokens.values()))
+            seconds = measured_step_seconds(self.config, self.vocab_size, self.question.gpus) * others
+            return [self._rate(self.arithmetic, None, None, {"measured": seconds})]
+        each = self.operations() / (self.question.gpus * self.updates)
+        return [
+            self._rate(name, flops, mfu, {"operations": each / (flops * mfu), **self.bounds})
+            for name, flops in self.peaks().items()
+            for mfu in sorted({*SHOWN_MFU, self.mfu})
+        ]
+
+    def _rate(self, arithmetic: str, flops: float | None, mfu: float | None, update_seconds: dict[str, float]) -> Rate:
+        """What follows from the seconds of an update of the weights by what bounds it."""
+        bound_by = max(update_seconds, key=update_seconds.get)
+        seconds = update_seconds[bound_by] * self.updates
+        return Rate(
+            arithmetic=arithmetic,
+            peak_flops=flops,
+            mfu=mfu,
+            hours=seconds / 3600,
+            gpu_hours=seconds / 3600 * self.question.gpus,
+            # A step has several updates where it replays.
+            step_seconds=seconds / self.phases[-1].end_step,
+            tokens_per_second=self.updates * self.step_tokens / seconds,
+            bound_by=bound_by,
+        )
 
     def implied_mfu(self) -> dict[str, float]:
         """By arithmetic, the share of the peak at which the run takes `gpu_hours`."""
@@ -180,7 +203,7 @@ class Plan:
             return ""
         text = (
             f"{gpus} x {self.device.name}: a rank needs {peak.total / 1e9:,.2f} GB of {limit / 1e9:,.2f} GB "
-            f"({peak.moment})"
+            f"({peak.moment}; {peak.allocated / 1e9:,.2f} GB of tensors)"
         )
         words = self._remedy(self.device, gpus)
         if words is not None:
@@ -191,7 +214,7 @@ class Plan:
         """More devices, or larger ones, that would do."""
         options, ranks, batch = [], 2 * self.question.gpus, self.config.train.batch_sequences
         if self.device.is_gpu:
-            options += [(f"--gpu {d.name}", d, self.question.gpus) for d in GPUS.values()]
+            options += [(f"--gpu {d.name}", d, self.question.gpus) for d in DEVICES.values()]
             options = [option for option in options if option[1].memory_bytes > self.device.memory_bytes]
             while ranks <= batch and batch % ranks == 0:
                 options.append((f"--gpus {ranks}", self.device, ranks))
@@ -251,52 +274,3 @@ def corpus_size(config: RunConfig, question: Question) -> Corpus:
         return Corpus(raw_bytes, raw_bytes, source)
     tokens = round(raw_bytes / ASSUMED_BYTES_PER_TOKEN)
     return Corpus(raw_bytes, tokens, f"{source}, assuming {ASSUMED_BYTES_PER_TOKEN} bytes/token (--tokens N knows)")
-
-
-def changed(config: RunConfig, **sections: dict) -> RunConfig:
-    """A copy with other values in its sections."""
-    result = copy.deepcopy(config)
-    for section, values in sections.items():
-        for key, value in values.items():
-            setattr(getattr(result, section), key, value)
-    return result
-
-
-def remedies(config: RunConfig, ranks: int, is_bf16: bool) -> Iterator[tuple[list[str], RunConfig]]:
-    """`key=value` words and configurations that take less memory, those that cost least first.
-
-    A smaller micro-batch before activation checkpointing, before a higher ZeRO stage, before bf16 weights, before the
-    memory of the host.
-    """
-    backend, train = config.backend, config.train
-    share = train.batch_sequences // ranks
-    own = math.gcd(train.micro_batch_sequences or share, share)
-    micro_batches = [n for n in range(own, 0, -1) if own % n == 0]
-    ladder = [(backend.name, backend.zero_stage, backend.bf16_weights, backend.offload_optimizer)]
-    ladder += [("deepspeed", stage, backend.bf16_weights, backend.offload_optimizer) for stage in (1, 2, 3)]
-    ladder += [("deepspeed", stage, True, backend.offload_optimizer) for stage in (1, 2, 3) if is_bf16]
-    ladder += [("deepspeed", stage, backend.bf16_weights or is_bf16, True) for stage in (2, 3)]
-    for name, stage, bf16_weights, offload in ladder:
-        if stage < backend.zero_stage:
-            continue
-        for checkpointing in sorted({train.activation_checkpointing, True}):
-            for micro_batch in micro_batches:
-                backend_values = {"name": name, "zero_stage": stage}
-                backend_values |= {"bf16_weights": bf16_weights, "offload_optimizer": offload}
-                train_values = {"activation_checkpointing": checkpointing}
-                if micro_batch != (train.micro_batch_sequences or share):
-                    train_values["micro_batch_sequences"] = micro_batch
-                candidate = changed(config, backend=backend_values, train=train_values)
-                words = _words(config, train=train_values, backend=backend_values)
-                if not candidate.problems():
-                    yield words, candidate
-
-
-def _words(config: RunConfig, **sections: dict) -> list[str]:
-    """The values that differ from those of `config`, as overrides."""
-    return [
-        f"{section}.{key}={str(value).lower()}"
-        for section, values in sections.items()
-        for key, value in values.items()
-        if getattr(getattr(config, section), key) != value
-    ]

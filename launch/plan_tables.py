@@ -3,10 +3,15 @@
 import json
 from dataclasses import asdict
 
+import torch
+
 from eval.markup import Block, to_rich
 from harness.config import load_config
 from harness.errors import UsageError
 from harness.summary import LEDGER_BYTES_PER_TOKEN
+from launch.checks import processor_name
+from launch.duration import REACHED
+from launch.memory import RESERVED_BEYOND_ALLOCATED, Memory
 from launch.plan import Plan, Question
 
 
@@ -37,16 +42,21 @@ def record(plan: Plan) -> dict:
         "steps": plan.phase_steps,
         "tokens": plan.phase_tokens,
         "memory": {
-            name: {"configured": is_own}
-            | {key: asdict(m) | {"total": m.total} for key, m in (("training", training), ("peak", peak))}
+            name: {"configured": is_own} | {"training": _memory_record(training), "peak": _memory_record(peak)}
             for name, is_own, training, peak in plan.memory_rows()
         },
         "total_flops": plan.total_flops,
-        "rates": [asdict(rate) for rate in plan.rates()],
+        "muon_flops_per_update": parameters.muon_flops,
+        "rates": [asdict(rate) for rate in plan.rates],
         "implied_mfu": plan.implied_mfu() if plan.question.gpu_hours else None,
         "disk_bytes": plan.disk_bytes(),
         "refusal": plan.refusal() or None,
     }
+
+
+def _memory_record(memory: Memory) -> dict:
+    sums = {"allocated": memory.allocated, "reserved": memory.reserved, "total": memory.total}
+    return asdict(memory) | sums
 
 
 def blocks(plan: Plan) -> list[Block]:
@@ -81,21 +91,29 @@ def _memory_block(plan: Plan) -> Block:
     rows, own = [], []
     limit, on_host = plan.device.memory_bytes, 0.0
     for name, is_own, m, peak in plan.memory_rows():
-        parts = (m.weights, m.gradients, m.optimizer, m.buffers, m.activations, m.fixed, m.total, peak.total)
-        rows.append([name, *map(_gb, parts), f"{peak.total / limit:.0%}", peak.moment])
+        parts = (m.weights, m.gradients, m.optimizer, m.buffers, m.activations, m.allocated, m.reserved, m.fixed)
+        rows.append([name, *map(_gb, (*parts, peak.total)), f"{peak.total / limit:.0%}", peak.moment])
         own.append(is_own)
         on_host = peak.on_host if is_own else on_host
     backend = plan.config.backend
     settings = [f"backend.{key}=true" for key in ("bf16_weights", "offload_optimizer") if getattr(backend, key)]
-    notes = [f"{plan.arithmetic} products. Parts and sum: a training step when it holds most; peak: of the whole run."]
+    notes = [
+        f"{plan.arithmetic} products. Parts: a training step when it holds most; peak: of the whole run, with fixed."
+    ]
     notes += [f"{' '.join(settings)} at stages 1 to 3."] if settings else []
     notes += [f"Each rank also takes {_gb(on_host)} GB of the host."] if on_host else []
-    notes += ["Fixed: CUDA context and libraries, assumed."] if plan.device.is_gpu else ["Fixed: Python, measured."]
-    header = ["backend", "weights", "gradients", "optimizer state", "buffers", "activations", "fixed"]
+    if plan.device.is_gpu:
+        notes.append(
+            f"Reserved: {1 + RESERVED_BEYOND_ALLOCATED:g} x allocated, what PyTorch holds, and fixed: CUDA context and "
+            "libraries; both assumed."
+        )
+    else:
+        notes.append("Fixed: Python, measured.")
+    header = ["backend", "weights", "gradients", "optimizer state", "buffers", "activations", "allocated", "reserved"]
     return Block(
         title=f"Memory of a rank, GB (10^9 bytes), of {_gb(limit)}",
-        header=[*header, "sum", "peak", "of memory", "peak at"],
-        is_number=[False, *[True] * 9, False],
+        header=[*header, "fixed", "peak", "of memory", "peak at"],
+        is_number=[False, *[True] * 10, False],
         rows=rows,
         emphasised_rows=own,
         notes=notes,
@@ -103,23 +121,55 @@ def _memory_block(plan: Plan) -> Block:
 
 
 def _time_block(plan: Plan) -> Block:
-    rates = list(plan.rates())
-    notes = ["fp32 counts the peak without tensor cores: PyTorch leaves TF32 off."] if plan.device.is_gpu else []
+    rates, is_gpu = plan.rates, plan.device.is_gpu
+    notes = _gpu_notes(plan) if is_gpu else [_cpu_note(plan)]
     if plan.config.train.activation_checkpointing:
         notes.append("Hours include the third that activation checkpointing computes again.")
     if plan.question.gpu_hours:
         implied = ", ".join(f"{mfu:.2%} of the peak in {name}" for name, mfu in plan.implied_mfu().items())
         notes.append(f"{plan.question.gpu_hours:g} GPU-hours would be {implied}.")
+    header = ["hours", "GPU-hours" if is_gpu else "process-hours", "seconds/step", "tokens/s"]
+    rows = [
+        [f"{r.hours:.3g}", f"{r.gpu_hours:.3g}", f"{r.step_seconds:.3g}", _whole(r.tokens_per_second)] for r in rates
+    ]
+    if is_gpu:
+        header = ["peak TFLOP/s", "MFU", *header]
+        rows = [[f"{r.peak_flops / 1e12:.3g}", f"{r.mfu:.3g}", *row] for r, row in zip(rates, rows, strict=True)]
     return Block(
         title=f"Time of {plan.total_flops:.3g} FLOPs, {plan.parameters.flops_per_token:.3g} a token",
-        header=["products", "peak TFLOP/s", "MFU", "hours", "GPU-hours", "seconds/step"],
-        is_number=[False, *[True] * 5],
-        rows=[
-            [r.arithmetic, *(f"{x:.3g}" for x in (r.peak_flops / 1e12, r.mfu, r.hours, r.gpu_hours, r.step_seconds))]
-            for r in rates
-        ],
-        emphasised_rows=[r.arithmetic == plan.arithmetic and r.mfu == plan.question.mfu for r in rates],
+        header=["products", *header, "bound by"],
+        is_number=[False, *[True] * len(header), False],
+        rows=[[r.arithmetic, *row, r.bound_by] for r, row in zip(rates, rows, strict=True)],
+        emphasised_rows=[r.arithmetic == plan.arithmetic and r.mfu in (None, plan.mfu) for r in rates],
         notes=notes,
+    )
+
+
+def _gpu_notes(plan: Plan) -> list[str]:
+    """What the hours on GPUs assume."""
+    device, seconds = plan.device, plan.bounds
+    notes = ["fp32 counts the peak without tensor cores: PyTorch leaves TF32 off."]
+    if device.bf16_flops is None:
+        notes.append(f"{device.name}: no bf16; tensor cores of fp16, which nothing here uses.")
+    notes.append(
+        f"A step takes its operations at the MFU, or at least {seconds['update']:.3g} s to update the weights at "
+        f"{REACHED * device.memory_bytes_per_second / 1e9:,.0f} GB/s of memory"
+        + (
+            f" and {seconds['exchange']:.3g} s for what ranks exchange at "
+            f"{REACHED * device.link_bytes_per_second / 1e9:,.0f} GB/s ({device.link}; network assumed as fast)."
+            if plan.question.gpus > 1
+            else "."
+        )
+    )
+    notes.append(f"These rates are {REACHED:.0%} of the data sheet's, assumed.")
+    return notes
+
+
+def _cpu_note(plan: Plan) -> str:
+    """What the hours on a CPU rest on."""
+    threads = f"{torch.get_num_threads()} thread(s)" if plan.question.gpus == 1 else f"{plan.question.gpus} processes"
+    return (
+        f"Measured now on {processor_name()} with {threads}: steps of this model, or of less of it where they are long."
     )
 
 
@@ -137,6 +187,10 @@ def _disk_block(plan: Plan) -> Block:
             f"checkpoint: weights and state of all ranks; checkpoints: {kept} kept and one being written.",
         ],
     )
+
+
+def _whole(number: float) -> str:
+    return f"{number:,.0f}"
 
 
 def _gb(num_bytes: float) -> str:

@@ -165,7 +165,7 @@ def test_what_fits_with_no_setting_is_told_what_does(capsys):
     ("arguments", "remedy"),
     [
         (["--gpus", "3", "--gpu", "a10"], "must be a multiple of"),
-        (["--gpu", "b9"], "known are v100-16g"),
+        (["--gpu", "b9"], "known are rtx2080ti"),
         (["--gpu", "v100-16g", "train.precision=bf16"], "use fp32 or auto"),
         (["--gpu", "a10", "corpus.subset_bytes=null"], "give --train-bytes N"),
     ],
