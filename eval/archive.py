@@ -6,13 +6,13 @@ Sections: HEAD (what a decoder must know), TOKN (tokenizer), MODL (weights), DAT
 
 import hashlib
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from eval.chunks import Progress, decode_chunks, encode_chunks
 from eval.coder import Decoder, Encoder
 from eval.config import PREDICTORS, EvalConfig
 from eval.container import (
@@ -26,8 +26,10 @@ from eval.container import (
 )
 from eval.float_model import FloatModel
 from eval.portable import PortableModel, cache_dtype
+from eval.portable_steps import CompiledPortableModel
 from eval.predictor import Predictor, block_count
 from eval.stepping import SteppingModel
+from eval.vectors import WIDTH
 from eval.weights import decode_weights, encode_weights, rebuild
 from harness.errors import UsageError
 from harness.hardware import check_memory, isa_limits
@@ -48,9 +50,6 @@ _HEAD_TYPES = {
     "predictor_sha256": str,
     "environment": dict,
 }
-
-Progress = Callable[[int, int], None]
-"""Called now and then with (bytes done, bytes in all)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +90,8 @@ class QuantisedModel:
         Raises UsageError where `portable` cannot sum the integers exactly.
         """
         if predictor == "portable":
-            return PortableModel(self.config, self.tokenizer.vocab_size, self.integers, self.steps, length)
+            model = PortableModel(self.config, self.tokenizer.vocab_size, self.integers, self.steps, length)
+            return CompiledPortableModel(model)
         weights = rebuild(self.integers, self.steps).items()
         return FloatModel(self.config, self.tokenizer.vocab_size, ((n, torch.from_numpy(w)) for n, w in weights))
 
@@ -123,7 +123,7 @@ def write_archive(
         "environment": {} if config.predictor == "portable" else _relevant_environment(),
     }
     encoder = Encoder()
-    _encode_chunks(text, config.chunk_bytes, model.tokenizer, predictor, encoder, progress)
+    encode_chunks(text, config.chunk_bytes, model.tokenizer, predictor, encoder, progress)
     sections = {
         "HEAD": pack_json(head),
         "TOKN": model.tokenizer.model_bytes(),
@@ -170,7 +170,7 @@ def read_archive(path: Path, threads: int, progress: Progress) -> bytes:
                 "this machine computes other probabilities than the one that wrote it "
                 f"({_describe(head['environment'])}; here {here}); decode with the same versions and processor"
             )
-        text = _decode_chunks(head["raw_bytes"], head["chunk_bytes"], tokenizer, predictor, decoder, progress)
+        text = decode_chunks(head["raw_bytes"], head["chunk_bytes"], tokenizer, predictor, decoder, progress)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
     if hashlib.sha256(text).hexdigest() != head["sha256"]:
@@ -179,63 +179,6 @@ def read_archive(path: Path, threads: int, progress: Progress) -> bytes:
             f"than the one that wrote it ({_describe(head['environment'])}); decode it there"
         )
     return text
-
-
-def _encode_chunks(
-    text: bytes,
-    chunk_bytes: int,
-    tokenizer: ByteTokenizer | SentencePieceTokenizer,
-    predictor: Predictor,
-    encoder: Encoder,
-    progress: Progress,
-) -> None:
-    wave_bytes = predictor.width * chunk_bytes
-    for start in range(0, len(text), wave_bytes):
-        wave = text[start : start + wave_bytes]
-        chunks = [tokenizer.encode(wave[at : at + chunk_bytes]) for at in range(0, len(wave), chunk_bytes)]
-        lengths = np.array([len(chunk) for chunk in chunks])
-        tokens = np.zeros((len(chunks), lengths.max()), dtype=np.int64)
-        for row, chunk in zip(tokens, chunks, strict=True):
-            row[: len(chunk)] = chunk
-        predictor.start()
-        previous = np.full(len(chunks), predictor.model.begin)
-        for position in range(tokens.shape[1]):
-            probabilities = predictor.step(previous)
-            active = lengths > position
-            encoder.encode(tokens[active, position], probabilities[active])
-            previous = tokens[:, position]
-            progress(start + int(len(wave) * (position + 1) / tokens.shape[1]), len(text))
-
-
-def _decode_chunks(
-    raw_bytes: int,
-    chunk_bytes: int,
-    tokenizer: ByteTokenizer | SentencePieceTokenizer,
-    predictor: Predictor,
-    decoder: Decoder,
-    progress: Progress,
-) -> bytes:
-    parts: list[bytes] = []
-    wave_bytes = predictor.width * chunk_bytes
-    for start in range(0, raw_bytes, wave_bytes):
-        size = min(wave_bytes, raw_bytes - start)
-        missing = np.array([min(chunk_bytes, size - at) for at in range(0, size, chunk_bytes)])
-        tokens = np.zeros((len(missing), predictor.length), dtype=np.int64)
-        lengths = np.zeros(len(missing), dtype=np.int64)
-        predictor.start()
-        previous = np.full(len(missing), predictor.model.begin)
-        for position in range(predictor.length):
-            active = missing > 0
-            if not active.any():
-                break
-            probabilities = predictor.step(previous)
-            tokens[active, position] = decoder.decode(probabilities[active])
-            previous = tokens[:, position]
-            lengths += active
-            missing = missing - tokenizer.token_bytes[previous] * active
-            progress(start + size - int(missing.clip(0).sum()), raw_bytes)
-        parts.extend(tokenizer.decode(row[:length]) for row, length in zip(tokens, lengths, strict=True))
-    return b"".join(parts)
 
 
 def _check_head(head: dict, tokenizer_model: bytes) -> tuple[ModelConfig, ByteTokenizer | SentencePieceTokenizer]:
@@ -266,12 +209,16 @@ def _memory_bytes(head: dict, config: ModelConfig, vocab_size: int) -> int:
     num_weights = 12 * config.layers * config.width**2 + (2 * vocab_size + 1) * config.width
     length = min(head["chunk_bytes"], head["raw_bytes"]) or 1
     per_lane = cache_bytes_per_lane(config, length, head["predictor"]) + 64 * vocab_size
-    lanes = head["lanes"] * head["blocks"]
+    # The predictor computes whole vectors of lanes.
+    lanes = head["lanes"] * head["blocks"] + WIDTH
     return 16 * num_weights + 24 * config.context * config.width + lanes * per_lane + 2 * head["raw_bytes"]
 
 
 def cache_bytes_per_lane(config: ModelConfig, length: int, predictor: str) -> int:
-    """Bytes of keys and values of one sequence of `length` tokens."""
+    """Bytes of keys and values of one sequence of `length` tokens, at most.
+
+    The number of blocks in a header, and so the bytes of an archive, follow from it.
+    """
     dtype = cache_dtype(config, length) if predictor == "portable" else torch.float32
     return 2 * dtype.itemsize * config.layers * length * config.width
 

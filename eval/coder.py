@@ -7,16 +7,43 @@ Alphabets larger than 256 symbols are coded as two digits, since the floor of on
 """
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from constriction import stream as ac
 
+from harness.compiled import unlocked
 from harness.errors import UsageError
 
 PRECISION_BITS = 24
 MAX_TABLE = 256
 _FAMILY = ac.model.Categorical(perfect=False)
 _SMALLEST = float(np.finfo(np.float32).smallest_subnormal)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a stream needs of the probabilities of symbols that are known: 16 bytes a symbol in place of a table."""
+
+    chances: np.ndarray
+    """Probabilities of the symbols, float64 (positions, lanes)."""
+    intervals: np.ndarray
+    """First frequency and end of each digit, int32 (positions, digits, lanes, 2)."""
+
+    @classmethod
+    def empty(cls, positions: int, lanes: int, alphabet: int) -> "Known":
+        """Room for so many symbols."""
+        digits = 1 if alphabet <= MAX_TABLE else 2
+        return cls(np.ones((positions, lanes)), np.zeros((positions, digits, lanes, 2), dtype=np.int32))
+
+    def keep(self, lanes: slice, positions: slice, symbols: np.ndarray, probabilities: np.ndarray) -> None:
+        """`symbols` (lanes, positions) with `probabilities` (lanes, positions, alphabet) as `Encoder` takes them."""
+        shape, alphabet = symbols.shape, probabilities.shape[2]
+        symbols, table = symbols.reshape(-1), probabilities.reshape(-1, alphabet)
+        self.chances[positions, lanes] = _chances(symbols, table).reshape(shape).T
+        digits = [_intervals(*digit) for digit in _digits(symbols, table)]
+        self.intervals[positions, :, lanes] = np.stack(digits).reshape(-1, *shape, 2).transpose(2, 0, 1, 3)
 
 
 class Encoder:
@@ -36,26 +63,36 @@ class Encoder:
         """
         if not len(symbols):
             return
-        chosen = probabilities[np.arange(len(symbols)), symbols].astype(np.float64)
-        totals = probabilities.sum(axis=1, dtype=np.float64)
-        self.ideal_bits -= float(np.log2(np.maximum(chosen, _SMALLEST) / totals).sum())
-        if probabilities.shape[1] <= MAX_TABLE:
-            self._encode_table(symbols, probabilities)
-            return
-        base = _digit_base(probabilities.shape[1])
-        high, low = np.divmod(symbols, base)
-        digits = _split(probabilities, base)
-        self._encode_table(high, _high_table(digits))
-        self._encode_table(low, _low_table(digits, high))
+        self.ideal_bits -= float(np.log2(_chances(symbols, probabilities)).sum())
+        for digit, table in _digits(symbols, probabilities):
+            self.quantised_bits += quantised_bits(digit, table)
+            self._coder.encode(np.ascontiguousarray(digit, dtype=np.int32), _FAMILY, table)
+
+    def encode_known(self, known: Known, active: np.ndarray) -> None:
+        """The symbols of `known` that are `active` (positions, lanes), as `encode` takes a position after another.
+
+        Raises UsageError where the model overflows.
+        """
+        if not np.isfinite(known.chances).all():
+            raise UsageError("the model's probabilities are no numbers; its weights are too large")
+        for position, lanes in enumerate(active):
+            self.ideal_bits -= float(np.log2(known.chances[position, lanes]).sum())
+            for interval in known.intervals[position]:
+                self.quantised_bits += _interval_bits(interval[lanes])
+        digits = np.broadcast_to(active[:, None], known.intervals.shape[:3])
+        left, right = known.intervals[digits].astype(np.float64).T
+        # The symbol itself, those before it and those after it: probabilities of which constriction makes the interval
+        # again, since they add up to the 2^24 - 3 that it scales them to. Alphabets have at least 3 symbols here.
+        total = 2**PRECISION_BITS
+        symbols = np.where(left == 0, 0, np.where(right == total, 2, 1))
+        before = np.choose(symbols, [right - 1, left - 1, left - 2])
+        middle = np.where(symbols == 1, right - left - 1, 0)
+        table = np.stack([before, middle, total - 3 - before - middle], axis=1)
+        self._coder.encode(symbols.astype(np.int32), _FAMILY, table)
 
     def stream(self) -> bytes:
         """The finished stream, little-endian 32-bit words."""
         return self._coder.get_compressed().astype("<u4").tobytes()
-
-    def _encode_table(self, symbols: np.ndarray, table: np.ndarray) -> None:
-        table = np.ascontiguousarray(table, dtype=np.float64)
-        self.quantised_bits += quantised_bits(symbols, table)
-        self._coder.encode(np.ascontiguousarray(symbols, dtype=np.int32), _FAMILY, table)
 
 
 class Decoder:
@@ -82,26 +119,66 @@ class Decoder:
 
     def _decode_table(self, table: np.ndarray) -> np.ndarray:
         try:
-            symbols = self._coder.decode(_FAMILY, np.ascontiguousarray(table, dtype=np.float64))
+            symbols = self._coder.decode(_FAMILY, _as_table(table))
         except (AssertionError, ValueError):  # constriction's for such a stream, and for probabilities that are NaN
             raise UsageError("data section: not coded with these weights; fetch the archive again") from None
         return symbols.astype(np.int64)
 
 
 def quantised_bits(symbols: np.ndarray, table: np.ndarray) -> float:
-    """-log2 of the frequencies that constriction gives `symbols` (n,) in `table` (n, alphabet), float64.
+    """-log2 of the frequencies that constriction gives `symbols` (n,) in `table` (n, alphabet), float64."""
+    return _interval_bits(_intervals(symbols, table))
 
-    Its fast rule: scaled cumulative probabilities rounded down, plus 1 for each symbol to the left.
-    """
+
+def _interval_bits(intervals: np.ndarray) -> float:
+    return float(-np.log2((intervals[:, 1] - intervals[:, 0]) / 2**PRECISION_BITS).sum())
+
+
+def _intervals(symbols: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """First frequency of each symbol and of the one behind it: int64 (n, 2)."""
+    intervals = np.empty((len(symbols), 2), dtype=np.int64)
+    _fill_intervals(symbols.astype(np.int64), table, intervals)
+    return intervals
+
+
+@unlocked
+def _fill_intervals(symbols, table, intervals):
+    """Constriction's fast rule: scaled cumulative probabilities rounded down, plus 1 for each symbol to the left."""
     alphabet = table.shape[1]
-    cumulative = np.cumsum(table, axis=1)
-    scale = (2**PRECISION_BITS - alphabet) / cumulative[:, -1]
-    rows = np.arange(len(symbols))
-    left_float = np.where(symbols > 0, cumulative[rows, symbols - 1], 0.0)
-    left = (left_float * scale).astype(np.int64) + symbols
-    right = (cumulative[rows, symbols] * scale).astype(np.int64) + symbols + 1
-    right = np.where(symbols == alphabet - 1, 2**PRECISION_BITS, right)
-    return float(-np.log2((right - left) / 2**PRECISION_BITS).sum())
+    for row in range(len(symbols)):
+        symbol, total = symbols[row], 0.0
+        for k in range(symbol):
+            total += table[row, k]
+        left = total
+        total += table[row, symbol]
+        right = total
+        for k in range(symbol + 1, alphabet):
+            total += table[row, k]
+        scale = ((1 << PRECISION_BITS) - alphabet) / total
+        intervals[row, 0] = int(left * scale) + symbol if symbol > 0 else 0
+        is_last = symbol == alphabet - 1
+        intervals[row, 1] = 1 << PRECISION_BITS if is_last else int(right * scale) + symbol + 1
+
+
+def _chances(symbols: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    chosen = probabilities[np.arange(len(symbols)), symbols].astype(np.float64)
+    return np.maximum(chosen, _SMALLEST) / probabilities.sum(axis=1, dtype=np.float64)
+
+
+def _digits(symbols: np.ndarray, probabilities: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The digits (n,) of symbols, each with its table (n, m), float64."""
+    if probabilities.shape[1] <= MAX_TABLE:
+        yield symbols, _as_table(probabilities)
+        return
+    base = _digit_base(probabilities.shape[1])
+    high, low = np.divmod(symbols, base)
+    digits = _split(probabilities, base)
+    yield high, _as_table(_high_table(digits))
+    yield low, _as_table(_low_table(digits, high))
+
+
+def _as_table(probabilities: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(probabilities, dtype=np.float64)
 
 
 def coding_tables(probabilities: np.ndarray) -> np.ndarray:

@@ -1,7 +1,6 @@
-"""The transformer of `harness.model` in float32, one token a lane.
+"""The transformer of `harness.model` in float32, one or several tokens a lane.
 
-At a few lanes a call of torch takes longer than its work, and one of numpy much less. So matrix products, attention and
-what numpy has not are torch's, and all else is numpy's, on the same memory.
+All but the products of dense matrices is compiled from sources that fix every operation and its order.
 """
 
 from collections.abc import Iterable
@@ -11,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eval.stepping import Cache
-from harness.functions import EPSILON
+from eval import float_kernel
+from eval.attention_kernel import embed
+from eval.products import Matrix, new_array
+from eval.stepping import Cache, tiles_of
+from eval.vectors import WIDTH
 from harness.model import ModelConfig, rotary_tables, sinusoidal_positions
-
-Affine = tuple[Tensor, Tensor | None]
-"""A matrix (inputs, outputs) and what is added to the product."""
 
 
 class FloatModel:
@@ -25,96 +24,101 @@ class FloatModel:
     def __init__(self, config: ModelConfig, vocab_size: int, weights: Iterable[tuple[str, Tensor]]):
         """`weights` are names and tensors of a `Transformer`, all of them."""
         self.config, self.vocab_size, self.begin = config, vocab_size, vocab_size
-        self._published = config.architecture == "published"
-        if self._published:
+        self._positions = None
+        head_width = config.width // config.heads
+        self._circle = tuple(np.zeros((0, head_width // 2), dtype=np.float32) for _ in range(2))
+        if config.architecture == "published":
             self._positions = sinusoidal_positions(config.context, config.width).numpy()
         else:
-            cos, sin = (table.numpy() for table in rotary_tables(config.context, config.width // config.heads))
-            # Both halves of a head at once: x * cos + (the other half) * (-sin, sin).
-            self._rotary = np.concatenate([cos, cos], axis=1), np.concatenate([-sin, sin], axis=1)
+            self._circle = tuple(table.numpy() for table in rotary_tables(config.context, head_width))
         self.load(weights)
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Replace all weights."""
-        w = {name: tensor.detach().float().cpu() for name, tensor in weights}
-
-        def affine(name: str) -> Affine:
-            return w[f"{name}.weight"].t().contiguous(), w.get(f"{name}.bias")
-
-        def norm(name: str) -> tuple[Tensor | None, Tensor | None]:
-            return w.get(f"{name}.weight"), w.get(f"{name}.bias")
-
-        self._embed = w["embed.weight"].numpy()
-        self._blocks = [
-            (
-                *(norm(f"blocks.{i}.{name}_norm") for name in ("attention", "mlp")),
-                *(affine(f"blocks.{i}.{name}") for name in ("qkv", "out", "up", "down")),
-            )
-            for i in range(self.config.layers)
-        ]
-        self._norm, self._head = norm("norm"), affine("head")
+        w = {name: np.ascontiguousarray(tensor.detach().float().cpu().numpy()) for name, tensor in weights}
+        self._embed = w["embed.weight"]
+        self._blocks = [_Block(w, f"blocks.{i}.") for i in range(self.config.layers)]
+        self._norm, self._head = _Norm(w, "norm"), _Affine(w, "head")
 
     def new_cache(self, lanes: int, length: int) -> Cache:
-        """An empty cache; keys and values of a layer have shape (lanes, heads, length, head width)."""
-        shape = (lanes, self.config.heads, length, self.config.width // self.config.heads)
-        keys, values = ([torch.zeros(shape) for _ in range(self.config.layers)] for _ in range(2))
-        return Cache(keys, values)
+        """An empty cache of at least `lanes` lanes."""
+        shape = (tiles_of(lanes), self.config.heads, length, self.config.width // self.config.heads, WIDTH)
+        layers = [
+            (*(np.zeros(shape, np.int16) for _ in range(2)), *(np.zeros((*shape[:3], WIDTH), np.float32) for _ in "kv"))
+            for _ in range(self.config.layers)
+        ]
+        return Cache(layers)
 
-    def step(self, tokens: Tensor, cache: Cache) -> Tensor:
-        """Probabilities (lanes, vocab_size), float32, after reading one token a lane; advances `cache`."""
-        at = cache.position
-        x = self._embed[tokens.numpy()]
-        if self._published:
-            x += self._positions[at]
-        for (attention_norm, mlp_norm, qkv, out, up, down), keys, values in zip(
-            self._blocks, cache.keys, cache.values, strict=True
-        ):
-            x += _product(self._attend(_product(self._normed(x, attention_norm), qkv), keys, values, at), out)
-            x += _product(self._activated(_product(self._normed(x, mlp_norm), up)), down)
-        cache.position += 1
-        logits = _product(self._normed(x, self._norm), self._head)
-        logits -= logits.max(axis=1, keepdims=True)
-        np.exp(logits, out=logits)
-        logits /= logits.sum(axis=1, keepdims=True)
-        return torch.from_numpy(logits)
+    def step(self, tokens: np.ndarray, cache: Cache) -> np.ndarray:
+        """Probabilities (lanes, count, vocab_size), float32, after reading `tokens` (lanes, count); advances `cache`.
 
-    def _attend(self, qkv: np.ndarray, keys: Tensor, values: Tensor, at: int) -> np.ndarray:
-        """Values (lanes, width) mixed by attention; this position's keys and values go to the cache."""
-        heads = qkv.reshape(len(qkv), 3, self.config.heads, -1)
-        query_key = heads[:, :2]
-        if not self._published:
-            cos, sin = (table[at] for table in self._rotary)
-            query_key = _rms_normed(query_key)
-            first, second = np.split(query_key, 2, axis=-1)
-            turned = np.concatenate([second, first], axis=-1)
-            turned *= sin
-            query_key *= cos
-            query_key += turned
-        keys.numpy()[:, :, at], values.numpy()[:, :, at] = query_key[:, 1], heads[:, 2]
-        query = torch.from_numpy(np.ascontiguousarray(query_key[:, 0]))[:, :, None]
-        mixed = F.scaled_dot_product_attention(query, keys[:, :, : at + 1], values[:, :, : at + 1])
-        return mixed.numpy().reshape(len(qkv), -1)
-
-    def _normed(self, x: np.ndarray, norm: tuple[Tensor | None, Tensor | None]) -> np.ndarray:
-        if not self._published:
-            return _rms_normed(x)
-        return F.layer_norm(torch.from_numpy(x), x.shape[-1:], *norm).numpy()
+        The lanes are a multiple of 16.
+        """
+        lanes, count = tokens.shape
+        x = new_array((count, self.config.width, lanes), np.float32)
+        embed(self._embed, tokens, x)
+        if self._positions is not None:
+            x += self._positions[cache.position : cache.position + count, :, None]
+        normal = new_array(x.shape, np.float32)
+        for block, layer in zip(self._blocks, cache.layers, strict=True):
+            block.attention_norm(x, normal)
+            float_kernel.attend(block.qkv(normal), layer, *self._circle, cache.position, normal)
+            block.out.add(normal, x)
+            block.mlp_norm(x, normal)
+            block.down.add(self._activated(block.up(normal)), x)
+        cache.position += count
+        self._norm(x, normal)
+        probabilities = np.empty((lanes, count, self.vocab_size), dtype=np.float32)
+        float_kernel.softmax(self._head(normal), probabilities)
+        return probabilities
 
     def _activated(self, x: np.ndarray) -> np.ndarray:
-        if self._published:
+        if self._positions is not None:
             return F.gelu(torch.from_numpy(x)).numpy()
-        np.maximum(x, 0, out=x)
-        return np.multiply(x, x, out=x)
+        float_kernel.squared_relu(x)
+        return x
 
 
-def _product(x: np.ndarray, affine: Affine) -> np.ndarray:
-    matrix, bias = affine
-    rows = torch.from_numpy(x)
-    return (torch.mm(rows, matrix) if bias is None else torch.addmm(bias, rows, matrix)).numpy()
+class _Block:
+    """Norms and products of a block."""
+
+    def __init__(self, weights: dict[str, np.ndarray], prefix: str):
+        self.attention_norm, self.mlp_norm = (_Norm(weights, f"{prefix}{n}_norm") for n in ("attention", "mlp"))
+        self.qkv, self.out, self.up, self.down = (
+            _Affine(weights, f"{prefix}{name}") for name in ("qkv", "out", "up", "down")
+        )
 
 
-def _rms_normed(x: np.ndarray) -> np.ndarray:
-    scale = np.einsum("...i,...i->...", x, x)[..., None]
-    scale /= np.float32(x.shape[-1])
-    scale += np.float32(EPSILON)
-    return x / np.sqrt(scale, out=scale)
+class _Norm:
+    """RMS norm, or LayerNorm where there are gains."""
+
+    def __init__(self, weights: dict[str, np.ndarray], name: str):
+        self._gain, self._bias = weights.get(f"{name}.weight"), weights.get(f"{name}.bias")
+
+    def __call__(self, x: np.ndarray, y: np.ndarray) -> None:
+        """Of `x` (count, width, lanes), to `y`."""
+        if self._gain is None:
+            float_kernel.rms_normed(x, y)
+        else:
+            float_kernel.layer_normed(x, self._gain, self._bias, y)
+
+
+class _Affine:
+    """A product and what is added to it, if anything."""
+
+    def __init__(self, weights: dict[str, np.ndarray], name: str):
+        self._matrix, bias = Matrix(weights[f"{name}.weight"]), weights.get(f"{name}.bias")
+        self._bias = None if bias is None else bias[:, None]
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Outputs (count, outputs, lanes) for `x` (count, inputs, lanes)."""
+        y = self._matrix.times(x)
+        if self._bias is not None:
+            y += self._bias
+        return y
+
+    def add(self, x: np.ndarray, y: np.ndarray) -> None:
+        """Add the outputs to `y`."""
+        self._matrix.add(x, y)
+        if self._bias is not None:
+            y += self._bias

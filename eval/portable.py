@@ -70,37 +70,40 @@ class PortableModel:
         self.config, self.vocab_size, self.begin = config, vocab_size, vocab_size
         grids = {name: Grid(name, integers[name], steps[name]) for name in integers}
         # A centred row has at most twice the magnitude, and its squares must add up exactly.
-        self._limit = math.isqrt((1 << 53) // (4 * config.width)) - 1
-        self._embed = self._saturated(grids["embed.weight"].values(STREAM_BITS).round_())
-        self._positions = None
+        self.limit = math.isqrt((1 << 53) // (4 * config.width)) - 1
+        self.embed = self._saturated(grids["embed.weight"].values(STREAM_BITS).round_())
+        self.positions = None
         if config.architecture == "published":
             cos, sin = circle_tables(length, config.width // 2, STREAM_BITS)
-            self._positions = torch.from_numpy(np.stack([sin, cos], axis=-1).reshape(length, -1))
-        self._blocks = _blocks(grids, config, length)
-        self._head = NormedProduct(grids, "norm", "head.weight", config.width)
-        self._exp = torch.from_numpy(exp_table(SYMBOL_BITS, EXP_STEPS))
+            self.positions = torch.from_numpy(np.stack([sin, cos], axis=-1).reshape(length, -1))
+        self.blocks = _blocks(grids, config, length)
+        self.head = NormedProduct(grids, "norm", "head.weight", config.width)
+        self.exp = torch.from_numpy(exp_table(SYMBOL_BITS, EXP_STEPS))
 
     def new_cache(self, lanes: int, length: int) -> Cache:
         """An empty cache; keys and values of a layer have shape (lanes * heads, length, head width)."""
         heads, dtype = self.config.heads, cache_dtype(self.config, length)
         shape = (lanes * heads, length, self.config.width // heads)
-        keys, values = ([torch.zeros(shape, dtype=dtype) for _ in self._blocks] for _ in range(2))
-        return Cache(keys, values)
+        return Cache([tuple(torch.zeros(shape, dtype=dtype) for _ in range(2)) for _ in self.blocks])
 
-    def step(self, tokens: Tensor, cache: Cache) -> Tensor:
-        """Weights (lanes, vocab_size), float64, after reading one token a lane (shape (lanes,)); advances `cache`."""
+    def step(self, tokens: np.ndarray, cache: Cache) -> np.ndarray:
+        """Weights (lanes, count, vocab_size), float64, after reading `tokens` (lanes, count); advances `cache`."""
+        columns = torch.from_numpy(tokens).unbind(1)
+        return torch.stack([self._step(column, cache) for column in columns], dim=1).numpy()
+
+    def _step(self, tokens: Tensor, cache: Cache) -> Tensor:
         at = cache.position
-        x = self._embed[tokens]
-        if self._positions is not None:
-            x = self._saturated(x.add_(self._positions[at]))
-        for (attend, perceive), keys, values in zip(self._blocks, cache.keys, cache.values, strict=True):
+        x = self.embed[tokens]
+        if self.positions is not None:
+            x = self._saturated(x.add_(self.positions[at]))
+        for (attend, perceive), (keys, values) in zip(self.blocks, cache.layers, strict=True):
             x = self._saturated(x.add_(attend(x, keys, values, at)))
             x = self._saturated(x.add_(perceive(x)))
         cache.position += 1
-        return _exp(self._head(x).double(), self._head.unit, self._exp)
+        return _exp(self.head(x).double(), self.head.unit, self.exp)
 
     def _saturated(self, x: Tensor) -> Tensor:
-        return x.clamp_(-self._limit, self._limit)
+        return x.clamp_(-self.limit, self.limit)
 
 
 class Mixer:
@@ -111,22 +114,22 @@ class Mixer:
         self.heads, self.head_width = config.heads, config.width // config.heads
         exact_bits = EXACT_BITS[self.dtype]
         levels = FLOAT32_LEVELS if self.dtype == torch.float32 else FLOAT64_LEVELS
-        self._levels = torch.tensor(levels, dtype=self.dtype)
+        self.levels = torch.tensor(levels, dtype=self.dtype)
         # Weights add up to `levels` and 1/2 for the rounding of each, at most.
         self.value_limit = min(((1 << exact_bits) - 1) // (levels + length // 2 + 2), WIDE_LIMIT)
         """Values may be this large."""
         self.score_limit = math.isqrt((1 << exact_bits) // self.head_width)
         """Queries and keys may have norm score_limit * sqrt(head width)."""
         table = exp_table(min(SYMBOL_BITS, exact_bits - length.bit_length()), EXP_STEPS)
-        self._exp = torch.from_numpy(table).to(self.dtype)
+        self.exp = torch.from_numpy(table).to(self.dtype)
 
     def __call__(self, qkv: Tensor, keys: Tensor, values: Tensor, at: int, unit: float, bits: int) -> Tensor:
         """Mixed values (lanes, width) in 2^-bits of their unit; `qkv` has shape (lanes, 3, heads, head width)."""
         query, keys[:, at], values[:, at] = (part.flatten(0, 1) for part in qkv.to(self.dtype).unbind(1))
         scores = torch.bmm(query.unsqueeze(1), keys[:, : at + 1].transpose(1, 2)).squeeze(1)
-        weights = _exp(scores, unit, self._exp)
+        weights = _exp(scores, unit, self.exp)
         total = weights.sum(dim=1, keepdim=True)
-        weights = weights.mul_(torch.div(self._levels, total)).round_()
+        weights = weights.mul_(torch.div(self.levels, total)).round_()
         mixed = torch.bmm(weights.unsqueeze(1), values[:, : at + 1]).squeeze(1)
         mixed = mixed.mul_(float(1 << bits)).div_(weights.sum(dim=1, keepdim=True)).round_()
         return mixed.view(len(qkv), -1)
@@ -136,8 +139,8 @@ class ModernAttention:
     """Normalised and rotated queries and keys."""
 
     def __init__(self, grids: Grids, block: str, config: ModelConfig, mixer: Mixer, circle: tuple[Tensor, Tensor]):
-        self._mixer, self._circle = mixer, circle
-        self._product = product = NormedProduct(grids, f"{block}attention_norm", f"{block}qkv.weight", config.width)
+        self.mixer, self.circle = mixer, circle
+        self.product = product = NormedProduct(grids, f"{block}attention_norm", f"{block}qkv.weight", config.width)
         whole = grids[f"{block}qkv.weight"]
         parts = np.split(whole.integers, [2 * config.width])
         query_key, value = (Grid(whole.name, part, whole.step) for part in parts)
@@ -149,74 +152,74 @@ class ModernAttention:
         value_scale = (mixer.value_limit - 1) / value_bound
         shifted = math.ldexp(1.0, -shift)
         scales = np.repeat([shifted, shifted, value_scale], config.width)
-        self._scales = torch.from_numpy(scales).to(product.dtype)
+        self.scales = torch.from_numpy(scales).to(product.dtype)
         # With rows of norm `scale` * sqrt(head width), rounding (1/2) and the rotation's table (2^-15 of the norm, less
         # than 1/4 here) leave scores below score_limit^2 * head width, which is exact.
         scale = min(mixer.score_limit - 1, LARGEST_QUERY)
-        self._norm = math.ldexp(scale * square_root(head_width), -CIRCLE_BITS)
+        self.norm = math.ldexp(scale * square_root(head_width), -CIRCLE_BITS)
         per_unit = shifted / product.unit
         # Sums of squares are 0 or at least 1: 2^-40 is as good as less, and its inverse a finite float32.
-        self._epsilon = max(head_width * EPSILON * per_unit * per_unit, math.ldexp(1.0, -40))
-        self._unit = 1.0 / (scale * scale * square_root(head_width))
-        self._bits, self._out = _output(grids, block, mixer, product.unit / value_scale)
+        self.epsilon = max(head_width * EPSILON * per_unit * per_unit, math.ldexp(1.0, -40))
+        self.unit = 1.0 / (scale * scale * square_root(head_width))
+        self.bits, self.out = _output(grids, block, mixer, product.unit / value_scale)
 
     def __call__(self, x: Tensor, keys: Tensor, values: Tensor, at: int) -> Tensor:
         """What to add to the residual stream `x` (lanes, width); keys and values are written at position `at`."""
-        qkv = self._product(x).mul_(self._scales).round_().view(len(x), 3, self._mixer.heads, -1)
+        qkv = self.product(x).mul_(self.scales).round_().view(len(x), 3, self.mixer.heads, -1)
         query_key = qkv[:, :2]
-        inverse = inverse_norm(query_key.double(), self._norm, self._epsilon).to(qkv.dtype)
+        inverse = inverse_norm(query_key.double(), self.norm, self.epsilon).to(qkv.dtype)
         first, second = query_key.chunk(2, dim=-1)
-        cos, sin = (table[at].to(qkv.dtype) for table in self._circle)
+        cos, sin = (table[at].to(qkv.dtype) for table in self.circle)
         turned = torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
         qkv[:, :2] = turned.mul_(inverse).round_()
-        return self._out(self._mixer(qkv, keys, values, at, self._unit, self._bits))
+        return self.out(self.mixer(qkv, keys, values, at, self.unit, self.bits))
 
 
 class PublishedAttention:
     """Queries, keys and values with biases, in units of 2^-12."""
 
     def __init__(self, grids: Grids, block: str, config: ModelConfig, mixer: Mixer):
-        self._mixer = mixer
-        self._product = NormedProduct(grids, f"{block}attention_norm", f"{block}qkv.weight", config.width)
-        self._scale = math.ldexp(self._product.unit, PUBLISHED_BITS)
-        self._bias = grids[f"{block}qkv.bias"].values(PUBLISHED_BITS)
-        self._limit = min(mixer.score_limit - 1, mixer.value_limit)
-        self._unit = math.ldexp(1.0, -2 * PUBLISHED_BITS) / square_root(mixer.head_width)
-        self._bits, self._out = _output(grids, block, mixer, math.ldexp(1.0, -PUBLISHED_BITS))
+        self.mixer = mixer
+        self.product = NormedProduct(grids, f"{block}attention_norm", f"{block}qkv.weight", config.width)
+        self.scale = math.ldexp(self.product.unit, PUBLISHED_BITS)
+        self.bias = grids[f"{block}qkv.bias"].values(PUBLISHED_BITS)
+        self.limit = min(mixer.score_limit - 1, mixer.value_limit)
+        self.unit = math.ldexp(1.0, -2 * PUBLISHED_BITS) / square_root(mixer.head_width)
+        self.bits, self.out = _output(grids, block, mixer, math.ldexp(1.0, -PUBLISHED_BITS))
 
     def __call__(self, x: Tensor, keys: Tensor, values: Tensor, at: int) -> Tensor:
         """What to add to the residual stream `x` (lanes, width); keys and values are written at position `at`."""
-        qkv = self._product(x).double().mul_(self._scale).add_(self._bias).round_().clamp_(-self._limit, self._limit)
-        qkv = qkv.view(len(x), 3, self._mixer.heads, -1)
-        return self._out(self._mixer(qkv, keys, values, at, self._unit, self._bits))
+        qkv = self.product(x).double().mul_(self.scale).add_(self.bias).round_().clamp_(-self.limit, self.limit)
+        qkv = qkv.view(len(x), 3, self.mixer.heads, -1)
+        return self.out(self.mixer(qkv, keys, values, at, self.unit, self.bits))
 
 
 class Perceptron:
     """The two-layer perceptron; hidden activations saturate where the second product would not be exact."""
 
     def __init__(self, grids: Grids, block: str, config: ModelConfig, phi: Tensor | None):
-        self._phi = phi
-        self._up = NormedProduct(grids, f"{block}mlp_norm", f"{block}up.weight", config.width)
+        self.phi = phi
+        self.up = NormedProduct(grids, f"{block}mlp_norm", f"{block}up.weight", config.width)
         down = grids[f"{block}down.weight"]
         room = ((1 << 53) - 1) // down.row_sum()
-        self._limit = limit = min(math.isqrt(room) if phi is None else room >> PHI_BITS, LARGEST_HIDDEN_LIMIT)
+        self.limit = limit = min(math.isqrt(room) if phi is None else room >> PHI_BITS, LARGEST_HIDDEN_LIMIT)
         if limit < SMALLEST_HIDDEN_LIMIT:
             raise down.too_large()
-        self._scale = math.ldexp(self._up.unit, HIDDEN_BITS)
-        self._bias = None if phi is None else grids[f"{block}up.bias"].values(HIDDEN_BITS)
+        self.scale = math.ldexp(self.up.unit, HIDDEN_BITS)
+        self.bias = None if phi is None else grids[f"{block}up.bias"].values(HIDDEN_BITS)
         largest, bits = (limit * limit, HIDDEN_BITS) if phi is None else (limit << PHI_BITS, PHI_BITS)
         unit = math.ldexp(1.0, -HIDDEN_BITS - bits)
-        self._down = Product(grids, f"{block}down", largest, unit, (torch.float64,))
+        self.down = Product(grids, f"{block}down", largest, unit, (torch.float64,))
 
     def __call__(self, x: Tensor) -> Tensor:
         """What to add to the residual stream `x` (lanes, width)."""
-        sums = self._up(x)
-        if self._phi is None:
-            hidden = _scaled(sums, self._scale).round_().clamp_(0, self._limit).double()
-            return self._down(hidden.mul_(hidden))
-        hidden = sums.double().mul_(self._scale).add_(self._bias).round_().clamp_(-self._limit, self._limit)
+        sums = self.up(x)
+        if self.phi is None:
+            hidden = _scaled(sums, self.scale).round_().clamp_(0, self.limit).double()
+            return self.down(hidden.mul_(hidden))
+        hidden = sums.double().mul_(self.scale).add_(self.bias).round_().clamp_(-self.limit, self.limit)
         reach = PHI_REACH << HIDDEN_BITS
-        return self._down(hidden.mul_(_looked_up(self._phi, hidden.clamp(-reach, reach).add_(reach))))
+        return self.down(hidden.mul_(_looked_up(self.phi, hidden.clamp(-reach, reach).add_(reach))))
 
 
 def _blocks(grids: Grids, config: ModelConfig, length: int) -> list[tuple]:

@@ -73,19 +73,19 @@ class NormedProduct:
         """Bound on the squares of a normalised row."""
         self.unit = math.ldexp(matrix.step, -bits)
         """What 1 in the product stands for."""
-        self._matrix, self._width = matrix.matrix(self.dtype), float(width)
-        self._scale = math.ldexp(square_root(width), bits)
-        self._epsilon = (width << 2 * STREAM_BITS) * (EPSILON if gain is None else LAYER_NORM_EPSILON)
-        self._gain, self._bias = (None, None) if gain is None else (gain.values(0), bias.values(bits))
+        self.matrix, self.width = matrix.matrix(self.dtype), float(width)
+        self.scale = math.ldexp(square_root(width), bits)
+        self.epsilon = (width << 2 * STREAM_BITS) * (EPSILON if gain is None else LAYER_NORM_EPSILON)
+        self.gain, self.bias = (None, None) if gain is None else (gain.values(0), bias.values(bits))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Exact sums in units of `unit`."""
-        if self._gain is not None:
-            x = x - torch.from_numpy(np.rint(x.sum(dim=1, keepdim=True).numpy() / self._width))
-        normal = x * inverse_norm(x, self._scale, self._epsilon)
-        if self._gain is not None:
-            normal = normal.mul_(self._gain).add_(self._bias)
-        return normal.round_().to(self.dtype) @ self._matrix
+        if self.gain is not None:
+            x = x - torch.from_numpy(np.rint(x.sum(dim=1, keepdim=True).numpy() / self.width))
+        normal = x * inverse_norm(x, self.scale, self.epsilon)
+        if self.gain is not None:
+            normal = normal.mul_(self.gain).add_(self.bias)
+        return normal.round_().to(self.dtype) @ self.matrix
 
 
 class Product:
@@ -97,14 +97,14 @@ class Product:
         exact = [dtype for dtype in dtypes if matrix.row_sum() * limit < 1 << EXACT_BITS[dtype]]
         if not exact:
             raise matrix.too_large()
-        self._dtype, self._matrix = exact[0], matrix.matrix(exact[0])
-        self._scale = math.ldexp(matrix.step * unit, STREAM_BITS)
-        self._bias = None if bias is None else bias.values(STREAM_BITS)
+        self.dtype, self.matrix = exact[0], matrix.matrix(exact[0])
+        self.scale = math.ldexp(matrix.step * unit, STREAM_BITS)
+        self.bias = None if bias is None else bias.values(STREAM_BITS)
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """What to add to the residual stream, from integers (lanes, inputs)."""
-        sums = (inputs.to(self._dtype) @ self._matrix).double().mul_(self._scale)
-        return (sums if self._bias is None else sums.add_(self._bias)).round_()
+        sums = (inputs.to(self.dtype) @ self.matrix).double().mul_(self.scale)
+        return (sums if self.bias is None else sums.add_(self.bias)).round_()
 
 
 def inverse_norm(x: Tensor, scale: float, epsilon: float) -> Tensor:

@@ -1,20 +1,28 @@
 """Probabilities that encoder and decoder compute bit-identically.
 
 A float matrix product's last bits depend on its shape and on the number of threads that share it. So the same kernels
-run with the same shapes on both sides: blocks of a fixed number of lanes step one token at a time with a key-value
-cache, and each block is computed by one thread. More threads compute more blocks at once and change no bit. Other
-processors have other kernels: there, only a model in integers (`eval.portable`) computes the same.
+run with the same shapes on both sides: blocks of a fixed number of lanes step with a key-value cache, and each block is
+computed by one thread. More threads compute more blocks at once and change no bit, and neither does reading several
+tokens at a time, which is faster where they are known. Other processors may have other kernels: there, only a model in
+integers (`eval.portable`) is sure to compute the same.
 """
 
 import hashlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 
-from eval.stepping import SteppingModel
+from eval.stepping import Cache, SteppingModel, tiles_of
+from eval.vectors import WIDTH
 
 PROBE_STEPS = 16
+# Numbers of a layer that a block computes at a time where tokens are known: 8 positions of 64 lanes 128 wide.
+_MAX_NUMBERS = 1 << 18
+
+Handler = Callable[[slice, slice, np.ndarray], None]
+"""Takes lanes, positions, and probabilities (lanes, positions, vocabulary) of these."""
 
 
 class Predictor:
@@ -26,7 +34,9 @@ class Predictor:
         self.model = model
         self.lanes, self.blocks, self.length = lanes, blocks, length
         self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-        self._caches = [model.new_cache(lanes, length) for _ in range(blocks)]
+        # Models compute whole vectors of lanes.
+        self._block_lanes = tiles_of(lanes) * WIDTH
+        self._caches = [model.new_cache(self._block_lanes, length) for _ in range(-(-self.width // self._block_lanes))]
 
     @property
     def width(self) -> int:
@@ -43,14 +53,32 @@ class Predictor:
 
         Only the blocks that hold the first n lanes are computed.
         """
-        used = -(-len(tokens) // self.lanes)
-        padded = np.zeros(used * self.lanes, dtype=np.int64)
-        padded[: len(tokens)] = tokens
-        parts = np.split(padded, used)
+        parts = self._parts(tokens[:, None])
         # One block needs no other thread, and the way there and back takes as long as a few tokens.
-        run = self._pool.map if used > 1 else map
-        rows = list(run(self._step_block, range(used), parts))
-        return np.concatenate(rows)[: len(tokens)]
+        run = self._pool.map if len(parts) > 1 else map
+        rows = list(run(self._step_block, parts, self._caches))
+        return (rows[0] if len(rows) == 1 else np.concatenate(rows))[: len(tokens), 0]
+
+    def read(self, tokens: np.ndarray, handle: Handler) -> None:
+        """Read whole sequences `tokens` (n, length) from their begin on, and have what `step` would give handled.
+
+        `handle` is called from several threads at once; for the lanes of a block in the order of their positions.
+        """
+        self.start()
+        inputs = np.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=self.model.begin)
+        features = max(self.model.vocab_size, 4 * self.model.config.width)
+        count = max(1, _MAX_NUMBERS // (self._block_lanes * features))
+
+        def read_block(block: int, part: np.ndarray) -> None:
+            first = block * self._block_lanes
+            lanes = slice(first, min(first + self._block_lanes, len(tokens)))
+            for start in range(0, part.shape[1], count):
+                known = np.ascontiguousarray(part[:, start : start + count])
+                rows = self._step_block(known, self._caches[block])
+                handle(lanes, slice(start, start + known.shape[1]), rows[: lanes.stop - first])
+
+        parts = self._parts(inputs)
+        list(self._pool.map(read_block, range(len(parts)), parts))
 
     def fingerprint(self) -> str:
         """SHA-256 of the probabilities of a fixed sequence: differs where this machine computes otherwise."""
@@ -63,9 +91,16 @@ class Predictor:
             tokens = (np.arange(self.lanes) * 31 + step * 17) % self.model.vocab_size
         return digest.hexdigest()
 
-    def _step_block(self, block: int, tokens: np.ndarray) -> np.ndarray:
+    def _parts(self, tokens: np.ndarray) -> list[np.ndarray]:
+        """`tokens` (n, count) by block; lanes without a token read zeros."""
+        used = -(-len(tokens) // self._block_lanes)
+        padded = np.zeros((used * self._block_lanes, tokens.shape[1]), dtype=np.int64)
+        padded[: len(tokens)] = tokens
+        return np.split(padded, used)
+
+    def _step_block(self, tokens: np.ndarray, cache: Cache) -> np.ndarray:
         with torch.inference_mode():
-            return self.model.step(torch.from_numpy(tokens), self._caches[block]).numpy()
+            return self.model.step(tokens, cache)
 
 
 def block_count(num_sequences: int, lanes: int, cache_bytes_per_lane: int, max_cache_bytes: int) -> int:

@@ -9,8 +9,9 @@ from pathlib import Path
 import numba
 
 _SOURCES = (
-    *(f"harness/{name}.py" for name in ("compiled", "mixture", "network", "ngram", "switching")),
+    *(f"harness/{name}.py" for name in ("compiled", "functions", "mixture", "network", "ngram", "switching")),
     *(f"eval/weights_{name}.py" for name in ("arithmetic", "kernel", "tables")),
+    *(f"eval/{name}.py" for name in ("attention_kernel", "float_kernel", "portable_kernel", "products", "vectors")),
 )
 
 
@@ -30,4 +31,6 @@ numba.config.CACHE_DIR = str(_cache_directory())
 compiled = numba.njit(cache=True)
 # Without reference counts, and so without new arrays: three times as fast where arrays come in tuples.
 uncounted = numba.njit(cache=True, _nrt=False)
+# Without the interpreter's lock, for threads side by side.
+unlocked = numba.njit(cache=True, nogil=True, error_model="numpy")
 inlined = numba.njit(inline="always")

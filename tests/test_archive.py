@@ -165,16 +165,17 @@ def test_progress_ends_at_the_whole_text(tmp_path):
     seen = []
     path = tmp_path / "a.cl"
     config = settings(blocks=2)
-    for work in (
-        lambda report: write_archive(path, TEXT, make_model(), config, 1, report),
-        lambda report: read_archive(path, 1, report),
+    for least, work in (
+        (3, lambda report: write_archive(path, TEXT, make_model(), config, 1, report)),
+        (10, lambda report: read_archive(path, 1, report)),
     ):
         seen.clear()
         work(lambda done, total: seen.append((done, total)))
         done = [pair[0] for pair in seen]
         assert done == sorted(done)
         assert seen[-1] == (len(TEXT), len(TEXT))
-        assert len(set(done)) > 10
+        # A writer reads each block of a wave at once, a reader a position of it at a time.
+        assert len(set(done)) >= least
 
 
 def test_damaged_and_foreign_files_are_refused(tmp_path, archive):

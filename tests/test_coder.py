@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eval.coder import MAX_TABLE, Decoder, Encoder
+from eval.coder import MAX_TABLE, Decoder, Encoder, Known
 from harness.errors import UsageError
 
 ROWS = 200
@@ -59,6 +59,25 @@ def test_any_symbols_come_back_whatever_their_probabilities(alphabet, kind):
     assert np.array_equal(Decoder(stream).decode(probabilities), symbols)
     assert np.isfinite(encoder.ideal_bits)
     assert abs(8 * len(stream) - encoder.quantised_bits) <= 64 + 2e-4 * encoder.quantised_bits
+
+
+@pytest.mark.parametrize("alphabet", [3, 16, 256, 257, 300, 4096])
+@pytest.mark.parametrize("kind", ["smooth", "one-hot", "half zero", "vanishing"])
+def test_intervals_of_known_symbols_make_the_stream_of_their_tables(alphabet, kind):
+    rng = np.random.default_rng(alphabet)
+    table = rows_of(kind, alphabet, rng).reshape(4, 50, alphabet)
+    symbols, active = rng.integers(0, alphabet, (4, 50)), rng.random((50, 4)) < 0.8
+    symbols[:, :10], symbols[:, 10:20] = 0, alphabet - 1
+    known, encoder, plain = Known.empty(50, 4, alphabet), Encoder(), Encoder()
+    for part in (slice(0, 1), slice(1, 33), slice(33, 50)):
+        known.keep(slice(2, 4), part, symbols[2:4, part], table[2:4, part])
+        known.keep(slice(0, 2), part, symbols[:2, part], table[:2, part])
+    encoder.encode_known(known, active)
+    for position, lanes in enumerate(active):
+        plain.encode(symbols[lanes, position], table[lanes, position])
+    assert encoder.stream() == plain.stream()
+    assert encoder.quantised_bits == plain.quantised_bits
+    assert encoder.ideal_bits == pytest.approx(plain.ideal_bits, rel=1e-12)
 
 
 @pytest.mark.parametrize("alphabet", [2, 16, 179, 256])

@@ -22,14 +22,15 @@ def make_model(architecture: str, vocab_size: int = 256) -> Transformer:
 def test_stepping_computes_what_whole_sequences_do(architecture):
     model = make_model(architecture)
     stepping = FloatModel(model.config, 256, model.named_parameters())
-    tokens = torch.randint(0, 256, (3, 64))
-    cache, previous, rows = stepping.new_cache(3, 64), torch.full((3,), stepping.begin), []
+    tokens = torch.randint(0, 256, (16, 64))
+    cache, previous, rows = stepping.new_cache(16, 64), torch.full((16,), stepping.begin), []
     with torch.inference_mode():
         whole = torch.softmax(model(tokens), dim=-1)
         for position in range(64):
-            rows.append(stepping.step(previous, cache))
+            rows.append(torch.from_numpy(stepping.step(previous[:, None].numpy(), cache)))
             previous = tokens[:, position]
-    torch.testing.assert_close(torch.stack(rows, dim=1), whole, rtol=1e-4, atol=1e-6)
+    # Keys and values in 16 bits differ by 2^-16 of the largest of a head.
+    torch.testing.assert_close(torch.cat(rows, dim=1), whole, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from eval.archive import QuantisedModel, read_archive, write_archive
 from eval.coder import Decoder, Encoder
 from eval.config import EvalConfig
+from eval.portable import PortableModel
 from eval.portable_products import EXACT_BITS
 from eval.portable_tables import circle_tables, exp_table, normal_table
 from eval.predictor import Predictor
@@ -69,6 +70,11 @@ def weights_of(model: QuantisedModel, lanes: int, threads: int, rows=9, length=1
     tokens = np.random.default_rng(1).integers(0, model.tokenizer.vocab_size, (length, rows))
     predictor.start()
     return np.stack([predictor.step(row) for row in tokens])
+
+
+def plain_model(model: QuantisedModel, length: int) -> PortableModel:
+    """The model in torch's operations, of which all sums can be watched."""
+    return PortableModel(model.config, model.tokenizer.vocab_size, model.integers, model.steps, length)
 
 
 @pytest.fixture(scope="module")
@@ -203,20 +209,24 @@ EXTREMES = {
 }
 
 
-@pytest.mark.parametrize(("architecture", "kind"), [*product(ARCHITECTURES, EXTREMES)])
-def test_no_sum_is_ever_rounded(architecture, kind):
-    model = make_model(architecture, largest=EXTREMES[kind], aligned="aligned" in kind)
+def extreme_model(architecture: str, kind: str, **shape) -> QuantisedModel:
+    """A model of which sums are as large as they get."""
+    model = make_model(architecture, largest=EXTREMES[kind], aligned="aligned" in kind, **shape)
     if (architecture, kind) == ("published", "all large"):
         # Else gains stretch rows beyond float64.
         model = replace(model, steps=model.steps | dict.fromkeys(model.steps, np.float32(2.0**-20)))
-    stepping = model.stepping("portable", 40)
-    cache = stepping.new_cache(3, 40)
-    tokens = torch.from_numpy(np.random.default_rng(2).integers(0, 256, (40, 3)))
-    tokens[:, 0] = 7
-    watch = ExactSums()
+    return model
+
+
+@pytest.mark.parametrize(("architecture", "kind"), [*product(ARCHITECTURES, EXTREMES)])
+def test_no_sum_is_ever_rounded(architecture, kind):
+    model = extreme_model(architecture, kind)
+    stepping = plain_model(model, 40)
+    tokens = np.random.default_rng(2).integers(0, 256, (3, 40))
+    tokens[0] = 7
+    cache, watch = stepping.new_cache(3, 40), ExactSums()
     with watch, torch.no_grad():
-        for row in tokens:
-            stepping.step(row, cache)
+        stepping.step(tokens, cache)
     # The bounds are reached, all but.
     if (architecture, kind) == ("modern", "aligned"):
         assert watch.largest_bits[torch.float32] > 23.9
@@ -227,18 +237,18 @@ def test_no_sum_is_ever_rounded(architecture, kind):
 @pytest.mark.parametrize("length", [64, 1024, 1025])
 def test_long_and_wide_attention_is_exact(length):
     model = make_model(width=64, context=2048, largest=3, aligned=True)
-    stepping = model.stepping("portable", length)
+    stepping = plain_model(model, length)
     cache = stepping.new_cache(2, length)
     # Equal tokens give equal scores: all weights are as large as they get.
     with ExactSums() as watch, torch.no_grad():
         for at in (*range(8), length - 1):
             if at == length - 1:
-                for part in (*cache.keys, *cache.values):
+                for part in (part for layer in cache.layers for part in layer):
                     part[:, 8:] = part[:, 7:8]
                 cache.position = at
-            stepping.step(torch.tensor([7, 7]), cache)
+            stepping.step(np.array([[7], [7]]), cache)
     dtype, bits = (torch.float32, 23) if length <= 1024 else (torch.float64, 40)
-    assert cache.keys[0].dtype == dtype
+    assert cache.layers[0][0].dtype == dtype
     assert watch.largest_bits[dtype] > bits
 
 

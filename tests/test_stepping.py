@@ -1,0 +1,190 @@
+"""Both stepping models: the same bits however many tokens, lanes and threads, and files that stay as they are."""
+
+import hashlib
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+import test_archive
+import torch
+from test_archive import RANDOM, TEXT, silent
+from test_portable import (
+    ARCHITECTURES,
+    CHUNK_BYTES,
+    EXTREMES,
+    SETTINGS,
+    extreme_model,
+    make_model,
+    plain_model,
+    sentencepiece,  # noqa: F401 (a fixture)
+)
+
+from eval.archive import QuantisedModel, write_archive
+from eval.chunks import encode_chunks
+from eval.coder import Encoder
+from eval.config import PREDICTORS
+from eval.float_kernel import power_of_e
+from eval.predictor import Predictor
+from eval.products import Matrix
+from eval.vectors import WIDTH, load, store
+from harness.compiled import unlocked
+
+LENGTH = 24
+
+
+def sparse(model: QuantisedModel) -> QuantisedModel:
+    """The model with three of ten weights."""
+    rng = np.random.default_rng(3)
+    kept = {name: q * (rng.random(q.shape) < 0.3) for name, q in model.integers.items()}
+    return replace(model, integers=kept)
+
+
+MODELS = {
+    "dense": make_model,
+    "sparse": lambda architecture: sparse(make_model(architecture)),
+}
+CASES = [*product(PREDICTORS, ARCHITECTURES, MODELS)]
+
+
+def rows_of(predictor: Predictor, tokens: np.ndarray) -> np.ndarray:
+    """What a predictor says of `tokens` (lanes, length), token by token: (lanes, length, vocabulary)."""
+    predictor.start()
+    inputs = np.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=predictor.model.begin)
+    return np.stack([predictor.step(column) for column in inputs.T], axis=1)
+
+
+def some_tokens(lanes: int, length: int = LENGTH) -> np.ndarray:
+    return np.random.default_rng(4).integers(0, 256, (lanes, length))
+
+
+@pytest.mark.parametrize(("predictor", "architecture", "kind"), CASES)
+def test_reading_gives_the_bits_of_stepping(monkeypatch, predictor, architecture, kind):
+    stepping, tokens = MODELS[kind](architecture).stepping(predictor, LENGTH), some_tokens(37)
+    wanted = rows_of(Predictor(stepping, 20, 2, LENGTH, 1), tokens)
+    # Five positions at a time: the last part is shorter.
+    monkeypatch.setattr("eval.predictor._MAX_NUMBERS", 5 * 32 * 256)
+    for threads in (1, 2):
+        found = np.zeros_like(wanted)
+        parts = []
+
+        def keep(lanes, positions, rows, found=found, parts=parts):
+            found[lanes, positions] = rows
+            parts.append(rows.shape[1])
+
+        Predictor(stepping, 20, 2, LENGTH, threads).read(tokens, keep)
+        assert np.array_equal(found, wanted)
+        assert sorted(set(parts)) == [4, 5]
+
+
+@pytest.mark.parametrize(("predictor", "architecture", "kind"), CASES)
+def test_threads_change_no_bit(predictor, architecture, kind):
+    stepping, tokens = MODELS[kind](architecture).stepping(predictor, LENGTH), some_tokens(100)
+    one, two = (rows_of(Predictor(stepping, 30, 4, LENGTH, threads), tokens) for threads in (1, 2))
+    assert np.array_equal(one, two)
+
+
+@pytest.mark.parametrize(("predictor", "architecture"), [*product(PREDICTORS, ARCHITECTURES)])
+def test_other_lanes_change_no_bit_where_no_product_is_torchs(predictor, architecture):
+    stepping, tokens = MODELS["sparse"](architecture).stepping(predictor, LENGTH), some_tokens(90)
+    wanted = rows_of(Predictor(stepping, 90, 1, LENGTH, 1), tokens)
+    assert np.array_equal(rows_of(Predictor(stepping, 16, 6, LENGTH, 1), tokens), wanted)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 1.0])
+def test_products_are_those_of_matrices(dtype, share):
+    rng = np.random.default_rng(0)
+    matrix = (rng.normal(size=(30, 20)) * (rng.random((30, 20)) < share)).astype(dtype)
+    for lanes in (16, 64, 144):
+        x = rng.normal(size=(3, 20, lanes)).astype(dtype)
+        wanted = np.matmul(matrix.astype(np.float64), x.astype(np.float64))
+        np.testing.assert_allclose(Matrix(matrix).times(x), wanted, rtol=1e-5, atol=1e-5)
+
+
+@unlocked
+def exponentials(x, y):
+    for at in range(0, len(x), WIDTH):
+        store(power_of_e(load(np.float32(0), x, at)), y, at)
+
+
+def test_powers_of_e_are_right_to_the_last_bits():
+    x = np.concatenate([np.linspace(-87, 0, 99_984), [-np.inf, -200, -88, -87, -1e-30, 0, *[-1] * 10]]).astype(
+        np.float32
+    )
+    found = np.empty_like(x)
+    exponentials(x, found)
+    wanted = np.exp(np.maximum(x, -87).astype(np.float64))
+    assert np.abs(found / wanted - 1).max() < 1.5e-7
+    assert found[-11] == 1
+
+
+@pytest.mark.parametrize(("architecture", "kind"), [*product(ARCHITECTURES, EXTREMES)])
+@pytest.mark.parametrize("length", [40, 1025])
+def test_compiled_integers_are_those_of_plain_operations(architecture, kind, length):
+    model = extreme_model(architecture, kind, width=16 if length > 40 else 32, context=1025)
+    plain, compiled = plain_model(model, length), model.stepping("portable", length)
+    tokens = np.random.default_rng(2).integers(0, 256, (16, 40))
+    tokens[0] = 7
+    with torch.no_grad():
+        wanted = plain.step(tokens, plain.new_cache(16, length))
+    cache = compiled.new_cache(16, length)
+    # Several tokens at a time or one make no difference.
+    parts = [compiled.step(np.ascontiguousarray(part), cache) for part in np.split(tokens, [1, 2, 7, 30], axis=1)]
+    assert np.array_equal(np.concatenate(parts, axis=1), wanted)
+    assert cache.layers[0][0].dtype == (np.int16 if (architecture, length) == ("modern", 40) else np.float32)
+
+
+FILES = {
+    ("modern", 16): "8d149804c4440111667127759b8b01f84e03174d481a6af72ee290c6ee0650e7",
+    ("modern", 1100): "5d28efc83ecaa7560ccde143d75ecd0a2ce90b036bf84fe8cfda88be2fb1d416",
+    ("published", 16): "9a41c999095bd76eb855224b96c34d2f358ebebd62dccec21e50c9cd08d38fb1",
+    ("published", 1100): "942e2bd1086830caaba4c36ee4ba4b4786a3ffbe5e7132509437cda44eaf9695",
+}
+
+
+@pytest.mark.parametrize(("architecture", "chunk_bytes"), FILES)
+def test_files_stay_as_they_are(tmp_path, architecture, chunk_bytes):
+    path = tmp_path / "a.cl"
+    if chunk_bytes == CHUNK_BYTES:
+        text, model, lanes = TEXT + RANDOM, make_model(architecture), 3
+    else:
+        # Longer than float32 attention, and a short last chunk.
+        text, model, lanes = (TEXT * 9)[: chunk_bytes + 31], make_model(architecture, width=16, context=chunk_bytes), 2
+    write_archive(path, text, model, replace(SETTINGS, chunk_bytes=chunk_bytes, lanes=lanes), 2, silent)
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == FILES[architecture, chunk_bytes]
+
+
+@pytest.mark.parametrize("predictor", PREDICTORS)
+@pytest.mark.parametrize("kind", [*ARCHITECTURES, "sentencepiece"])
+def test_the_stream_is_that_of_position_by_position(kind, predictor, sentencepiece):  # noqa: F811
+    words = kind == "sentencepiece"
+    model = make_model("modern" if words else kind, sentencepiece if words else None)
+    # Three waves; the last one has a short chunk.
+    text = (TEXT + RANDOM)[: 5 * CHUNK_BYTES * 2 + CHUNK_BYTES + 3]
+    stepping = Predictor(model.stepping(predictor, CHUNK_BYTES), 3, 2, CHUNK_BYTES, 2)
+    whole, single = Encoder(), Encoder()
+    encode_chunks(text, CHUNK_BYTES, model.tokenizer, stepping, whole, silent)
+    for start in range(0, len(text), 6 * CHUNK_BYTES):
+        wave = text[start : start + 6 * CHUNK_BYTES]
+        chunks = [model.tokenizer.encode(wave[at : at + CHUNK_BYTES]) for at in range(0, len(wave), CHUNK_BYTES)]
+        stepping.start()
+        previous = np.full(len(chunks), stepping.model.begin)
+        for position in range(max(map(len, chunks))):
+            rows = stepping.step(previous)
+            active = np.array([len(chunk) > position for chunk in chunks])
+            previous = np.array([chunk[position] if len(chunk) > position else 0 for chunk in chunks])
+            single.encode(previous[active], rows[active])
+    assert whole.stream() == single.stream()
+    assert whole.quantised_bits == single.quantised_bits
+    assert whole.ideal_bits == pytest.approx(single.ideal_bits, rel=1e-12 if predictor == "float" else 0)
+
+
+def test_16_bits_of_keys_and_values_cost_next_to_nothing(tmp_path):
+    model = test_archive.make_model(context=512)
+    text = (TEXT * 4)[:512]
+    report = write_archive(tmp_path / "a.cl", text, model, test_archive.settings(chunk_bytes=512), 1, silent)
+    with torch.no_grad():
+        logits = model.transformer().double()(torch.tensor(list(text))[None])[0]
+    bits = torch.nn.functional.cross_entropy(logits, torch.tensor(list(text)), reduction="sum").item() / np.log(2)
+    assert report.ideal_data_bits == pytest.approx(bits, rel=1e-6)
