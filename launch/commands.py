@@ -8,12 +8,14 @@ import time
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import fields
+from datetime import timedelta
 from pathlib import Path
 
 from harness.errors import UsageError
 
 SECONDS_BETWEEN_PROGRESS = 0.5
-SECONDS_BETWEEN_PROGRESS_LINES = 10.0
+# The first line comes soon and says how long it will take.
+SECONDS_BEFORE_PROGRESS_LINES, SECONDS_BETWEEN_PROGRESS_LINES = 2.0, 10.0
 
 
 def data_command(options: Namespace) -> None:
@@ -212,20 +214,26 @@ def check_output(path: Path, force: bool) -> None:
 
 
 def show_progress(quiet: bool) -> Callable[[int, int], None]:
-    """A line with rate and time left: updated in place on a terminal, one every ten seconds elsewhere."""
+    """A line with rate and time left: updated in place on a terminal, elsewhere one soon and one every ten seconds.
+
+    The rate is that of what has been seen to be done, so that work which goes on in the middle counts from there.
+    """
     on_terminal = sys.stderr.isatty()
     pause = SECONDS_BETWEEN_PROGRESS if on_terminal else SECONDS_BETWEEN_PROGRESS_LINES
-    start = last = time.monotonic()
+    first: tuple[float, int] | None = None
+    due = 0.0
 
     def show(done: int, total: int) -> None:
-        nonlocal last, start
+        nonlocal first, due
         now = time.monotonic()
-        if quiet or now - last < pause:
+        if first is None:
+            first, due = (now, done), now + (pause if on_terminal else SECONDS_BEFORE_PROGRESS_LINES)
+        if quiet or now < due:
             return
-        last = now
-        rate = done / (now - start)
-        left = (total - done) / rate if rate else 0.0
-        line = f"{done:,}/{total:,} bytes  {rate / 1e3:.1f} kB/s  {left:.0f} s left"
+        due = now + pause
+        rate = (done - first[1]) / (now - first[0])
+        left = str(timedelta(seconds=round((total - done) / rate))) if rate else "?"
+        line = f"{done:,}/{total:,} bytes  {rate / 1e3:.1f} kB/s  {left} left"
         print(f"\r{line:<60}" if on_terminal else line, end="" if on_terminal else "\n", file=sys.stderr, flush=True)
 
     return show

@@ -1,16 +1,18 @@
 """Seconds of a training step on this machine, measured on steps of the configured model.
 
-What would take too long is measured on less of it: fewer forward passes, each further one costing as much as the
-second; two blocks, each further one costing as much as the second; and `MAX_WIDTH`, beyond which operations are
-counted. `python -m launch.pace` is one process of a measurement in several.
+A step that would take too long is measured on less of it: fewer sequences, two blocks, and a width of at most
+`MAX_WIDTH`. Both of its halves, the passes through the model and the update of the weights, are then longer by their
+own operations. `python -m launch.pace` is one process of a measurement in several.
 """
 
 import json
 import os
 import pickle
+import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,8 +30,8 @@ from launch.memory import count_parameters
 from launch.workers import rank_environments, start_rank
 
 MAX_WIDTH = 512
-# About as long may a measured step be, and the timed steps of each of the four measurements there are at most.
-SECONDS = 0.7
+# About as long may a measured step be, and all steps after the first.
+SECONDS = 1.0
 # Share of the rate of matrix products that steps have at least, to know beforehand how long one is.
 USUAL_SHARE = 0.3
 SECONDS_OF_PROCESSES = 60.0
@@ -40,7 +42,7 @@ class Extent:
     """How much of a step is computed."""
 
     passes: int
-    """Forward passes of a rank."""
+    """Through the model on each rank, forward and backward."""
     sequences: int
     """Of each pass."""
     layers: int
@@ -96,52 +98,53 @@ def step_seconds(config: RunConfig, vocab_size: int, ranks: Ranks) -> float:
     sequences, share = config.train.micro_batch(ranks.world_size), config.train.batch_sequences // ranks.world_size
     whole = Extent(share // sequences, sequences, config.model.layers, config.model.width)
 
-    def flops(extent: Extent) -> float:
+    def work(extent: Extent) -> tuple[float, float]:
+        """Operations of passes and of update on a rank; AdamW's few count where Muon has none."""
         parameters = count_parameters(_part_of(config, extent, ranks.world_size), vocab_size)
         tokens = extent.passes * extent.sequences * config.model.context
-        return parameters.flops_per_token * tokens + parameters.muon_flops / ranks.world_size
+        return parameters.flops_per_token * tokens, parameters.muon_flops / ranks.world_size or parameters.total
 
-    def seconds(extent: Extent) -> float:
-        learner = Learner(_part_of(config, extent, ranks.world_size), vocab_size, ranks, dtype)
-        stand_still(learner.optimizer)
-        try:
-            return seconds_of_a_step(learner.dry_step, ranks, SECONDS)
-        finally:
-            learner.backend.close()
-
-    part = next((extent for extent in _ever_less(whole) if flops(extent) <= affordable), _least(whole))
-    if part == whole:
-        return seconds(whole)
-
-    def of_layers(passes: int) -> float:
-        return _at(whole.layers, part.layers, lambda layers: seconds(replace(part, passes=passes, layers=layers)))
-
-    beyond_width = flops(whole) / flops(replace(whole, width=part.width))
-    return beyond_width * _at(share // part.sequences, part.passes, of_layers)
+    part = next((extent for extent in _ever_less(whole) if sum(work(extent)) <= affordable), _least(whole))
+    learner = Learner(_part_of(config, part, ranks.world_size), vocab_size, ranks, dtype)
+    try:
+        measured = _halves_of_a_step(learner, ranks)
+    finally:
+        learner.backend.close()
+    return sum(seconds * all_ / own for seconds, all_, own in zip(measured, work(whole), work(part), strict=True))
 
 
-def _at(wanted: int, measured: int, seconds: Callable[[int], float]) -> float:
-    """What `wanted` of something take where each further one costs as much as the second, if not all are measured."""
-    if wanted == measured:
-        return seconds(wanted)
-    first, both = seconds(1), seconds(2)
-    return first + (wanted - 1) * (both - first)
+def _halves_of_a_step(learner: Learner, ranks: Ranks) -> tuple[float, float]:
+    """Seconds of the passes through a model and of the update of its weights."""
+    stand_still(learner.optimizer)
+    updates_at: list[float] = []
+    learner.optimizer.parts[0].register_step_pre_hook(lambda *_: updates_at.append(time.perf_counter()))
+    halves: list[tuple[float, float]] = []
+
+    def step() -> None:
+        start = time.perf_counter()
+        learner.dry_step()
+        if ranks.device.type == "cuda":
+            torch.cuda.synchronize(ranks.device)
+        halves.append((updates_at[-1] - start, time.perf_counter() - updates_at[-1]))
+
+    seconds_of_a_step(step, ranks, SECONDS)
+    # The first one warms up.
+    passes, update = zip(*(halves[1:] or halves), strict=True)
+    return statistics.median(passes), statistics.median(update)
 
 
 def _ever_less(whole: Extent) -> Iterator[Extent]:
     """All of a step, then less and less."""
     yield whole
-    num_sequences = whole.passes * whole.sequences
     for sequences in range(whole.sequences, 0, -1):
         if whole.sequences % sequences == 0:
-            yield replace(whole, passes=min(2, num_sequences // sequences), sequences=sequences)
+            yield replace(whole, passes=1, sequences=sequences)
     yield replace(_least(whole), width=whole.width)
 
 
 def _least(whole: Extent) -> Extent:
     """The least that is measured."""
-    passes = min(2, whole.passes * whole.sequences)
-    return Extent(passes, 1, min(2, whole.layers), min(MAX_WIDTH, whole.width))
+    return Extent(1, 1, min(2, whole.layers), min(MAX_WIDTH, whole.width))
 
 
 def _part_of(config: RunConfig, extent: Extent, world_size: int) -> RunConfig:

@@ -24,7 +24,8 @@ def finish_runs(grid: Sweep, runs: list[Run], at_a_time: int, processes: int) ->
     Raises UsageError before anything starts.
     """
     _check_processes(runs, processes)
-    environments = slot_environments(at_a_time, processes, torch.cuda.device_count())
+    on_cpu = all(run.config.backend.device == "cpu" for run in runs)
+    environments = slot_environments(at_a_time, processes, 0 if on_cpu else torch.cuda.device_count())
     todo = [run for run in runs if state_of(run) != "done"]
     if len(todo) < len(runs):
         print(f"{len(runs) - len(todo)} of {len(runs)} runs are finished already", flush=True)
@@ -75,8 +76,8 @@ def slot_environments(at_a_time: int, processes: int, num_gpus: int) -> list[dic
         return [threads] * at_a_time
     if num_gpus < at_a_time * processes:
         raise UsageError(
-            f"--at-a-time {at_a_time} --processes {processes}: needs {at_a_time * processes} GPUs and there are "
-            f"{num_gpus}; lower one of them"
+            f"--at-a-time {at_a_time} --processes {processes}: needs {at_a_time * processes} GPUs, one a process, and "
+            f"there are {num_gpus}; lower one of them, or set backend.device=cpu"
         )
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(num_gpus)))).split(",")
     shares = [gpus[slot * processes : (slot + 1) * processes] for slot in range(at_a_time)]

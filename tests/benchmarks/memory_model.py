@@ -104,7 +104,7 @@ def measure_rank(settings: list[str]) -> None:
             trainer.describe()
             trainer.run()
             peak = _status_bytes("VmHWM") - before
-            trainer.backend.close()
+            trainer.close()
             del trainer
     print(peak, flush=True)
     os._exit(0)
