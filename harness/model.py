@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from harness.functions import rms_norm, squared_relu
+from harness.attention import causal_attention
+from harness.functions import rms_norm, rotated, squared_relu
 
 ARCHITECTURES = ("modern", "published")
 
@@ -120,10 +121,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
         """Whole sequences: `x` has shape (batch, length, width)."""
-        batch, length, width = x.shape
+        batch, length, _ = x.shape
         q, k, v = self._heads(self.qkv(self.attention_norm(x)).view(batch, length, 3, self.heads, -1), rotary)
-        mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True)
-        x = x + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+        x = x + self.out(causal_attention(q, k, v))
         return x + self.down(self._activate(self.up(self.mlp_norm(x))))
 
     def _heads(self, qkv: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -156,8 +156,7 @@ def token_nats(module: nn.Module, tokens: Tensor, dtype: torch.dtype) -> Tensor:
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary positions on `x` (batch, length, parts, heads, head width); `cos`, `sin` (length, half)."""
     cos, sin = (table.to(x.dtype)[:, None, None] for table in (cos, sin))
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+    return rotated(x, cos, sin)
 
 
 def rotary_tables(length: int, head_width: int) -> tuple[Tensor, Tensor]:

@@ -20,8 +20,9 @@ MOMENTUM = 0.95
 ITERATIONS = 5
 A, B, C = 3.4445, -4.7750, 2.0315
 EPSILON = 1e-7
-# Matrices of one product on a GPU, where a launch costs more than a small product. It is the same for any number of
-# ranks, since a library may choose other kernels, and so other last bits, for another number.
+# Matrices of one product on a GPU, where a launch costs more than a small product. Which are together depends on the
+# model alone and not on the number of ranks, since a library may choose other kernels, and so other last bits, for
+# another number of matrices.
 STACKED_ON_GPU = 4
 
 
@@ -80,35 +81,41 @@ class Muon(EagerOptimizer):
     def step(self) -> None:
         """One step on the gradients; parameters without one stay as they are."""
         trained = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
-        momenta = [self._momentum(p) for _, p in trained]
-        for (group, p), update in zip(trained, self._orthogonalised(momenta), strict=True):
+        if not trained:
+            return
+        updates = self._orthogonalised(self._momenta([p for _, p in trained]))
+        by_rate: dict[tuple[float, float], tuple[list[Tensor], list[Tensor]]] = {}
+        for (group, p), update in zip(trained, updates, strict=True):
             rows, columns = p.shape
-            p.mul_(1 - group["lr"] * group["weight_decay"])
-            p.add_(update, alpha=-group["lr"] * math.sqrt(max(1.0, rows / columns)))
+            rate = group["lr"] * math.sqrt(max(1.0, rows / columns))
+            parameters, own = by_rate.setdefault((1 - group["lr"] * group["weight_decay"], rate), ([], []))
+            parameters.append(p)
+            own.append(update.to(p.dtype))
+        for (kept, rate), (parameters, own) in by_rate.items():
+            if kept != 1:
+                torch._foreach_mul_(parameters, kept)
+            torch._foreach_add_(parameters, own, alpha=-rate)
 
-    def _momentum(self, p: Tensor) -> Tensor:
-        """Nesterov's momentum of a gradient."""
-        state = self.state[p]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(p)
-        buffer = state["momentum_buffer"].lerp_(p.grad, 1 - MOMENTUM)
-        return p.grad.lerp(buffer, MOMENTUM)
+    def _momenta(self, parameters: list[Tensor]) -> list[Tensor]:
+        """Nesterov's momentum of each gradient."""
+        for p in parameters:
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        gradients, buffers = [p.grad for p in parameters], [self.state[p]["momentum_buffer"] for p in parameters]
+        torch._foreach_lerp_(buffers, gradients, 1 - MOMENTUM)
+        return list(torch._foreach_lerp(gradients, buffers, MOMENTUM))
 
     def _orthogonalised(self, matrices: list[Tensor]) -> list[Tensor]:
         """The orthogonal matrices of all `matrices`, each computed by one rank."""
-        if not matrices:
-            return []
-        stacked = STACKED_ON_GPU if matrices[0].device.type == "cuda" else 1
-        pieces = pieces_of_equal_shape([m.shape for m in matrices], stacked)
+        most = STACKED_ON_GPU if matrices[0].device.type == "cuda" else 1
+        pieces = pieces_of_equal_shape([m.shape for m in matrices], most)
         owners = shared_out([len(piece) * _work(matrices[piece[0]].shape) for piece in pieces], self.world_size)
         dtype = torch.promote_types(matrices[0].dtype, torch.float32) if self.dtype == torch.float32 else self.dtype
         made: dict[int, Tensor] = {}
         for piece, owner in zip(pieces, owners, strict=True):
             if owner == self.rank:
-                # The last piece of a shape is filled up: its product is as large as that of the others.
-                filled = [matrices[index] for index in piece] + [matrices[piece[0]]] * (stacked - len(piece))
-                results = orthogonalised(torch.stack(filled) if stacked > 1 else filled[0], dtype)
-                made |= zip(piece, results if stacked > 1 else [results], strict=False)
+                stack = torch.stack([matrices[index] for index in piece])
+                made |= zip(piece, orthogonalised(stack, dtype), strict=True)
         if self.world_size > 1:
             made = self._gathered(made, matrices, pieces, owners, dtype)
         return [made[index] for index in range(len(matrices))]
@@ -140,12 +147,12 @@ class Muon(EagerOptimizer):
         return found
 
 
-def pieces_of_equal_shape(shapes: Sequence[torch.Size], size: int) -> list[list[int]]:
-    """Indices of matrices of one shape each, at most `size` a piece, in the order of their first appearance."""
+def pieces_of_equal_shape(shapes: Sequence[torch.Size], most: int) -> list[list[int]]:
+    """Indices of matrices of one shape each, at most `most` a piece, in the order of their first appearance."""
     by_shape: dict[torch.Size, list[int]] = {}
     for index, shape in enumerate(shapes):
         by_shape.setdefault(shape, []).append(index)
-    return [same[start : start + size] for same in by_shape.values() for start in range(0, len(same), size)]
+    return [same[start : start + most] for same in by_shape.values() for start in range(0, len(same), most)]
 
 
 def shared_out(work: Sequence[float], world_size: int) -> list[int]:

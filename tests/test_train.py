@@ -221,11 +221,11 @@ def test_the_dry_step_tries_the_rule_that_only_later_steps_will_use(place):
 
 
 def test_a_batch_that_needs_too_much_memory_is_found_before_the_first_step(place):
-    batch = "model.width=512 model.layers=8 train.batch_sequences=16"
-    command = f"ulimit -v 4000000; {sys.executable} -m harness.train {place}/config.yaml name=big {batch}"
+    batch = "model.width=512 model.layers=8 train.batch_sequences=64"
+    command = f"ulimit -v 3500000; {sys.executable} -m harness.train {place}/config.yaml name=big {batch}"
     done = run_command(command, ROOT)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
-    assert "rank 0: out of memory with micro-batches of 16 sequences; lower" in done.stderr
+    assert "rank 0: out of memory with micro-batches of 64 sequences; lower" in done.stderr
     assert not list((place / "runs" / "big").glob("ledger/*"))
 
 
