@@ -85,18 +85,17 @@ class _Watch:
     def until_end(self, is_stopped: Callable[[], bool]) -> int:
         """Wait for all of them; returns the exit status of the job."""
         told = False
-        while any(process.poll() is None for process in self.ranks):
-            statuses = [process.returncode for process in self.ranks]
+        while True:
+            statuses = [process.poll() for process in self.ranks]
             if not self._has_failed and any(statuses):
                 self._note_failure(statuses, told)
+            if None not in statuses:
+                break
             if is_stopped() and not told:
                 told = True
                 self._plan((0.0, signal.SIGINT), (SECONDS_TO_SAVE, signal.SIGKILL))
             self._send_what_is_due()
             time.sleep(SECONDS_BETWEEN_LOOKS)
-        statuses = [process.returncode for process in self.ranks]
-        if not self._has_failed and any(statuses):
-            self._note_failure(statuses, told)
         # Where one rank was refused its input, others may have been ended for that.
         return next((status for status in (2, 1) if status in statuses), int(any(statuses) or told))
 
