@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from harness.backends.deepspeed import BUCKET_ELEMENTS
+from harness.backends.deepspeed import bucket_elements
 from harness.config import RunConfig
 from harness.model import ModelConfig, Transformer
 from harness.muon import ITERATIONS
@@ -121,6 +121,8 @@ class Arithmetic:
     """Operands and results of matrix products."""
     weight: int
     """The module's weights, and with them the residual stream."""
+    by_blocks: bool = False
+    """Whether attention is `harness.attention`'s own, which keeps less than the fused kernel: float32 on a CPU."""
 
     @property
     def casts(self) -> bool:
@@ -141,10 +143,11 @@ def block_bytes(model: ModelConfig, kind: Arithmetic) -> int:
     queries, keys and values; mixed values; the 4 * width units and their GELU.
     """
     width, heads = model.width, model.heads
-    log_sums = FLOAT * heads
+    log_sums = 0 if kind.by_blocks else FLOAT * heads
     if model.architecture == "published":
         return (2 * (FLOAT + kind.product) + 12 * kind.product) * width + 4 * FLOAT + log_sums
-    return (2 * kind.normalised + 16 * kind.product) * width + 2 * FLOAT + 2 * heads * kind.product + log_sums
+    own = 14 if kind.by_blocks else 16  # two copies of queries and keys less
+    return (2 * kind.normalised + own * kind.product) * width + 2 * FLOAT + 2 * heads * kind.product + log_sums
 
 
 def ends_bytes(model: ModelConfig, vocab_size: int, kind: Arithmetic) -> int:
@@ -193,10 +196,11 @@ def moments(
     regularised = FLOAT * share * parameters.regularised
     ruled, extra = regularised * config.rule.tensors_kept, regularised * (3 if config.prune.grid else 1)
     gathered = full if stage else 0.0
-    held, working = _held(config, parameters, ranks, on_gpu), _update_bytes(parameters, stage, share, on_gpu)
+    held, working = _held(config, parameters, ranks, on_gpu), _update_bytes(config, parameters, ranks, on_gpu, is_bf16)
     micro_batch = config.train.micro_batch(ranks)
     accumulated = held.backward if config.train.batch_sequences > micro_batch * ranks else held.always
-    kind, beyond = Arithmetic(HALF if is_bf16 else FLOAT, width), RESERVED_BEYOND_ALLOCATED if on_gpu else 0.0
+    kind = Arithmetic(HALF if is_bf16 else FLOAT, width, by_blocks=not (is_bf16 or on_gpu))
+    beyond = RESERVED_BEYOND_ALLOCATED if on_gpu else 0.0
     at_start, at_end = activation_bytes(config, parameters, vocab_size, micro_batch, kind)
 
     def memory(moment: str, gradients: float, optimizer: float, buffers: float, activations: float) -> Memory:
@@ -262,27 +266,36 @@ class _Held:
 def _held(config: RunConfig, parameters: Parameters, ranks: int, on_gpu: bool) -> _Held:
     backend, total = config.backend, parameters.total
     full, partition, stage = FLOAT * total, FLOAT * total / ranks, backend.zero_stage
+    elements = bucket_elements(total, parameters.blocks // config.model.layers)
     if backend.name == "ddp":
         # DDP's buckets outlive the step.
         return _Held(full, full, full) if ranks > 1 else _Held(0.0, full, full)
     if stage == 0:
-        return _Held(0.0, full, full, update_buffers=FLOAT * min(total, BUCKET_ELEMENTS))
+        return _Held(0.0, full, full, update_buffers=FLOAT * elements)
     width = HALF if backend.bf16_weights else FLOAT
     # A GPU has the whole bucket at once; on a CPU its pages count when gradients are written to them.
-    bucket = width * min(total, BUCKET_ELEMENTS)
+    bucket = width * elements
     is_host = backend.offload_optimizer and on_gpu
     if stage == 3:
         # Gathered weights and the buffers of gathering stay as far as a bucket goes: twice its size, as measured. The
         # bucket is never freed.
-        passing = bucket + 2 * width * min(total, BUCKET_ELEMENTS)
+        passing = bucket + (3 if on_gpu else 2) * width * elements
         kept = 0.0 if is_host else partition
         return _Held(kept, kept, 2 * kept, passing, passing, bucket)
     backward = width * total * (1 if stage == 1 else 1 / ranks)
     return _Held(0.0, backward, 0.0 if is_host else 2 * partition, bucket if on_gpu else 0.0, bucket, 0.0)
 
 
-def _update_bytes(parameters: Parameters, stage: int, share: float, on_gpu: bool) -> float:
-    """Working tensors of AdamW: of one tensor, or of all that are stepped together."""
-    adam = parameters.total - parameters.muon
-    together = adam * share if stage or on_gpu else 0.0
+def _update_bytes(config: RunConfig, parameters: Parameters, ranks: int, on_gpu: bool, is_bf16: bool) -> float:
+    """Working tensors of an update: none of AdamW's one kernel; of Muon all momenta and all updates, gathered."""
+    stage, muon = config.backend.zero_stage, parameters.muon
+    if config.backend.name == "ddp":
+        width = HALF if is_bf16 and on_gpu else FLOAT
+        # A rank's own updates, flat and filled up, beside those of all.
+        return (FLOAT + width + (3 * width / ranks if ranks > 1 else 0)) * muon
+    if not muon:
+        return 0.0
+    # DeepSpeed's Muon brings an AdamW of single operations.
+    share = 1 / ranks if stage else 1.0
+    together = (parameters.total - muon) * share if stage or on_gpu else 0.0
     return 2 * FLOAT * max(together, parameters.largest * share)

@@ -76,8 +76,8 @@ def slot_environments(at_a_time: int, processes: int, num_gpus: int) -> list[dic
         return [threads] * at_a_time
     if num_gpus < at_a_time * processes:
         raise UsageError(
-            f"--at-a-time {at_a_time} --processes {processes}: needs {at_a_time * processes} GPUs, one a process, and "
-            f"there are {num_gpus}; lower one of them, or set backend.device=cpu"
+            f"--at-a-time {at_a_time} --processes {processes}: needs {at_a_time * processes} GPUs and there are "
+            f"{num_gpus}, one a process; lower one of them, or set backend.device=cpu"
         )
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(num_gpus)))).split(",")
     shares = [gpus[slot * processes : (slot + 1) * processes] for slot in range(at_a_time)]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,8 +18,8 @@ from launch.doctor import examined
 from launch.storage import check_disk, check_file_system, file_system_type, try_file_system
 
 ROOT = Path(__file__).parents[1]
-NAMES = ["python", "torch", "devices", "deepspeed", "compilers", "precision", "threads", "slurm", "disk", "file system"]
-NAMES += ["memory", "open files", "all-reduce", "commit"]
+NAMES = ["python", "torch", "devices", "deepspeed", "compilers", "precision", "training", "threads", "slurm", "disk"]
+NAMES += ["file system", "memory", "open files", "all-reduce", "commit"]
 
 
 def doctor(folder: Path, *options: str, **environment: str) -> subprocess.CompletedProcess:
@@ -54,6 +55,7 @@ def test_this_machine_has_what_is_necessary_and_nothing_is_left_behind(tmp_path)
     assert all(check["remedy"] for check in report["checks"] if check["status"] != "ok")
     assert "sums right; gloo " in found["all-reduce"]["found"] and "GB/s" in found["all-reduce"]["found"]
     assert "GFLOP/s" in found["precision"]["found"] and "train.precision=auto is" in found["precision"]["found"]
+    assert re.search(r".+: the demo's model at [\d,]+ tokens/s in 1, [\d,]+ tokens/s in 2", found["training"]["found"])
     assert "rename, fsync, O_EXCL and flock work" in found["file system"]["found"]
     assert list(tmp_path.iterdir()) == []
 

@@ -1,6 +1,7 @@
 """The plan of a run: its memory against real runs and autograd, its time, its sizes, and what it refuses."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,24 @@ from conftest import ROOT
 from torch.autograd.graph import saved_tensors_hooks
 
 from harness.checkpoint import committed_checkpoints
+from harness.config import load_config
+from harness.distributed import Ranks
+from harness.gpus import GPUS, known_gpu
+from harness.hardware import peak_flops
 from harness.model import ModelConfig, Transformer, token_nats
+from launch import pace
 from launch.main import main
 from launch.memory import FLOAT, HALF, Arithmetic, block_bytes, ends_bytes
 from launch.plan import WIKI_MINI_BYTES
 
 UT308, RL1 = (str(ROOT / f"configs/wiki40b-{name}-6160mb.yaml") for name in ("ut308", "rl1"))
 A100 = ("--gpus", "16", "--gpu", "a100-80g")
+
+
+@pytest.fixture
+def steps_of_a_second(monkeypatch):
+    """Steps on this machine are not measured, which takes seconds."""
+    monkeypatch.setattr("launch.plan.measured_step_seconds", lambda *_: 1.0)
 
 
 def answer(capsys, *arguments: str) -> tuple[int, dict, str]:
@@ -62,7 +74,7 @@ def test_all_work_of_the_online_code_counts(capsys, setting, passes):
     assert plan["total_flops"] == pytest.approx(passes * plain["total_flops"], rel=1e-6)
 
 
-def test_the_tables_of_the_ngram_model_take_memory_and_a_place_in_every_checkpoint(capsys):
+def test_the_tables_of_the_ngram_model_take_memory_and_a_place_in_every_checkpoint(capsys, steps_of_a_second):
     arguments = (str(ROOT / "configs/wiki-mini-online.yaml"), "--gpu", "cpu", "--gpus", "2")
     _, without, _ = answer(capsys, *arguments, "online.experts=[uniform]")
     _, plan, _ = answer(capsys, *arguments)
@@ -78,7 +90,7 @@ def test_activations_are_those_that_autograd_keeps(architecture, dtype):
     two, three = (saved_bytes(architecture, layers, dtype) for layers in (2, 3))
     model = ModelConfig(architecture=architecture, width=64, heads=2, context=32)
     is_bf16, tokens = dtype == torch.bfloat16, 2 * 32
-    kind = Arithmetic(product=HALF if is_bf16 else FLOAT, weight=FLOAT)
+    kind = Arithmetic(product=HALF if is_bf16 else FLOAT, weight=FLOAT, by_blocks=not is_bf16)
     block = tokens * block_bytes(model, kind)
     if is_bf16:
         # The casts of the weights and of the rotary tables.
@@ -168,6 +180,8 @@ def test_what_fits_with_no_setting_is_told_what_does(capsys):
         (["--gpu", "b9"], "known are rtx2080ti"),
         (["--gpu", "v100-16g", "train.precision=bf16"], "use fp32 or auto"),
         (["--gpu", "a10", "corpus.subset_bytes=null"], "give --train-bytes N"),
+        (["--gpu", "a10", "backend.device=cpu"], "leave one of them out"),
+        (["--gpu", "cpu", "--mfu", "0.3"], "the rate of a CPU is measured"),
     ],
 )
 def test_questions_without_an_answer_are_refused_in_a_line(capsys, arguments, remedy):
@@ -175,7 +189,7 @@ def test_questions_without_an_answer_are_refused_in_a_line(capsys, arguments, re
     assert status == 2 and not plan and len(err.splitlines()) == 1 and remedy in err
 
 
-def test_sizes_and_steps_are_those_of_a_real_run(capsys, tmp_path, monkeypatch):
+def test_sizes_and_steps_are_those_of_a_real_run(capsys, tmp_path, monkeypatch, steps_of_a_second):
     monkeypatch.chdir(tmp_path)
     config = str(ROOT / "configs/wiki-mini.yaml")
     settings = ["corpus.subset_bytes=12300", "train.checkpoint_minutes=1e-9", "name=x"]
@@ -215,6 +229,115 @@ def test_the_tables_say_what_they_assume(capsys):
     out = capsys.readouterr().out
     for words in ("308,232,000", "corpus.subset_bytes", "ZeRO-3", "assumed", "bf16 products", "GPU-hours"):
         assert words in out
+
+
+NAMES = {
+    "NVIDIA H100 80GB HBM3": "h100-80g",
+    "NVIDIA H100 PCIe": "h100-pcie",
+    "NVIDIA H100 NVL": "h100-nvl",
+    "NVIDIA H200": "h200",
+    "NVIDIA H200 NVL": "h200-nvl",
+    "NVIDIA H20": "h20",
+    "NVIDIA GH200 480GB": "gh200",
+    "NVIDIA B200": "b200",
+    "NVIDIA GB200": "gb200",
+    "NVIDIA A100-SXM4-40GB": "a100-40g",
+    "NVIDIA A100-SXM4-80GB": "a100-80g",
+    "NVIDIA A100-PCIE-40GB": "a100-pcie-40g",
+    "NVIDIA A100 80GB PCIe": "a100-pcie-80g",
+    "NVIDIA A10": "a10",
+    "NVIDIA A10G": "a10g",
+    "NVIDIA A30": "a30",
+    "NVIDIA A40": "a40",
+    "NVIDIA L4": "l4",
+    "NVIDIA L40": "l40",
+    "NVIDIA L40S": "l40s",
+    "NVIDIA RTX A6000": "a6000",
+    "NVIDIA RTX 6000 Ada Generation": "rtx6000ada",
+    "NVIDIA RTX PRO 6000 Blackwell Workstation Edition": "rtxpro6000",
+    "NVIDIA GeForce RTX 3090": "rtx3090",
+    "NVIDIA GeForce RTX 4080": "rtx4080",
+    "NVIDIA GeForce RTX 4080 SUPER": "rtx4080s",
+    "NVIDIA GeForce RTX 4090": "rtx4090",
+    "NVIDIA GeForce RTX 5090": "rtx5090",
+    "Tesla T4": "t4",
+    "Tesla V100-SXM2-16GB": "v100-16g",
+    "Tesla V100-SXM2-32GB": "v100-32g",
+    "Tesla V100-PCIE-16GB": "v100-pcie-16g",
+    # Parts of a GPU, and chips that share a name with a faster one, are measured.
+    "NVIDIA A100-SXM4-40GB MIG 1g.5gb": None,
+    "NVIDIA H100 80GB HBM3 MIG 3g.40gb": None,
+    "NVIDIA GeForce RTX 4090 Laptop GPU": None,
+    "NVIDIA GeForce RTX 4090 D": None,
+    "NVIDIA H20-3e": None,
+    "NVIDIA TITAN V": None,
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_of_a_gpu_is_its_own_row_or_none(name):
+    matching = [gpu.name for gpu in GPUS.values() if re.search(gpu.pattern, name)]
+    gpu = known_gpu(name)
+    assert (gpu and gpu.name) == NAMES[name] and (gpu is None or len(matching) == 1)
+
+
+def test_rates_that_rise_together_are_in_the_right_order():
+    def rank(names: str, key: str) -> None:
+        values = [getattr(GPUS[name], key) for name in names.split()]
+        assert values == sorted(values)
+
+    rank("l4 l40 l40s h100-pcie h100-nvl h100-80g b200 gb200", "bf16_flops")
+    rank("t4 v100-16g a100-40g a100-80g h100-80g h200 b200", "memory_bytes_per_second")
+    assert all(GPUS[name].bf16_flops is None for name in ("t4", "v100-16g", "v100-32g", "rtx2080ti"))
+    assert all(1e10 < gpu.link_bytes_per_second < gpu.memory_bytes_per_second for gpu in GPUS.values())
+    assert all(gpu.bf16_flops is None or gpu.bf16_flops > 1.9 * gpu.fp32_flops for gpu in GPUS.values())
+
+
+def test_a_slice_of_a_gpu_is_measured_and_a_whole_one_looked_up(monkeypatch):
+    device = torch.device("cuda")
+    monkeypatch.setattr("harness.hardware.matmul_flops", lambda *_: 1e12)
+    for name, peak in (("NVIDIA H100 80GB HBM3 MIG 3g.40gb", 1e12), ("NVIDIA H100 PCIe", 756e12), ("Tesla T4", 1e12)):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_, name=name: name)
+        assert peak_flops(torch.bfloat16, device) == peak
+
+
+def test_what_bounds_a_step_is_said(capsys):
+    def bound_by(*arguments: str) -> str:
+        _, plan, _ = answer(capsys, UT308, *arguments)
+        return next(r["bound_by"] for r in plan["rates"] if (r["arithmetic"], r["mfu"]) == ("bf16", 0.4))
+
+    assert bound_by(*A100) == "operations"
+    # 4 bytes of 308 M gradients twice over 24 GB/s are 100 ms, more than the operations of one sequence.
+    small = ("train.batch_sequences=16",)
+    assert bound_by("--gpus", "16", "--gpu", "l40s", *small) == "exchange"
+    assert bound_by("--gpu", "h100-80g", "train.batch_sequences=1") == "update"
+    _, ddp, _ = answer(capsys, UT308, *A100, *small)
+    _, zero, _ = answer(capsys, UT308, *A100, *small, "backend.name=deepspeed", "backend.zero_stage=3")
+    assert zero["rates"][-1]["hours"] > 1.4 * ddp["rates"][-1]["hours"]
+
+
+def test_reserved_and_fixed_memory_decide_what_fits(capsys):
+    _, plan, _ = answer(capsys, UT308, *A100)
+    peak = plan["memory"]["ddp"]["peak"]
+    assert peak["reserved"] == pytest.approx(1.1 * peak["allocated"]) and peak["fixed"] == 2.5e9
+    assert peak["total"] == peak["reserved"] + peak["fixed"]
+
+
+def test_hours_on_a_cpu_are_those_of_real_steps(capsys, tmp_path):
+    """All of a step tells about the same as half its sequences through two of its blocks."""
+    config = str(ROOT / "configs/wiki-mini.yaml")
+    common = ["--gpu", "cpu", f"data_dir={tmp_path}", "train.precision=fp32", "model.layers=4"]
+    _, whole, _ = answer(capsys, config, *common)
+    (rate,) = whole["rates"]
+    assert rate["bound_by"] == "measured" and rate["peak_flops"] is rate["mfu"] is None
+    assert rate["hours"] * 3600 == pytest.approx(rate["step_seconds"] * whole["steps"]["main"])
+    assert rate["tokens_per_second"] == pytest.approx(4096 / rate["step_seconds"], rel=0.01)
+    loaded, ranks = load_config(config, common[2:]), Ranks(0, 1, torch.device("cpu"))
+    part = pace.Extent(1, 4, 2, 128)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pace, "_ever_less", lambda _: [part])
+        patch.setattr(pace, "SECONDS", 100.0)
+        assert pace.step_seconds(loaded, 256, ranks) == pytest.approx(rate["step_seconds"], rel=0.6)
 
 
 def _file_bytes(path: Path) -> int:
