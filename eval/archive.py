@@ -24,7 +24,9 @@ from eval.container import (
     unpack_json,
     write_atomically,
 )
+from eval.devices import choose_devices, device_name
 from eval.float_model import FloatModel
+from eval.float_torch import TorchFloatModel
 from eval.portable import PortableModel, cache_dtype
 from eval.portable_steps import CompiledPortableModel
 from eval.predictor import Predictor, block_count
@@ -84,16 +86,29 @@ class QuantisedModel:
         """The model with the rebuilt weights."""
         return _load(Transformer(self.config, self.tokenizer.vocab_size), rebuild(self.integers, self.steps))
 
-    def stepping(self, predictor: str, length: int) -> SteppingModel:
+    def stepping(self, predictor: str, length: int, device: str = "cpu") -> SteppingModel:
         """The model that steps sequences of at most `length` tokens; `predictor` is one of PREDICTORS.
 
         Raises UsageError where `portable` cannot sum the integers exactly.
         """
+        vocab_size = self.tokenizer.vocab_size
         if predictor == "portable":
-            model = PortableModel(self.config, self.tokenizer.vocab_size, self.integers, self.steps, length)
-            return CompiledPortableModel(model)
-        weights = rebuild(self.integers, self.steps).items()
-        return FloatModel(self.config, self.tokenizer.vocab_size, ((n, torch.from_numpy(w)) for n, w in weights))
+            model = PortableModel(self.config, vocab_size, self.integers, self.steps, length)
+            return CompiledPortableModel(model) if device == "cpu" else model.to(device)
+        weights = ((n, torch.from_numpy(w)) for n, w in rebuild(self.integers, self.steps).items())
+        if device == "cpu":
+            return FloatModel(self.config, vocab_size, weights)
+        return TorchFloatModel(self.config, vocab_size, weights, device)
+
+    def predictor(self, kind: str, shape: tuple[int, int, int], threads: int, devices: list[str]) -> Predictor:
+        """A predictor of so many lanes, blocks and tokens of `length`, on `devices`."""
+        first, *others = (self.stepping(kind, shape[2], device) for device in devices[: shape[1]])
+        return Predictor(first, *shape, threads, others)
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of weights."""
+        return sum(q.size for q in self.integers.values())
 
 
 def write_archive(
@@ -109,7 +124,8 @@ def write_archive(
     length = min(config.chunk_bytes, len(text)) or 1
     per_lane = cache_bytes_per_lane(model.config, length, config.predictor)
     blocks = block_count(num_chunks, config.lanes, per_lane, config.max_cache_bytes)
-    predictor = Predictor(model.stepping(config.predictor, length), config.lanes, blocks, length, threads)
+    devices = choose_devices(config.device, model.num_parameters)
+    predictor = model.predictor(config.predictor, (config.lanes, blocks, length), threads, devices)
     head = {
         "model": asdict(model.config),
         "tokenizer": model.tokenizer.kind,
@@ -120,7 +136,7 @@ def write_archive(
         "blocks": blocks,
         "predictor": config.predictor,
         "predictor_sha256": predictor.fingerprint(),
-        "environment": {} if config.predictor == "portable" else _relevant_environment(),
+        "environment": {} if config.predictor == "portable" else _relevant_environment(devices[0]),
     }
     encoder = Encoder()
     encode_chunks(text, config.chunk_bytes, model.tokenizer, predictor, encoder, progress)
@@ -162,10 +178,11 @@ def read_archive(path: Path, threads: int, progress: Progress) -> bytes:
         model = QuantisedModel(config, tokenizer, *decode_weights(sections["MODL"], shapes))
         decoder = Decoder(sections["DATA"])
         length = min(head["chunk_bytes"], head["raw_bytes"]) or 1
-        stepping = model.stepping(head["predictor"], length)
-        predictor = Predictor(stepping, head["lanes"], head["blocks"], length, threads)
+        devices = _devices(head, model.num_parameters)
+        shape = head["lanes"], head["blocks"], length
+        predictor = model.predictor(head["predictor"], shape, threads, devices)
         if predictor.fingerprint() != head["predictor_sha256"]:
-            here = _describe(_relevant_environment())
+            here = _describe(_relevant_environment(devices[0]))
             raise UsageError(
                 "this machine computes other probabilities than the one that wrote it "
                 f"({_describe(head['environment'])}; here {here}); decode with the same versions and processor"
@@ -231,9 +248,21 @@ def _load(transformer: Transformer, weights: dict[str, np.ndarray]) -> Transform
     return transformer
 
 
-def _relevant_environment() -> dict[str, str]:
+def _devices(head: dict, num_parameters: int) -> list[str]:
+    """Where an archive can be decoded: floats on what they were coded with, integers anywhere."""
+    if head["predictor"] == "portable":
+        return choose_devices("auto", num_parameters)
+    name = head["environment"].get("device", "cpu")
+    if name != "cpu" and not torch.cuda.is_available():
+        raise UsageError(f"coded with {_describe(head['environment'])}; here is no GPU; decode it there")
+    return choose_devices("cpu" if name == "cpu" else "cuda", num_parameters)
+
+
+def _relevant_environment(device: str) -> dict[str, str]:
     """What the last bits of a float product depend on."""
     versions = {"torch": str(torch.__version__), "numpy": np.__version__}
+    if device != "cpu":
+        return versions | {"device": device_name(device)}
     return {**versions, "cpu": torch.backends.cpu.get_cpu_capability(), **isa_limits()}
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 MAX_LANES = 4096
 PREDICTORS = ("float", "portable")
+DEVICES = ("auto", "cpu", "cuda")
 EXPERTS = ("uniform", "frequencies", "ngram", "network")
 MAX_ORDER = 6
 MAX_CHECKPOINTS = 256
@@ -24,6 +25,8 @@ class EvalConfig:
     """Memory for keys and values; bounds the number of blocks that step together."""
     predictor: str = "float"
     """`float`: the archive decodes on processors that sum as this one does. `portable`: in integers, on every one."""
+    device: str = "auto"
+    """Who predicts: `cpu`, `cuda` (all GPUs), or `auto`: GPUs where there are some, and 20 M parameters or more."""
     ideal: bool = False
     """Write no file: weights are coded, the text counts as the sum of its ideal code lengths. For sweeps."""
     online: bool = False
@@ -40,6 +43,8 @@ class EvalConfig:
             found.append(f"eval.max_cache_bytes={self.max_cache_bytes}: must be positive")
         if self.predictor not in PREDICTORS:
             found.append(f"eval.predictor={self.predictor}: unknown; use one of {', '.join(PREDICTORS)}")
+        if self.device not in DEVICES:
+            found.append(f"eval.device={self.device}: unknown; use one of {', '.join(DEVICES)}")
         return found
 
 

@@ -3,8 +3,12 @@
 Activations are integers on a grid. A product of matrices of integers is exact in any order, fused or not, as long as no
 partial sum reaches 2^24 in float32 or 2^53 in float64; that is proved for each product from its integer weights when
 the model is built, and what no bound holds back saturates. All else is elementwise: one IEEE 754 addition, product,
-division, square root or rounding a number, or a table (`eval.portable_tables`). Square roots are numpy's and divisors
-are tensors: torch's root is a vector library's on some machines, and its scalar / tensor multiplies by an inverse.
+division, square root or rounding a number, or a table (`eval.portable_tables`). On processors square roots are numpy's,
+since torch's root is a vector library's on some machines; CUDA's are correctly rounded. Divisors are tensors, since
+torch's scalar / tensor multiplies by an inverse.
+
+Here are the proofs and the model in torch's operations, for any device; on processors, `eval.portable_steps` computes
+the same integers several times as fast.
 
 What no test on one machine can show: that a library keeps float32 products in float32. Those that are told to use
 bfloat16 do not, and the archive's fingerprint refuses them.
@@ -79,17 +83,26 @@ class PortableModel:
         self.blocks = _blocks(grids, config, length)
         self.head = NormedProduct(grids, "norm", "head.weight", config.width)
         self.exp = torch.from_numpy(exp_table(SYMBOL_BITS, EXP_STEPS))
+        self.device = torch.device("cpu")
+
+    def to(self, device: str) -> "PortableModel":
+        """This model, with all its tensors on a device."""
+        self.device = torch.device(device)
+        _move(self, self.device)
+        return self
 
     def new_cache(self, lanes: int, length: int) -> Cache:
         """An empty cache; keys and values of a layer have shape (lanes * heads, length, head width)."""
         heads, dtype = self.config.heads, cache_dtype(self.config, length)
         shape = (lanes * heads, length, self.config.width // heads)
-        return Cache([tuple(torch.zeros(shape, dtype=dtype) for _ in range(2)) for _ in self.blocks])
+        return Cache(
+            [tuple(torch.zeros(shape, dtype=dtype, device=self.device) for _ in range(2)) for _ in self.blocks]
+        )
 
     def step(self, tokens: np.ndarray, cache: Cache) -> np.ndarray:
         """Weights (lanes, count, vocab_size), float64, after reading `tokens` (lanes, count); advances `cache`."""
-        columns = torch.from_numpy(tokens).unbind(1)
-        return torch.stack([self._step(column, cache) for column in columns], dim=1).numpy()
+        columns = torch.from_numpy(tokens).to(self.device).unbind(1)
+        return torch.stack([self._step(column, cache) for column in columns], dim=1).cpu().numpy()
 
     def _step(self, tokens: Tensor, cache: Cache) -> Tensor:
         at = cache.position
@@ -222,6 +235,9 @@ class Perceptron:
         return self.down(hidden.mul_(_looked_up(self.phi, hidden.clamp(-reach, reach).add_(reach))))
 
 
+_MOVED = (PortableModel, Mixer, ModernAttention, PublishedAttention, Perceptron, NormedProduct, Product)
+
+
 def _blocks(grids: Grids, config: ModelConfig, length: int) -> list[tuple]:
     """Attention and perceptron of each block; all share their tables."""
     mixer, names = Mixer(config, length), [f"blocks.{i}." for i in range(config.layers)]
@@ -230,6 +246,18 @@ def _blocks(grids: Grids, config: ModelConfig, length: int) -> list[tuple]:
         return [(PublishedAttention(grids, n, config, mixer), Perceptron(grids, n, config, phi)) for n in names]
     circle = tuple(map(torch.from_numpy, circle_tables(length, mixer.head_width // 2, CIRCLE_BITS)))
     return [(ModernAttention(grids, n, config, mixer, circle), Perceptron(grids, n, config, None)) for n in names]
+
+
+def _move(part: object, device: torch.device) -> object:
+    """`part` on a device: a tensor, a tuple or list of parts, or an object of this module's, whose parts are moved."""
+    if isinstance(part, Tensor):
+        return part.to(device)
+    if isinstance(part, tuple | list):
+        return type(part)(_move(item, device) for item in part)
+    if isinstance(part, _MOVED):
+        for name, value in vars(part).items():
+            setattr(part, name, _move(value, device))
+    return part
 
 
 def _output(grids: Grids, block: str, mixer: Mixer, value_unit: float) -> tuple[int, Product]:

@@ -81,7 +81,7 @@ class NormedProduct:
     def __call__(self, x: Tensor) -> Tensor:
         """Exact sums in units of `unit`."""
         if self.gain is not None:
-            x = x - torch.from_numpy(np.rint(x.sum(dim=1, keepdim=True).numpy() / self.width))
+            x = x - torch.div(x.sum(dim=1, keepdim=True), x.new_tensor(self.width)).round_()
         normal = x * inverse_norm(x, self.scale, self.epsilon)
         if self.gain is not None:
             normal = normal.mul_(self.gain).add_(self.bias)
@@ -109,8 +109,10 @@ class Product:
 
 def inverse_norm(x: Tensor, scale: float, epsilon: float) -> Tensor:
     """scale / sqrt(sum of squares + epsilon) over the last dimension of float64 integers."""
-    squares = (x * x).sum(dim=-1, keepdim=True).numpy()
-    return torch.from_numpy(scale / np.sqrt(squares + epsilon))
+    squares = (x * x).sum(dim=-1, keepdim=True) + epsilon
+    if squares.device.type == "cpu":
+        return torch.from_numpy(scale / np.sqrt(squares.numpy()))
+    return torch.div(squares.new_tensor(scale), squares.sqrt_())
 
 
 def square_root(number: int) -> float:

@@ -8,7 +8,7 @@ integers (`eval.portable`) is sure to compute the same.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -28,15 +28,28 @@ Handler = Callable[[slice, slice, np.ndarray], None]
 class Predictor:
     """Steps `blocks` x `lanes` sequences side by side."""
 
-    def __init__(self, model: SteppingModel, lanes: int, blocks: int, length: int, threads: int):
-        """Sequences have at most `length` tokens; `threads` blocks are computed at a time."""
+    def __init__(
+        self,
+        model: SteppingModel,
+        lanes: int,
+        blocks: int,
+        length: int,
+        threads: int,
+        others: Sequence[SteppingModel] = (),
+    ):
+        """Sequences have at most `length` tokens; `threads` blocks are computed at a time.
+
+        `others` are the same model on other devices, which take turns with the first one to get a block.
+        """
         torch.set_num_threads(1)
         self.model = model
         self.lanes, self.blocks, self.length = lanes, blocks, length
         self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
         # Models compute whole vectors of lanes.
         self._block_lanes = tiles_of(lanes) * WIDTH
-        self._caches = [model.new_cache(self._block_lanes, length) for _ in range(-(-self.width // self._block_lanes))]
+        models, num_blocks = (model, *others), -(-self.width // self._block_lanes)
+        self._models = [models[block % len(models)] for block in range(num_blocks)]
+        self._caches = [own.new_cache(self._block_lanes, length) for own in self._models]
 
     @property
     def width(self) -> int:
@@ -56,7 +69,7 @@ class Predictor:
         parts = self._parts(tokens[:, None])
         # One block needs no other thread, and the way there and back takes as long as a few tokens.
         run = self._pool.map if len(parts) > 1 else map
-        rows = list(run(self._step_block, parts, self._caches))
+        rows = list(run(_step, self._models, parts, self._caches))
         return (rows[0] if len(rows) == 1 else np.concatenate(rows))[: len(tokens), 0]
 
     def read(self, tokens: np.ndarray, handle: Handler) -> None:
@@ -74,7 +87,7 @@ class Predictor:
             lanes = slice(first, min(first + self._block_lanes, len(tokens)))
             for start in range(0, part.shape[1], count):
                 known = np.ascontiguousarray(part[:, start : start + count])
-                rows = self._step_block(known, self._caches[block])
+                rows = _step(self._models[block], known, self._caches[block])
                 handle(lanes, slice(start, start + known.shape[1]), rows[: lanes.stop - first])
 
         parts = self._parts(inputs)
@@ -98,9 +111,10 @@ class Predictor:
         padded[: len(tokens)] = tokens
         return np.split(padded, used)
 
-    def _step_block(self, tokens: np.ndarray, cache: Cache) -> np.ndarray:
-        with torch.inference_mode():
-            return self.model.step(tokens, cache)
+
+def _step(model: SteppingModel, tokens: np.ndarray, cache: Cache) -> np.ndarray:
+    with torch.inference_mode():
+        return model.step(tokens, cache)
 
 
 def block_count(num_sequences: int, lanes: int, cache_bytes_per_lane: int, max_cache_bytes: int) -> int:

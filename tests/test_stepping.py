@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import test_archive
 import torch
-from test_archive import RANDOM, TEXT, silent
+from test_archive import RANDOM, TEXT, refusal, repacked, silent
 from test_portable import (
     ARCHITECTURES,
     CHUNK_BYTES,
@@ -23,12 +23,15 @@ from test_portable import (
 from eval.archive import QuantisedModel, write_archive
 from eval.chunks import encode_chunks
 from eval.coder import Encoder
-from eval.config import PREDICTORS
+from eval.config import PREDICTORS, EvalConfig
+from eval.devices import choose_devices
 from eval.float_kernel import power_of_e
+from eval.float_torch import TorchFloatModel
 from eval.predictor import Predictor
 from eval.products import Matrix
 from eval.vectors import WIDTH, load, store
 from harness.compiled import unlocked
+from harness.errors import UsageError
 
 LENGTH = 24
 
@@ -89,6 +92,35 @@ def test_other_lanes_change_no_bit_where_no_product_is_torchs(predictor, archite
     stepping, tokens = MODELS["sparse"](architecture).stepping(predictor, LENGTH), some_tokens(90)
     wanted = rows_of(Predictor(stepping, 90, 1, LENGTH, 1), tokens)
     assert np.array_equal(rows_of(Predictor(stepping, 16, 6, LENGTH, 1), tokens), wanted)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_gpus_compute_with_gives_the_same_integers_and_nearly_the_same_floats(architecture):
+    model, tokens = make_model(architecture), some_tokens(40)
+    compiled = model.stepping("portable", LENGTH)
+    wanted = rows_of(Predictor(compiled, 16, 3, LENGTH, 1), tokens)
+    # Blocks in turn on two devices, as far as integers tell.
+    mixed = Predictor(plain_model(model, LENGTH).to("cpu"), 16, 3, LENGTH, 2, others=[compiled])
+    assert np.array_equal(rows_of(mixed, tokens), wanted)
+    weights = list(model.transformer().named_parameters())
+    floats = TorchFloatModel(model.config, 256, weights, "cpu")
+    found = rows_of(Predictor(floats, 16, 3, LENGTH, 1), tokens)
+    compiled = rows_of(Predictor(model.stepping("float", LENGTH), 16, 3, LENGTH, 1), tokens)
+    np.testing.assert_allclose(found, compiled, rtol=2e-3, atol=1e-6)
+
+
+def test_a_device_that_is_not_there_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    path, model = tmp_path / "a.cl", test_archive.make_model()
+    with pytest.raises(UsageError, match=r"eval\.device=cuda: this machine has no GPU"):
+        test_archive.write(path, TEXT, model, replace(test_archive.settings(), device="cuda"))
+    assert EvalConfig(device="tpu").problems() == ["eval.device=tpu: unknown; use one of auto, cpu, cuda"]
+    test_archive.write(path, TEXT, model)
+    foreign = repacked(path.read_bytes(), path, lambda head, _: head["environment"].update(device="Abacus 9"))
+    assert "device Abacus 9; here is no GPU" in refusal(foreign)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_devices("auto", 10**9) == choose_devices("cuda", 1) == ["cuda:0", "cuda:1"]
+    assert choose_devices("auto", 10**6) == choose_devices("cpu", 10**9) == ["cpu"]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
