@@ -85,7 +85,7 @@ def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
-    """FLOP/s of the best of a few square matrix products; of a single one where that takes long, as emulated ones do."""
+    """FLOP/s of the best of a few square matrix products; of one where that takes long, as emulated ones do."""
     size = 8192 if device.type == "cuda" else 1024
     a = torch.ones(size, size, dtype=dtype, device=device)
     best, until = float("inf"), time.perf_counter() + 1.0

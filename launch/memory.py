@@ -295,7 +295,6 @@ def _update_bytes(config: RunConfig, parameters: Parameters, ranks: int, on_gpu:
         return (FLOAT + width + (3 * width / ranks if ranks > 1 else 0)) * muon
     if not muon:
         return 0.0
-    # DeepSpeed's Muon brings an AdamW of single operations.
-    share = 1 / ranks if stage else 1.0
-    together = (parameters.total - muon) * share if stage or on_gpu else 0.0
-    return 2 * FLOAT * max(together, parameters.largest * share)
+    share = 1 / ranks if stage else 1.0  # DeepSpeed's Muon brings an AdamW of single operations
+    together = share * (parameters.total - muon if stage or on_gpu else 0)
+    return 2 * FLOAT * max(together, share * parameters.largest)
