@@ -23,7 +23,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     `q`, `k` and `v` have shape (batch, length, heads, head width).
     """
-    if q.device.type == "cpu" and v.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
+    is_plain = q.device.type == "cpu" and v.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if is_plain and not torch.compiler.is_compiling():
         return _BlockAttention.apply(q, k, v)
     mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True)
     return mixed.transpose(1, 2).flatten(2)
@@ -67,7 +68,7 @@ def _blocks(num_heads: int, length: int) -> list[tuple[slice, int, int]]:
 
 
 def _weights(q: Tensor, k: Tensor, start: int) -> Tensor:
-    """Softmax (heads, queries, keys) of the scores of queries from place `start` on, the last of which sees all keys."""
+    """Softmax (heads, queries, keys) of the scores of queries from place `start` on; the last one sees all keys."""
     scores = torch.bmm(q, k.mT)
     scores[:, :, start:].masked_fill_(_later(q.shape[1]), -torch.inf)
     return torch.softmax(scores, dim=-1)

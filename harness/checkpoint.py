@@ -5,13 +5,17 @@ SHA-256 of every file. `state.json` is the same for all ranks; `rank-RRRRR.pt` h
 of weights and optimizer state, its random numbers, its running sums.
 """
 
+import copy
 import errno
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
@@ -47,20 +51,70 @@ class RunState:
     format_version: int = FORMAT_VERSION
 
 
-def save_checkpoint(run_dir: Path, state: RunState, rank_state: dict, ranks: Ranks, keep: int) -> Path:
-    """Save on all ranks; only the newest `keep` committed checkpoints remain.
+class CheckpointWriter:
+    """Saves on all ranks, in a thread of each while they go on; only the newest `keep` committed checkpoints remain."""
 
-    `rank_state` is what `torch.load(weights_only=True)` takes back. Raises RunFailure on every rank where writing fails
-    on any of them; what was saved before is then untouched.
-    """
-    final = checkpoint_path(run_dir, state.step)
-    temporary = final.with_suffix(".tmp")
-    name = f"rank-{ranks.rank:05d}.pt"
-    _together(ranks, final, _start, temporary, ranks.is_first)
-    digest = _together(ranks, final, _write, temporary / name, lambda file: torch.save(rank_state, file))
-    digests = dict(ranks.gather((name, digest)))
-    _together(ranks, final, _commit, temporary, final, state, digests, keep, ranks.is_first)
-    return final
+    def __init__(self, run_dir: Path, ranks: Ranks, keep: int):
+        self.run_dir, self.ranks, self.keep = run_dir, ranks, keep
+        self._worker = ThreadPoolExecutor(1, "checkpoint")
+        self._state: RunState | None = None
+        self._written: Future | None = None
+
+    def start(self, state: RunState, rank_state: dict) -> Path:
+        """Copy both and begin to write them; the checkpoint counts once `finish` has been called.
+
+        `rank_state` is what `torch.load(weights_only=True)` takes back. Called on all ranks, as all methods but
+        `is_written` and `close`. Raises RunFailure on every rank where writing fails on any of them; what was saved
+        before is then untouched.
+        """
+        self.finish()
+        final = checkpoint_path(self.run_dir, state.step)
+        temporary = final.with_suffix(".tmp")
+        _together(self.ranks, final, _start, temporary, self.ranks.is_first)
+        self._state, copied = copy.deepcopy(state), on_host(rank_state)
+        path = temporary / f"rank-{self.ranks.rank:05d}.pt"
+        self._written = self._worker.submit(_write, path, lambda file: torch.save(copied, file))
+        return final
+
+    @property
+    def is_written(self) -> bool:
+        """Whether this rank's share of a checkpoint that was started lies on the disk."""
+        return self._written is not None and self._written.done()
+
+    def finish(self) -> None:
+        """Wait for what was started, and make it count."""
+        if self._written is None:
+            return
+        written, self._written = self._written, None
+        final = checkpoint_path(self.run_dir, self._state.step)
+        name = f"rank-{self.ranks.rank:05d}.pt"
+        digests = dict(self.ranks.gather((name, _together(self.ranks, final, written.result))))
+        temporary = final.with_suffix(".tmp")
+        _together(self.ranks, final, _commit, temporary, final, self._state, digests, self.keep, self.ranks.is_first)
+
+    def close(self) -> None:
+        """Let go of the thread."""
+        self._worker.shutdown()
+
+
+def on_host(content: object) -> object:
+    """A copy of nested dicts and lists whose tensors are in the memory of the host."""
+    if isinstance(content, torch.Tensor):
+        return content.detach().to("cpu", copy=True)
+    if isinstance(content, dict):
+        return {key: on_host(value) for key, value in content.items()}
+    return [on_host(value) for value in content] if isinstance(content, list) else content
+
+
+def save_checkpoint(run_dir: Path, state: RunState, rank_state: dict, ranks: Ranks, keep: int) -> Path:
+    """Save on all ranks and wait for it; see `CheckpointWriter`."""
+    writer = CheckpointWriter(run_dir, ranks, keep)
+    try:
+        path = writer.start(state, rank_state)
+        writer.finish()
+        return path
+    finally:
+        writer.close()
 
 
 def checkpoint_path(run_dir: Path, step: int) -> Path:
@@ -169,13 +223,28 @@ def _start(temporary: Path, is_first: bool) -> None:
         temporary.mkdir(parents=True)
 
 
-def _write(path: Path, write) -> str:
-    """Write a file durably; returns the digest of what can be read back."""
+class _Hashed:
+    """A file that is written from its beginning to its end, with the digest of what it has got."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self.digest = file, hashlib.sha256()
+
+    def write(self, content: bytes) -> int:
+        self.digest.update(content)
+        return self._file.write(content)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _write(path: Path, write: Callable[[_Hashed], object]) -> str:
+    """Write a file durably; returns its digest."""
     with path.open("wb") as file:
-        write(file)
+        hashed = _Hashed(file)
+        write(hashed)
         file.flush()
         os.fsync(file.fileno())
-    return sha256(path)
+    return hashed.digest.hexdigest()
 
 
 def _commit(temporary: Path, final: Path, state: RunState, digests: dict[str, str], keep: int, is_first: bool) -> None:

@@ -84,6 +84,8 @@ class RunConfig:
                 f"optimizer.clip_norm={self.optimizer.clip_norm}: with Muon, ZeRO would clip the orthogonalised "
                 "update; use optimizer.clip_norm=null or optimizer.kind=adamw"
             )
+        if self.train.compile and self.backend.name != "ddp":
+            found.append(f"train.compile=true: backend.name={self.backend.name} runs uncompiled; use backend.name=ddp")
         if self.backend.bf16_weights and self.train.precision == "fp32":
             found.append("backend.bf16_weights=true: contradicts train.precision=fp32; use bf16 or auto")
         if self.prune.prunings > 1 and self.train.finetune_epochs == 0:

@@ -67,10 +67,9 @@ class Experts:
         self._keep(step)
         return losses
 
-    def dry_step(self) -> None:
-        """One step of each on made-up tokens; `reset` undoes it."""
-        for learner in self.learners:
-            learner.dry_step()
+    def dry_step(self) -> str:
+        """One step of each on made-up tokens, and digests of what came of it; `reset` undoes it."""
+        return " ".join(learner.dry_step() for learner in self.learners)
 
     def reset(self) -> None:
         """Back to before the first step."""

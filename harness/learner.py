@@ -41,9 +41,9 @@ class Learner:
     def __init__(self, config: RunConfig, vocab_size: int, ranks: Ranks, dtype: torch.dtype):
         self.config, self.vocab_size, self.ranks, self.dtype = config, vocab_size, ranks, dtype
         self.micro_batch = config.train.micro_batch(ranks.world_size)
-        model = self.new_model()
-        self.num_parameters, self.flops_per_token = model.num_parameters, model.flops_per_token()
         self.backend = self._make_backend()
+        model = self._initial_model()
+        self.num_parameters, self.flops_per_token = model.num_parameters, model.flops_per_token()
         # The rule starts with the text, whose length it may need.
         self.optimizer = Optimizer(model, config.optimizer, None, self.backend.make_parts)
         self.backend.prepare(model, self.optimizer)
@@ -51,8 +51,28 @@ class Learner:
     def new_model(self) -> Transformer:
         """The model before the first step, the same each time."""
         torch.manual_seed(self.config.seed)
-        model = Transformer(self.config.model, self.vocab_size).to(self.ranks.device)
+        return self._prepared(Transformer(self.config.model, self.vocab_size).to(self.ranks.device))
+
+    def shapes(self) -> Transformer:
+        """The same without its numbers and without memory for them."""
+        with torch.device("meta"):
+            return self._prepared(Transformer(self.config.model, self.vocab_size))
+
+    def _initial_model(self) -> Transformer:
+        """`new_model` on every rank; where ranks share it out, the first one makes it and the others get it."""
+        if not (self.backend.shares_out and self.ranks.world_size > 1):
+            return self.new_model()
+        model = self.new_model() if self.ranks.is_first else self.shapes().to_empty(device=self.ranks.device)
+        for tensor in (*model.parameters(), *model.buffers()):
+            self.ranks.share_tensor(tensor.detach())
+        torch.manual_seed(self.config.seed)
+        return model
+
+    def _prepared(self, model: Transformer) -> Transformer:
         model.checkpoint_activations = self.config.train.activation_checkpointing
+        if self.config.train.compile:
+            for block in model.blocks:
+                block.compile()
         mark_parameters(model, self.config.rule)
         return model
 
@@ -79,16 +99,24 @@ class Learner:
         self.backend.step()
         return result
 
-    def dry_step(self) -> None:
+    def dry_step(self) -> str:
         """One step on made-up tokens, to find what cannot work before anything is written; `reset` undoes it.
+
+        Returns a digest of its losses and of the weights after it: what this machine makes of the configuration.
 
         It also makes DDP arrange its gradients once and for all, so that a run that goes on sums them in the same order
         as one that was never stopped. The rule acts in it at full strength, whatever its schedule.
         """
         probe = self.probe()
         self.start_rule(probe.num_tokens)
-        self.train(probe, "dry step")
+        # Weights that start at zero hide all kernels but the last from a first step.
+        for _ in range(3 if self.config.train.compile else 1):
+            losses = self.train(probe, "dry step")
         self.optimizer.set_rule(None)
+        digest = hashlib.blake2b(self.weights_digest(), digest_size=8)
+        for nats, _ in losses.micro_batches:
+            digest.update(np.ascontiguousarray(nats))
+        return digest.hexdigest()
 
     def probe(self) -> StepBatch:
         """This rank's share of a full step of made-up tokens."""
@@ -100,7 +128,7 @@ class Learner:
 
     def reset(self) -> None:
         """Back to before the first step."""
-        weights = {name: p.detach() for name, p in self.new_model().named_parameters()}
+        weights = {name: p.detach() for name, p in self._initial_model().named_parameters()}
         reset(self.backend, self.optimizer, weights)
 
     def weights_digest(self) -> bytes:

@@ -36,6 +36,8 @@ class TrainConfig:
     """Passes of such a training."""
     precision: str = "auto"
     """`bf16` or `fp32` arithmetic of the forward pass; `auto` takes bf16 where the hardware is fast at it."""
+    compile: bool = False
+    """Compile each block with torch.compile: faster where a compiler is found, and other last bits than without."""
     activation_checkpointing: bool = False
     """Compute activations inside blocks again in the backward pass, instead of keeping them in memory."""
     checkpoint_minutes: float = 10.0

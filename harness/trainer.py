@@ -10,12 +10,12 @@ import torch
 
 from harness.batches import Ahead, Batches, StepBatch
 from harness.checkpoint import (
+    CheckpointWriter,
     RunState,
     committed_checkpoints,
     newest_checkpoint,
     read_rank_state,
     read_state,
-    save_checkpoint,
 )
 from harness.config import RunConfig, training_sha256
 from harness.convergence import Convergence
@@ -48,6 +48,8 @@ class Asked(NamedTuple):
     stop_by_signal: float
     stop_by_file: float
     histograms: float
+    is_written: float
+    """A checkpoint that was started: all ranks must say so."""
 
 
 class Trainer:
@@ -78,17 +80,21 @@ class Trainer:
             },
         )
         self.meter, self.ledger = Meter(), None
+        self.saver = CheckpointWriter(config.run_dir, ranks, config.train.keep_checkpoints)
         self.convergence = Convergence(config.stopping)
 
     def describe(self) -> None:
         """Print the derived numbers, then find out with one dry step whether they fit."""
         if self.ranks.is_first:
             config, shard = self.config, self.data
-            groups, micro = parameter_groups(self.learner.new_model(), config.optimizer), self.batches.micro_batch
+            groups, micro = parameter_groups(self.learner.shapes(), config.optimizer), self.batches.micro_batch
             lines = derived_numbers(config, shard, self.phases, groups, self.ranks, micro, self.dtype)
             print("\n".join(lines), flush=True)
         started = time.perf_counter()
-        self.experts.dry_step()
+        arithmetic = self.experts.dry_step()
+        if self.config.train.compile:
+            # Which kernels a compiler makes is in no version number.
+            self.state.identity |= self.ranks.agreed({"compiled": arithmetic})
         self.experts.reset()
         seconds = time.perf_counter() - started
         if self.ranks.is_first:
@@ -129,10 +135,13 @@ class Trainer:
                 self._end_if_converged(phase, repeated_nats)
 
                 # once in a while: a checkpoint
+                if asked.is_written == ranks.world_size:
+                    self.saver.finish()
                 must_stop = (asked.stop_by_signal or asked.stop_by_file) and self.state.step < self.num_steps
                 if asked.save or must_stop:
                     path, self.saved_at = self._save(), time.monotonic()
                 if must_stop:
+                    self.saver.finish()
                     text = f"stopped after step {self.state.step}, saved in {path}; the same command goes on"
                     if asked.stop_by_signal:
                         raise Stopped(text)
@@ -146,6 +155,7 @@ class Trainer:
     def close(self) -> None:
         """Let go of threads and of what the backends hold."""
         self._read.close()
+        self.saver.close()
         if self.ledger:
             self.ledger.close()
         self.experts.close()
@@ -158,6 +168,7 @@ class Trainer:
             stop_by_signal=stop.by_signal,
             stop_by_file=is_first and stop.by_file,
             histograms=is_first and now - self.histograms_at > SECONDS_BETWEEN_HISTOGRAMS,
+            is_written=self.saver.is_written,
         )
 
     def _read_step(self, step: int) -> tuple[StepBatch, list[np.ndarray]]:
@@ -176,6 +187,7 @@ class Trainer:
             else:
                 losses = self.learner.train(batch, f"step {step}", asked)
         except RunFailure as error:
+            self.saver.finish()
             saved = committed_checkpoints(self.config.run_dir)
             kept = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint had been saved"
             raise type(error)(f"{error} ({kept})") from None
@@ -289,10 +301,10 @@ class Trainer:
         own = self.experts.state() | {"meter": self.meter.state()}
         if self.prequential:
             own["blend"] = self.prequential.blend.state()
-        keep = self.config.train.keep_checkpoints
-        return save_checkpoint(self.config.run_dir, self.state, own, self.ranks, keep)
+        return self.saver.start(self.state, own)
 
     def _finish(self, stop: StopRequest) -> None:
+        self.saver.finish()
         self.ledger.flush()
         self.ranks.barrier()
         member_nats = self.prequential.blend.member_nats() if self.prequential else {}

@@ -33,6 +33,8 @@ class BackendConfig:
     """DeepSpeed: what ranks share out: 1 optimizer state, 2 gradients too, 3 weights too; 0 nothing."""
     offload_optimizer: bool = False
     """DeepSpeed, stage 1 to 3: optimizer state lies in the memory of the host."""
+    overlap: bool = False
+    """DeepSpeed on GPUs, stage 1 to 3: reduce gradients during the backward pass; not shown to repeat every bit."""
     bf16_weights: bool = False
     """DeepSpeed, stage 1 to 3: weights and gradients are bf16, float32 weights are part of the optimizer's state."""
 
@@ -49,7 +51,7 @@ class BackendConfig:
             found.append(f"backend.zero_stage={self.zero_stage}: must be 0, 1, 2 or 3")
         elif self.zero_stage and self.name != "deepspeed":
             found.append(f"backend.zero_stage={self.zero_stage}: needs backend.name=deepspeed")
-        for key in ("offload_optimizer", "bf16_weights"):
+        for key in ("offload_optimizer", "overlap", "bf16_weights"):
             if getattr(self, key) and not (self.name == "deepspeed" and self.zero_stage):
                 found.append(f"backend.{key}=true: needs backend.name=deepspeed and a backend.zero_stage of 1, 2 or 3")
         return found

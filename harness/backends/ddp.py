@@ -63,7 +63,7 @@ class DDPBackend:
 
     def count_nonzeros(self) -> int:
         """Number of weights that are not zero."""
-        return sum(int(p.count_nonzero()) for p in self.model.parameters())
+        return int(torch.stack([p.count_nonzero() for p in self.model.parameters()]).sum())
 
     def close(self) -> None:
         """Let go of the reducer, which would otherwise outlive its process group and wait for it."""

@@ -23,7 +23,8 @@ from harness.optimizer import Optimizer, OptimizerConfig, Ruled, torch_parts
 
 # The iteration of DeepSpeed's Muon that is replaced by this project's.
 OURS = "standard"
-# Most elements that are reduced or gathered in one piece. DeepSpeed's default is 500 million, and it allocates as many.
+# Elements that are reduced or gathered in one piece, where a block has no more. DeepSpeed's default is 500 million, and
+# it allocates as many.
 BUCKET_ELEMENTS = 1 << 24
 
 
@@ -73,8 +74,9 @@ class DeepSpeedBackend:
             timeout = self.config.timeout_seconds
             init_process_group(self.ranks.device, timeout, store=dist.HashStore(), rank=0, world_size=1)
             os.environ.setdefault("LOCAL_RANK", "0")
-        bucket = min(BUCKET_ELEMENTS, sum(p.numel() for p in model.parameters()))
-        settings = engine_settings(self.config, self.clip_norm, self.micro_batch, bucket)
+        total, block = (sum(p.numel() for p in module.parameters()) for module in (model, model.blocks[0]))
+        on_gpu = self.ranks.device.type == "cuda"
+        settings = engine_settings(self.config, self.clip_norm, self.micro_batch, bucket_elements(total, block), on_gpu)
         self.engine, *_ = self.deepspeed.initialize(
             model=model, optimizer=optimizer.parts[0], config=settings, dist_init_required=False
         )
@@ -138,7 +140,8 @@ class DeepSpeedBackend:
     def count_nonzeros(self) -> int:
         """Number of weights that are not zero; padding is zero."""
         with self.partitions():
-            own = sum(int(p.count_nonzero()) for group in self.optimizer.parts[0].param_groups for p in group["params"])
+            groups = self.optimizer.parts[0].param_groups
+            own = int(torch.stack([p.count_nonzero() for group in groups for p in group["params"]]).sum())
         return int(self.ranks.sum(own)[0]) if self.config.zero_stage else own
 
     def close(self) -> None:
@@ -156,18 +159,27 @@ class DeepSpeedBackend:
                     named[name].copy_(full)
 
 
-def engine_settings(config: BackendConfig, clip_norm: float | None, micro_batch: int, bucket_elements: int) -> dict:
-    """DeepSpeed's own configuration; it ignores keys that it does not know, so all of them come from here."""
+def bucket_elements(total: int, block: int) -> int:
+    """Elements that are reduced or gathered in one piece, for `total` weights, `block` of them in each block."""
+    return min(total, max(BUCKET_ELEMENTS, block))
+
+
+def engine_settings(
+    config: BackendConfig, clip_norm: float | None, micro_batch: int, bucket: int, on_gpu: bool
+) -> dict:
+    """DeepSpeed's own configuration; it ignores keys that it does not know, so all of them come from here.
+
+    `bucket` is in elements.
+    """
     zero = {"stage": config.zero_stage}
     if config.zero_stage:
-        # On a GPU a reduction that overlaps the backward pass sums in an order that differs from run to run.
-        zero |= {"overlap_comm": False, "contiguous_gradients": True}
-        zero |= {"reduce_bucket_size": bucket_elements, "allgather_bucket_size": bucket_elements}
+        zero |= {"overlap_comm": config.overlap and on_gpu, "contiguous_gradients": True}
+        zero |= {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
     if config.zero_stage == 3:
         # Muon's stage 3 wants whole gradients. Weights of any size are shared out: small ones too.
         zero |= {"reduce_scatter": False, "stage3_param_persistence_threshold": 0}
-        # Gathered weights go again once a layer is done with them.
-        zero |= {"stage3_max_live_parameters": bucket_elements, "stage3_prefetch_bucket_size": bucket_elements}
+        # Gathered weights go again once a layer is done with them; on a GPU those of the next one come meanwhile.
+        zero |= {"stage3_max_live_parameters": 2 * bucket if on_gpu else bucket, "stage3_prefetch_bucket_size": bucket}
         zero |= {"stage3_max_reuse_distance": 0}
     if config.offload_optimizer:
         zero |= {"offload_optimizer": {"device": "cpu"}}
