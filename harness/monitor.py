@@ -138,7 +138,7 @@ class Monitor(NullMonitor):
             f"online {_si(bytes_from_bits(online_bits), 2)}B ({per_byte(online_bits, raw_bytes):.3f} bits/byte)",
             f"{_si(tokens_per_second, 1).replace(' ', '', 1)} tokens/s",
             *([f"MFU {100 * mfu:.0f} %"] if mfu is not None else []),
-            f"{_clock(seconds_left)} left",
+            f"{clock(seconds_left)} left",
         ]
         line = "  ".join(parts)
         if not on_terminal:
@@ -184,7 +184,7 @@ def _json_number(value: float) -> float | None:
     return value if -float("inf") < value < float("inf") else None
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     """Hours, minutes and seconds, as in `2:41` or `1:02:41`."""
     if not 0 <= seconds < float("inf"):
         return "?"

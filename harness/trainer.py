@@ -29,6 +29,7 @@ from harness.lessons import Lessons
 from harness.meter import Meter
 from harness.monitor import make_monitor
 from harness.optimizer import parameter_groups
+from harness.pace import duration_line
 from harness.prequential import Prequential
 from harness.rundir import mark_done, on_first_rank, write_members, write_weights
 from harness.schedule import Phase, plan_phases
@@ -95,11 +96,17 @@ class Trainer:
         if self.config.train.compile:
             # Which kernels a compiler makes is in no version number.
             self.state.identity |= self.ranks.agreed({"compiled": arithmetic})
-        self.experts.reset()
         seconds = time.perf_counter() - started
         if self.ranks.is_first:
             peak = peak_memory_bytes(self.ranks.device)
             print(f"dry step    {seconds:.2f} s, peak memory of rank 0 {peak / 1e6:,.0f} MB", flush=True)
+        if not self.prequential:
+            replays = self.config.train.replays * self.phases[0].num_steps
+            optimizers = [learner.optimizer for learner in self.experts.learners]
+            line = duration_line(self.experts.dry_step, optimizers, self.ranks, self.num_steps + replays, seconds)
+            if self.ranks.is_first:
+                print(line, flush=True)
+        self.experts.reset()
 
     def run(self) -> None:
         """Train from the newest checkpoint, or from the start, to the end."""

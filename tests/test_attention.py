@@ -1,0 +1,57 @@
+"""Attention in blocks computes what its formula says."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from harness.attention import BLOCK, causal_attention
+from harness.functions import rotated
+
+
+def by_formula(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    q, k, v = (x.double().transpose(1, 2) for x in (q, k, v))
+    scores = q @ k.mT / q.shape[-1] ** 0.5
+    hidden = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).triu(1)
+    return (scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize(
+    ("batch", "length", "heads", "width"), [(1, 1, 1, 4), (3, BLOCK + 7, 3, 8), (5, 3 * BLOCK, 2, 16)]
+)
+def test_values_and_gradients_are_those_of_the_formula(batch, length, heads, width):
+    torch.manual_seed(0)
+    # As in the model: three parts of one product.
+    qkv = torch.randn(batch, length, 3, heads, width, requires_grad=True)
+    twin = qkv.detach().clone().requires_grad_()
+    gradient = torch.randn(batch, length, heads * width)
+    found, expected = causal_attention(*qkv.unbind(2)), by_formula(*twin.unbind(2))
+    found.backward(gradient)
+    expected.backward(gradient.double())
+    assert found.dtype == torch.float32
+    assert torch.allclose(found.double(), expected, rtol=0, atol=1e-5)
+    assert torch.allclose(qkv.grad, twin.grad, rtol=0, atol=2e-5)
+
+
+def test_later_places_do_not_matter_bit_by_bit():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 2 * BLOCK, 2, 8).unbind(0)
+    before = causal_attention(q, k, v)
+    for x in (q, k, v):
+        x[:, BLOCK + 5 :] = torch.randn_like(x[:, BLOCK + 5 :]) * 100
+    assert torch.equal(causal_attention(q, k, v)[:, : BLOCK + 5], before[:, : BLOCK + 5])
+
+
+def test_other_precisions_take_pytorchs_kernel():
+    q, k, v = (torch.randn(2, 9, 2, 8, dtype=torch.float64) for _ in range(3))
+    theirs = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=True)
+    assert torch.equal(causal_attention(q, k, v), theirs.transpose(1, 2).flatten(2))
+
+
+def test_a_rotation_has_the_gradient_of_its_formula():
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 2, 3, 8, dtype=torch.float64, requires_grad=True)
+    angle = torch.randn(5, 1, 1, 4, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: rotated(x, angle.cos(), angle.sin()), (x,))
+    first, second = rotated(x, angle.cos(), angle.sin()).chunk(2, dim=-1)
+    assert torch.allclose(first, x[..., :4] * angle.cos() - x[..., 4:] * angle.sin())
+    assert torch.allclose(second, x[..., :4] * angle.sin() + x[..., 4:] * angle.cos())
