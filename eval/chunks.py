@@ -86,7 +86,8 @@ def decode_chunks(
             if not active.any():
                 break
             probabilities = predictor.step(previous)
-            tokens[active, position] = decoder.decode(probabilities[active])
+            # As long as no chunk has ended, which is nearly always, nothing need be picked out.
+            tokens[active, position] = decoder.decode(probabilities if active.all() else probabilities[active])
             previous = tokens[:, position]
             lengths += active
             missing = missing - tokenizer.token_bytes[previous] * active

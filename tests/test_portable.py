@@ -36,6 +36,8 @@ PLAIN = {
     "ONEDNN_MAX_CPU_ISA": "SSE41",
     "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
     "OMP_NUM_THREADS": "1",
+    "NUMBA_CPU_NAME": "generic",
+    "NUMBA_CPU_FEATURES": "",
 }
 ARCHITECTURES = ["modern", "published"]
 # Integers alone, so every machine draws the same; gains and biases are about 1.

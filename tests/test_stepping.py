@@ -102,6 +102,9 @@ def test_what_gpus_compute_with_gives_the_same_integers_and_nearly_the_same_floa
     # Blocks in turn on two devices, as far as integers tell.
     mixed = Predictor(plain_model(model, LENGTH).to("cpu"), 16, 3, LENGTH, 2, others=[compiled])
     assert np.array_equal(rows_of(mixed, tokens), wanted)
+    found = np.zeros_like(wanted)
+    mixed.read(tokens, lambda lanes, positions, rows: found.__setitem__((lanes, positions), rows))
+    assert np.array_equal(found, wanted)
     weights = list(model.transformer().named_parameters())
     floats = TorchFloatModel(model.config, 256, weights, "cpu")
     found = rows_of(Predictor(floats, 16, 3, LENGTH, 1), tokens)

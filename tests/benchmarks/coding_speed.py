@@ -4,19 +4,20 @@ python -m tests.benchmarks.coding_speed [--against COMMIT] [--architecture moder
     [--heads 2] [--chunks 128] [--nonzeros 0.3] [--rounds 3]
 
 Each side is a process of its own; both measure the same thing one after the other, and a row has the medians of the
-rounds. The other side runs from the sources of its commit, with this file.
+rounds. The other side runs from the sources of its commit, with this file. Where other work keeps the machine busy, the
+ratio of core time says more than that of time.
 """
 
 import argparse
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from importlib import metadata
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +46,8 @@ def make_model(config: ModelConfig, nonzeros: float) -> QuantisedModel:
     return QuantisedModel(config, ByteTokenizer(), integers, dict.fromkeys(integers, STEP))
 
 
-def bytes_per_second(model: QuantisedModel, work: str, kind: str, chunks: int, threads: int) -> float:
-    """Rate of one kind of work for `chunks` chunks of 512 bytes."""
+def rates_of(model: QuantisedModel, work: str, kind: str, chunks: int, threads: int) -> list[float]:
+    """Bytes a second, and a second of a core, of one kind of work for `chunks` chunks of 512 bytes."""
     symbols = np.random.default_rng(0).integers(0, 256, (chunks, LENGTH))
     text, config = symbols.astype(np.uint8).tobytes(), EvalConfig(chunk_bytes=LENGTH, lanes=LANES, predictor=kind)
     with tempfile.TemporaryDirectory() as folder:
@@ -56,7 +57,7 @@ def bytes_per_second(model: QuantisedModel, work: str, kind: str, chunks: int, t
         if work == "stepping":
             predictor = Predictor(model.stepping(kind, LENGTH), LANES, -(-chunks // LANES), LENGTH, threads)
             predictor.start()
-        start = time.perf_counter()
+        starts = time.perf_counter(), time.process_time()
         if work == "stepping":
             for position in range(LENGTH):
                 predictor.step(symbols[:, position])
@@ -64,7 +65,8 @@ def bytes_per_second(model: QuantisedModel, work: str, kind: str, chunks: int, t
             write_archive(path, text, model, config, threads, _silent)
         else:
             assert read_archive(path, threads, _silent) == text
-        return len(text) / (time.perf_counter() - start)
+        ends = time.perf_counter(), time.process_time()
+        return [len(text) / (end - start) for start, end in zip(starts, ends, strict=True)]
 
 
 class Side:
@@ -76,11 +78,11 @@ class Side:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self._process = subprocess.Popen(command, cwd=sources, env=environment, text=True, **pipes)
 
-    def rate(self, work: str, kind: str, threads: int) -> float:
-        """Bytes a second."""
+    def rates(self, work: str, kind: str, threads: int) -> list[float]:
+        """As of `rates_of`."""
         self._process.stdin.write(json.dumps([work, kind, threads]) + "\n")
         self._process.stdin.flush()
-        return float(self._process.stdout.readline())
+        return json.loads(self._process.stdout.readline())
 
     def close(self) -> None:
         """End the process."""
@@ -94,10 +96,10 @@ def measure(options: dict) -> None:
     model = make_model(ModelConfig(**shape), options["nonzeros"])
     for kind in PREDICTORS:
         # Compiles what is not yet.
-        bytes_per_second(model, "decode", kind, 1, 1)
+        rates_of(model, "decode", kind, 1, 1)
     for line in sys.stdin:
         work, kind, threads = json.loads(line)
-        print(bytes_per_second(model, work, kind, options["chunks"], threads), flush=True)
+        print(json.dumps(rates_of(model, work, kind, options["chunks"], threads)), flush=True)
 
 
 def compare(against: str | None, rounds: int, options: dict) -> None:
@@ -110,19 +112,16 @@ def compare(against: str | None, rounds: int, options: dict) -> None:
             sources.insert(0, Path(folder))
         sides = [Side(path, options) for path in sources]
         names = [against, "this tree"] if against else ["this tree"]
-        print(
-            "| work | predictor | threads |"
-            + "".join(f" {name}, kB/s |" for name in names)
-            + " ratio |" * bool(against)
-        )
-        print("|---|---|--:|" + "--:|" * (len(names) + bool(against)))
+        header = ["work", "predictor", "threads", *(f"{name}, kB/s" for name in names)]
+        header += ["ratio", "ratio of core time"] if against else []
+        print(f"| {' | '.join(header)} |\n|---|---|{'--:|' * (len(header) - 2)}")
         for threads in sorted({1, os.cpu_count() or 1}):
-            for kind in PREDICTORS:
-                for work in WORK:
-                    turns = [[side.rate(work, kind, threads) for side in sides] for _ in range(rounds)]
-                    rates = [statistics.median(column) for column in zip(*turns, strict=True)]
-                    cells = [f"{rate / 1e3:.1f}" for rate in rates] + [f"{rates[-1] / rates[0]:.2f}"] * bool(against)
-                    print(f"| {work} | {kind} | {threads} | {' | '.join(cells)} |", flush=True)
+            for kind, work in product(PREDICTORS, WORK):
+                turns = [[side.rates(work, kind, threads) for side in sides] for _ in range(rounds)]
+                rates = np.median(turns, axis=0)
+                cells = [f"{rate / 1e3:.1f}" for rate in rates[:, 0]]
+                cells += [f"{ratio:.2f}" for ratio in rates[-1] / rates[0]] if against else []
+                print(f"| {work} | {kind} | {threads} | {' | '.join(cells)} |", flush=True)
         for side in sides:
             side.close()
 
