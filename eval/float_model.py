@@ -12,7 +12,7 @@ from torch import Tensor
 
 from eval import float_kernel
 from eval.attention_kernel import embed
-from eval.products import Matrix, new_array
+from eval.products import Matrix, Room
 from eval.stepping import Cache, tiles_of
 from eval.vectors import WIDTH
 from harness.model import ModelConfig, rotary_tables, sinusoidal_positions
@@ -55,21 +55,22 @@ class FloatModel:
         The lanes are a multiple of 16.
         """
         lanes, count = tokens.shape
-        x = new_array((count, self.config.width, lanes), np.float32)
+        room, shape = cache.room, (count, self.config.width, lanes)
+        x = room.array("stream", shape, np.float32)
         embed(self._embed, tokens, x)
         if self._positions is not None:
             x += self._positions[cache.position : cache.position + count, :, None]
-        normal = new_array(x.shape, np.float32)
+        normal = room.array("normal", shape, np.float32)
         for block, layer in zip(self._blocks, cache.layers, strict=True):
             block.attention_norm(x, normal)
-            float_kernel.attend(block.qkv(normal), layer, *self._circle, cache.position, normal)
+            float_kernel.attend(block.qkv(normal, room), layer, *self._circle, cache.position, normal)
             block.out.add(normal, x)
             block.mlp_norm(x, normal)
-            block.down.add(self._activated(block.up(normal)), x)
+            block.down.add(self._activated(block.up(normal, room)), x)
         cache.position += count
         self._norm(x, normal)
         probabilities = np.empty((lanes, count, self.vocab_size), dtype=np.float32)
-        float_kernel.softmax(self._head(normal), probabilities)
+        float_kernel.softmax(self._head(normal, room), probabilities)
         return probabilities
 
     def _activated(self, x: np.ndarray) -> np.ndarray:
@@ -110,9 +111,9 @@ class _Affine:
         self._matrix, bias = Matrix(weights[f"{name}.weight"]), weights.get(f"{name}.bias")
         self._bias = None if bias is None else bias[:, None]
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Outputs (count, outputs, lanes) for `x` (count, inputs, lanes)."""
-        y = self._matrix.times(x)
+    def __call__(self, x: np.ndarray, room: Room) -> np.ndarray:
+        """Outputs (count, outputs, lanes) for `x` (count, inputs, lanes), in an array of `room`."""
+        y = self._matrix.times(x, room)
         if self._bias is not None:
             y += self._bias
         return y

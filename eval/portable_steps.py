@@ -12,7 +12,7 @@ from eval import portable_kernel as kernel
 from eval.attention_kernel import embed
 from eval.portable import EXP_STEPS, ModernAttention, Perceptron, PortableModel, PublishedAttention
 from eval.portable_products import NormedProduct, Product
-from eval.products import Matrix, new_array
+from eval.products import Matrix, Room
 from eval.stepping import Cache, tiles_of
 from eval.vectors import WIDTH
 
@@ -47,17 +47,18 @@ class CompiledPortableModel:
         The lanes are a multiple of 16.
         """
         lanes, count = tokens.shape
-        x = new_array((count, self.config.width, lanes), np.float64)
+        room = cache.room
+        x = room.array("stream", (count, self.config.width, lanes), np.float64)
         embed(self._embed, tokens, x)
         if self._positions is not None:
             x += self._positions[cache.position : cache.position + count, :, None]
             np.clip(x, -self._limit, self._limit, out=x)
         for (attend, perceive, out), (keys, values) in zip(self._blocks, cache.layers, strict=True):
-            out.add(attend(x, keys, values, cache.position), x)
-            perceive(x)
+            out.add(attend(x, keys, values, cache.position, room), x, room)
+            perceive(x, room)
         cache.position += count
         weights = np.empty((lanes, count, self.vocab_size))
-        kernel.symbol_weights(self._head(x), self._factor, self._exp, weights)
+        kernel.symbol_weights(self._head(x, room), self._factor, self._exp, weights)
         return weights
 
 
@@ -70,11 +71,11 @@ class _NormedProduct:
             (_NONE, _NONE) if product.gain is None else (product.gain.numpy(), product.bias.numpy())
         )
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
+    def __call__(self, x: np.ndarray, room: Room) -> np.ndarray:
         """Exact sums (count, outputs, lanes) for the residual stream `x` (count, width, lanes)."""
-        normal = new_array(x.shape, self._matrix.dtype)
+        normal = room.array("normal", x.shape, self._matrix.dtype)
         kernel.normed(x, self._norm, self._gain, self._bias, normal)
-        return self._matrix.times(normal)
+        return self._matrix.times(normal, room)
 
 
 class _Output:
@@ -89,9 +90,9 @@ class _Output:
         """Type of what it takes."""
         return self._matrix.dtype
 
-    def add(self, inputs: np.ndarray, x: np.ndarray) -> None:
+    def add(self, inputs: np.ndarray, x: np.ndarray, room: Room) -> None:
         """Add the product with `inputs` (count, inputs, lanes) to `x` (count, width, lanes)."""
-        kernel.add_output(self._matrix.times(inputs), self._scale, self._bias, self._limit, x)
+        kernel.add_output(self._matrix.times(inputs, room), self._scale, self._bias, self._limit, x)
 
 
 class _Attention:
@@ -105,9 +106,9 @@ class _Attention:
         self._numbers = number(attention.unit * EXP_STEPS), number(mixer.levels.item()), self._table
         self._multiple = number(1 << attention.bits)
 
-    def _mixed(self, qkv: np.ndarray, keys: np.ndarray, values: np.ndarray, start: int) -> np.ndarray:
+    def _mixed(self, qkv: np.ndarray, keys: np.ndarray, values: np.ndarray, start: int, room: Room) -> np.ndarray:
         count, _, heads, head_width, lanes = qkv.shape
-        mixed = new_array((count, heads * head_width, lanes), self._out_type)
+        mixed = room.array("mixed", (count, heads * head_width, lanes), self._out_type)
         kernel.attend(qkv, keys, values, start, *self._numbers, self._multiple, mixed)
         return mixed
 
@@ -119,11 +120,11 @@ class _Modern(_Attention):
         self._scales, self._norm = scales[[0, 2 * width]], (attention.norm, attention.epsilon)
         self._circle = [table.numpy().astype(scales.dtype) for table in attention.circle]
 
-    def __call__(self, x: np.ndarray, keys: np.ndarray, values: np.ndarray, start: int) -> np.ndarray:
+    def __call__(self, x: np.ndarray, keys: np.ndarray, values: np.ndarray, start: int, room: Room) -> np.ndarray:
         """Mixed values (count, width, lanes) for the residual stream `x`; the cache is written from `start` on."""
-        qkv = self._product(x).reshape(len(x), 3, *self._heads, -1)
+        qkv = self._product(x, room).reshape(len(x), 3, *self._heads, -1)
         kernel.turn(qkv, self._scales, self._norm, *self._circle, start)
-        return self._mixed(qkv, keys, values, start)
+        return self._mixed(qkv, keys, values, start, room)
 
 
 class _Published(_Attention):
@@ -131,12 +132,12 @@ class _Published(_Attention):
         super().__init__(attention)
         self._affine = attention.scale, attention.bias.numpy(), float(attention.limit)
 
-    def __call__(self, x: np.ndarray, keys: np.ndarray, values: np.ndarray, start: int) -> np.ndarray:
+    def __call__(self, x: np.ndarray, keys: np.ndarray, values: np.ndarray, start: int, room: Room) -> np.ndarray:
         """As of `_Modern`."""
-        sums = self._product(x)
-        qkv = new_array(sums.shape, np.float64)
+        sums = self._product(x, room)
+        qkv = room.array("qkv", sums.shape, np.float64)
         kernel.biased(sums, *self._affine, qkv)
-        return self._mixed(qkv.reshape(len(x), 3, *self._heads, -1), keys, values, start)
+        return self._mixed(qkv.reshape(len(x), 3, *self._heads, -1), keys, values, start, room)
 
 
 class _Perceptron:
@@ -148,17 +149,17 @@ class _Perceptron:
         self._bias = None if perceptron.bias is None else perceptron.bias.numpy()
         self._phi = None if perceptron.phi is None else perceptron.phi.numpy()
 
-    def __call__(self, x: np.ndarray) -> None:
+    def __call__(self, x: np.ndarray, room: Room) -> None:
         """Add its output to the residual stream `x` (count, width, lanes)."""
-        sums = self._up(x)
-        hidden = new_array(sums.shape, np.float64)
+        sums = self._up(x, room)
+        hidden = room.array("hidden", sums.shape, np.float64)
         if self._phi is None:
             number = sums.dtype.type
             kernel.squared(sums, number(self._scale), number(self._limit), hidden)
         else:
             kernel.biased(sums, self._scale, self._bias, self._limit, hidden)
             kernel.multiply_phi(hidden, self._phi)
-        self._down.add(hidden, x)
+        self._down.add(hidden, x, room)
 
 
 def _matrix(inputs_outputs: Tensor) -> Matrix:

@@ -38,17 +38,28 @@ class Matrix:
         for inputs, outputs in zip(torch.from_numpy(x), torch.from_numpy(y), strict=True):
             outputs.addmm_(self._dense, inputs)
 
-    def times(self, x: np.ndarray) -> np.ndarray:
-        """Products (count, outputs, lanes)."""
-        y = new_array((len(x), self.num_outputs, x.shape[2]), self.dtype)
+    def times(self, x: np.ndarray, room: "Room") -> np.ndarray:
+        """Products (count, outputs, lanes), in an array of `room`."""
+        y = room.array("products", (len(x), self.num_outputs, x.shape[2]), self.dtype)
         y[:] = 0
         self.add(x, y)
         return y
 
 
-def new_array(shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    """An array of anything, where torch would place it: its products may depend on that."""
-    return torch.empty(shape, dtype=torch.float32 if dtype == np.float32 else torch.float64).numpy()
+class Room:
+    """Arrays that a block of lanes uses at each step anew: to make them takes as long as some of the work."""
+
+    def __init__(self):
+        self._arrays: dict[tuple, np.ndarray] = {}
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+        """An array of anything; it holds what is written until the next one of this name and shape is asked for."""
+        key = name, shape, dtype
+        if key not in self._arrays:
+            # Where torch would place it: its products may depend on that.
+            kind = torch.float32 if dtype == np.float32 else torch.float64
+            self._arrays[key] = torch.empty(shape, dtype=kind).numpy()
+        return self._arrays[key]
 
 
 @unlocked

@@ -1,10 +1,11 @@
 """What a predictor steps: a model that reads tokens of many lanes and keeps keys and values of those before."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
+from eval.products import Room
 from eval.vectors import WIDTH
 
 
@@ -14,6 +15,7 @@ class Cache:
 
     layers: list[Any]
     position: int = 0
+    room: Room = field(default_factory=Room)
 
 
 class SteppingModel(Protocol):

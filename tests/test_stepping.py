@@ -28,7 +28,7 @@ from eval.devices import choose_devices
 from eval.float_kernel import power_of_e
 from eval.float_torch import TorchFloatModel
 from eval.predictor import Predictor
-from eval.products import Matrix
+from eval.products import Matrix, Room
 from eval.vectors import WIDTH, load, store
 from harness.compiled import unlocked
 from harness.errors import UsageError
@@ -134,7 +134,7 @@ def test_products_are_those_of_matrices(dtype, share):
     for lanes in (16, 64, 144):
         x = rng.normal(size=(3, 20, lanes)).astype(dtype)
         wanted = np.matmul(matrix.astype(np.float64), x.astype(np.float64))
-        np.testing.assert_allclose(Matrix(matrix).times(x), wanted, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(Matrix(matrix).times(x, Room()), wanted, rtol=1e-5, atol=1e-5)
 
 
 @unlocked
