@@ -1,14 +1,15 @@
 PYTHON ?= python3
-PROCESSES ?= 2
 # One thread per process: two busy threads on two cores can be ten times slower than one.
 export OMP_NUM_THREADS = 1
 BIN := .venv/bin
+# A process for each GPU, two at most since the demo's steps are small; without a GPU two.
+PROCESSES ?= $(shell $(BIN)/python -c 'import torch; print(min(2, torch.cuda.device_count()) or 2)')
 # Where `make demo` puts its run, and more `key=value` settings for it, for example DEMO="train.epochs=2".
 RUN ?= runs/demo
 DEMO ?=
 SETTINGS = configs/demo.yaml runs_dir=$(patsubst %/,%,$(dir $(RUN))) name=$(notdir $(RUN)) $(DEMO)
 
-.PHONY: demo test lint format
+.PHONY: demo test gpu-test lint format
 
 demo: .venv/installed
 	$(BIN)/codelength data $(SETTINGS)
@@ -17,6 +18,11 @@ demo: .venv/installed
 
 test: .venv/installed lint
 	$(BIN)/pytest --numprocesses 2 --dist loadfile $(PYTEST)
+
+# Everything that only a GPU can show; `GPU="--device cpu --sizes small"` runs its steps on a CPU.
+GPU ?=
+gpu-test: .venv/installed
+	$(BIN)/python -m tests.gpu.check $(GPU)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

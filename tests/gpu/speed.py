@@ -22,6 +22,14 @@ SHAPES = {
     },
     "small": {"tiny": (64, 1, 1, 64, 4)},
 }
+# Architecture, optimizer, and whether blocks are compiled.
+KINDS = (
+    ("modern", "muon", False),
+    ("modern", "muon", True),
+    ("modern", "adamw", False),
+    ("published", "adamw", False),
+    ("published", "adamw", True),
+)
 WARM_UP, MEASURED = 4, 12
 
 
@@ -31,16 +39,16 @@ def speed(place: Place) -> dict:
     device = choose_device(place.device)
     found = {"matmul_flops": {str(d): matmul_flops(d, device) for d in (torch.float32, torch.bfloat16)}}
     for name, shape in SHAPES[place.sizes].items():
-        for architecture, kind in (("modern", "muon"), ("modern", "adamw"), ("published", "adamw")):
-            key = f"{name} {architecture} {kind}"
-            found[key] = measured(make_config(shape, architecture, kind, place.device), device)
+        for architecture, kind, compiled in KINDS:
+            key = f"{name} {architecture} {kind}{' compiled' if compiled else ''}"
+            found[key] = measured(make_config(shape, architecture, kind, place.device, compiled), device)
             print(key, {k: v for k, v in found[key].items() if k != "kernels"}, flush=True)
             if device.type == "cuda":
                 torch.cuda.empty_cache()
     return found
 
 
-def make_config(shape: tuple[int, ...], architecture: str, kind: str, device: str) -> RunConfig:
+def make_config(shape: tuple[int, ...], architecture: str, kind: str, device: str, compiled: bool = False) -> RunConfig:
     """A run of that shape."""
     width, layers, heads, context, sequences = shape
     settings = {
@@ -53,6 +61,7 @@ def make_config(shape: tuple[int, ...], architecture: str, kind: str, device: st
         "train.batch_sequences": sequences,
         "eval.chunk_bytes": min(512, context),
         "backend.device": device,
+        "train.compile": compiled,
     }
     return load_config(ROOT / "configs" / "wiki-mini.yaml", [f"{key}={value}" for key, value in settings.items()])
 
