@@ -257,9 +257,10 @@ def send_receive(place: Place) -> dict:
 
 def compiled(place: Place) -> dict:
     """Blocks that are compiled train to about the same code length, and the same bits twice."""
+    train(place, "plain")
     for name in ("compiled", "compiled_again"):
         train(place, name, "train.compile=true")
-    difference = online_bits(place.run_dir("compiled")) / online_bits(place.run_dir("demo")) - 1
+    difference = online_bits(place.run_dir("compiled")) / online_bits(place.run_dir("plain")) - 1
     if abs(difference) > 1e-2:
         raise RuntimeError(f"{difference:+.2e} from the online code of the plain run")
     return _same(place, "compiled", "compiled_again") | {"relative_to_plain": difference}
