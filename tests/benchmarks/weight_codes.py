@@ -7,13 +7,19 @@ magnitude, with one threshold for all tensors, to each share of zeros, and round
 squares of a tensor's non-zero weights, or with --grid to the steps that `codelength eval` chooses for the held-out
 text. The steps, 4 bytes a tensor, are in every column but csr and 4 bytes a non-zero. Prints a Markdown table.
 
+With --nncodec PYTHON, an interpreter that has nncodec (see nncodec_worker.py), DeepCABAC stands beside them, with what
+it takes to write and read; each tensor has the settings that make it shortest.
+
 static: the entropy of each tensor's values, as if their frequencies were known for nothing (ideal, not a file); flags
 for zero and values of the others, each by its entropy, come to the same. int8: one byte a weight, two where any
 exceeds 127.
 """
 
 import argparse
+import json
 import lzma
+import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +49,7 @@ def main() -> None:
     parser.add_argument("--zeros", nargs="+", type=float, default=[0.0, 0.9, 0.99])
     parser.add_argument("--step", type=float, default=0.25)
     parser.add_argument("--grid", action="store_true")
+    parser.add_argument("--nncodec", metavar="PYTHON", help="the Python that has nncodec")
     options = parser.parse_args()
     warm_up()
     header = [
@@ -55,11 +62,14 @@ def main() -> None:
         "vs xz",
         "write s",
         "read s",
+        *(["DeepCABAC", "vs DeepCABAC", "its write s", "its read s"] if options.nncodec else []),
     ]
     print(f"| {' | '.join(header)} |\n| :--- |{' ---: |' * (len(header) - 1)}", flush=True)
     for run in options.runs:
         for name, integers, steps in checkpoints(run, options.zeros, options.step, options.grid):
-            print(f"| {' | '.join([name, *cells(integers, steps)])} |", flush=True)
+            row = [name, *cells(integers, steps)]
+            row += deep_cabac_cells(options.nncodec, integers, steps) if options.nncodec else []
+            print(f"| {' | '.join(row)} |", flush=True)
 
 
 def checkpoints(
@@ -114,6 +124,19 @@ def cells(integers: Integers, steps: Steps) -> list[str]:
     gains = [f"{sizes[0] / sizes[k] - 1:+.1%}" for k in (1, 2)]
     seconds = [f"{middle - start:.2f}", f"{end - middle:.2f}"]
     return [f"{nonzeros / num_weights:.1%}", *(f"{size:,.0f}" for size in sizes), *rates, *gains, *seconds]
+
+
+def deep_cabac_cells(python: str, integers: Integers, steps: Steps) -> list[str]:
+    """Bytes of DeepCABAC, ours relative to them, and its seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "weights.npz"
+        np.savez(path, **integers)
+        worker = Path(__file__).with_name("nncodec_worker.py")
+        done = subprocess.run([python, worker, path], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert found["verified"] is True, found
+    theirs, ours = found["bytes"] + 4 * len(steps), len(encode_weights(integers, steps))
+    return [f"{theirs:,}", f"{ours / theirs - 1:+.1%}", f"{found['write_seconds']:.2f}", f"{found['read_seconds']:.2f}"]
 
 
 def static_bytes(values: np.ndarray) -> float:
