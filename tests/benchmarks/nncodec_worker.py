@@ -2,8 +2,8 @@
 
 nncodec wants another numpy than this project, so it has an environment of its own: `python -m venv other;
 other/bin/pip install torch nncodec==2.1.3`. Each tensor is coded with the settings that make it shortest among a few:
-rows skipped or not, and how many levels have contexts of their own. Prints JSON: bytes, seconds to write with the chosen
-settings and to read back; fails where other integers come back.
+rows skipped or not, and how many levels have contexts of their own. Prints JSON: bytes, seconds to write with the
+chosen settings and to read back, and whether the same integers came back.
 """
 
 import json
