@@ -226,7 +226,8 @@ def _ruled_muon(dtype: torch.dtype) -> type[Ruled]:
     from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
 
     def iteration(gradient: Tensor, steps: int) -> Tensor:
-        return orthogonalised(gradient, dtype)
+        # DeepSpeed views it flat.
+        return orthogonalised(gradient, dtype).contiguous()
 
     original_muon.zeropower_via_newtonschulz5 = iteration
 
