@@ -1,12 +1,24 @@
-"""How a run is asked to stop: SIGINT, SIGTERM, or a file called STOP in its directory.
+"""How a run is asked to stop: SIGINT, SIGTERM, or a file called STOP in its directory; what ranks ask of each other.
 
 Nothing is saved inside a handler: it sets a flag, and the loop looks at flag and file between steps.
 """
 
 import signal
 from pathlib import Path
+from typing import NamedTuple
 
 REQUEST_FILE, STOPPED_MARKER = "STOP", "STOPPED"
+
+
+class Asked(NamedTuple):
+    """What ranks want of all of them; as sums over ranks it says what is to be done."""
+
+    save: float
+    stop_by_signal: float
+    stop_by_file: float
+    histograms: float
+    is_written: float
+    """A checkpoint that was started: all ranks must say so."""
 
 
 class StopRequest:

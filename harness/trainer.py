@@ -3,7 +3,6 @@
 import pickle
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,22 +34,11 @@ from harness.rundir import mark_done, on_first_rank, write_members, write_weight
 from harness.schedule import Phase, plan_phases
 from harness.sparsity.phase import prune
 from harness.sparsity.sample import Sample
-from harness.stop import StopRequest
+from harness.stop import Asked, StopRequest
 from harness.summary import derived_numbers
 from harness.units import bits_from_nats
 
 SECONDS_BETWEEN_HISTOGRAMS = 180.0
-
-
-class Asked(NamedTuple):
-    """What ranks want of all of them; as sums over ranks it says what is to be done."""
-
-    save: float
-    stop_by_signal: float
-    stop_by_file: float
-    histograms: float
-    is_written: float
-    """A checkpoint that was started: all ranks must say so."""
 
 
 class Trainer:

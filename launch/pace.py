@@ -7,7 +7,6 @@ own operations. `python -m launch.pace` is one process of a measurement in sever
 
 import json
 import os
-import pickle
 import statistics
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from pathlib import Path
 import torch
 
 from harness.backends.base import BackendConfig
-from harness.config import RunConfig
+from harness.config import RunConfig, config_from, settings_of
 from harness.distributed import Ranks, joined_ranks, leave
 from harness.errors import RunFailure
 from harness.hardware import compute_deterministically, matmul_flops, resolve_precision
@@ -76,7 +75,7 @@ def seconds_in_processes(config: RunConfig, vocab_size: int, processes: int, dev
         ranks = [start_rank(command, environment | own, **pipes) for environment in environments]
         try:
             for process in ranks:
-                process.stdin.write(pickle.dumps((config, vocab_size, device)))
+                process.stdin.write(json.dumps([settings_of(config), vocab_size, device]).encode() + b"\n")
                 process.stdin.flush()
             outputs = [process.communicate(timeout=SECONDS_OF_PROCESSES)[0].decode() for process in ranks]
         except (subprocess.TimeoutExpired, BrokenPipeError):
@@ -158,7 +157,8 @@ def _part_of(config: RunConfig, extent: Extent, world_size: int) -> RunConfig:
 
 def main() -> None:
     """One process: print the seconds of the first one alone and of all together."""
-    config, vocab_size, device = pickle.load(sys.stdin.buffer)
+    settings, vocab_size, device = json.loads(sys.stdin.readline())
+    config = config_from(settings)
     compute_deterministically()
     with joined_ranks(SECONDS_OF_PROCESSES, device) as ranks:
         alone = step_seconds(config, vocab_size, Ranks(0, 1, ranks.device)) if ranks.is_first else 0.0

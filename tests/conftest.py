@@ -26,6 +26,15 @@ SMALL = (
 )
 
 
+# Files that take longest are begun with, so that no worker is left alone with one of them at the end.
+LONGEST = ("readme", "online", "resume", "slurm", "sweep", "compare", "deepspeed", "crossover", "doctor", "stepping")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     os.environ["OMP_NUM_THREADS"] = "1"
