@@ -60,9 +60,11 @@ class Learner:
 
     def _initial_model(self) -> Transformer:
         """`new_model` on every rank; where ranks share it out, the first one makes it and the others get it."""
+        device = self.ranks.device
         if not (self.backend.shares_out and self.ranks.world_size > 1):
             return self.new_model()
-        model = self.new_model() if self.ranks.is_first else self.shapes().to_empty(device=self.ranks.device)
+        # What is noted on parameters is lost on their way from the meta device.
+        model = self.new_model() if self.ranks.is_first else self._prepared(self.shapes().to_empty(device=device))
         for tensor in (*model.parameters(), *model.buffers()):
             self.ranks.share_tensor(tensor.detach())
         torch.manual_seed(self.config.seed)
