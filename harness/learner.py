@@ -18,7 +18,7 @@ from harness.distributed import Ranks
 from harness.errors import OtherRankFailed, RunFailure
 from harness.hardware import load_random_state, muon_precision, random_state
 from harness.model import Transformer, token_nats
-from harness.optimizer import Optimizer, mark_parameters
+from harness.optimizer import Optimizer, mark_parameters, parameter_groups
 from harness.schedule import Phase
 from harness.sparsity.rules import make_rule
 
@@ -44,6 +44,11 @@ class Learner:
         self.backend = self._make_backend()
         model = self._initial_model()
         self.num_parameters, self.flops_per_token = model.num_parameters, model.flops_per_token()
+        self.groups = [
+            group | {"params": [torch.empty_like(p, device="meta") for p in group["params"]]}
+            for group in parameter_groups(model, config.optimizer)
+        ]
+        """The optimizer's parameter groups of the whole model, without its numbers."""
         # The rule starts with the text, whose length it may need.
         self.optimizer = Optimizer(model, config.optimizer, None, self.backend.make_parts)
         self.backend.prepare(model, self.optimizer)
@@ -53,18 +58,16 @@ class Learner:
         torch.manual_seed(self.config.seed)
         return self._prepared(Transformer(self.config.model, self.vocab_size).to(self.ranks.device))
 
-    def shapes(self) -> Transformer:
-        """The same without its numbers and without memory for them."""
-        with torch.device("meta"):
-            return self._prepared(Transformer(self.config.model, self.vocab_size))
-
     def _initial_model(self) -> Transformer:
         """`new_model` on every rank; where ranks share it out, the first one makes it and the others get it."""
-        device = self.ranks.device
         if not (self.backend.shares_out and self.ranks.world_size > 1):
             return self.new_model()
-        # What is noted on parameters is lost on their way from the meta device.
-        model = self.new_model() if self.ranks.is_first else self._prepared(self.shapes().to_empty(device=device))
+        if self.ranks.is_first:
+            model = self.new_model()
+        else:
+            with torch.device("meta"):
+                shapes = Transformer(self.config.model, self.vocab_size)
+            model = self._prepared(shapes.to_empty(device=self.ranks.device))
         for tensor in (*model.parameters(), *model.buffers()):
             self.ranks.share_tensor(tensor.detach())
         torch.manual_seed(self.config.seed)

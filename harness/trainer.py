@@ -27,7 +27,6 @@ from harness.ledger import LedgerWriter
 from harness.lessons import Lessons
 from harness.meter import Meter
 from harness.monitor import make_monitor
-from harness.optimizer import parameter_groups
 from harness.pace import duration_line
 from harness.prequential import Prequential
 from harness.rundir import mark_done, on_first_rank, write_members, write_weights
@@ -76,7 +75,7 @@ class Trainer:
         """Print the derived numbers, then find out with one dry step whether they fit."""
         if self.ranks.is_first:
             config, shard = self.config, self.data
-            groups, micro = parameter_groups(self.learner.shapes(), config.optimizer), self.batches.micro_batch
+            groups, micro = self.learner.groups, self.batches.micro_batch
             lines = derived_numbers(config, shard, self.phases, groups, self.ranks, micro, self.dtype)
             print("\n".join(lines), flush=True)
         started = time.perf_counter()

@@ -127,11 +127,14 @@ def test_a_process_that_trains_does_not_import_the_compiler():
         "from harness.learner import Learner\n"
         "tiny = ['model.width=32', 'model.layers=1', 'train.batch_sequences=1']\n"
         "config = load_config('configs/wiki-mini.yaml', tiny)\n"
-        "Learner(config, 256, Ranks(0, 1, torch.device('cpu')), torch.float32).dry_step()\n"
+        "learner = Learner(config, 256, Ranks(0, 1, torch.device('cpu')), torch.float32)\n"
+        "learner.dry_step()\n"
+        "learner.reset()\n"
+        "print(sum(p.numel() for group in learner.groups for p in group['params']) == learner.num_parameters)\n"
         "print('torch._dynamo' in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100)
-    assert done.stdout == "False\n", done.stderr
+    assert done.stdout == "True\nFalse\n", done.stderr
 
 
 def test_the_precision_of_muon_is_part_of_a_runs_identity():
