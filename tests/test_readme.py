@@ -16,7 +16,7 @@ COMMANDS = [line[2:] for line in (ROOT / "README.md").read_text().splitlines() i
 TRAINING = ("codelength data", "codelength train", "codelength send", "torchrun")
 # Tested elsewhere: make demo and tensorboard in their own ways, sweeps (hours at their size) in tests/test_sweep.py and
 # test_compare.py, the audit (a dozen processes) in tests/test_audit.py, the crossover (two runs) in test_crossover.py,
-# teacher and students in test_teacher.py.
+# teacher and students in test_teacher.py, doctor (which measures this machine) in test_doctor.py.
 NOT_HERE = (
     "make",
     "tensorboard",
@@ -25,6 +25,7 @@ NOT_HERE = (
     "codelength audit",
     "codelength crossover",
     "codelength teacher",
+    "codelength doctor",
 )
 # The README's own sizes take minutes; these settings leave the commands as they are and shrink the work.
 SHRINK = {"1200000": "20000", "300000": "12000"}
