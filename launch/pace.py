@@ -10,6 +10,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -71,7 +72,9 @@ def seconds_in_processes(config: RunConfig, vocab_size: int, processes: int, dev
     own = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "PYTHONPATH": paths}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     command = [sys.executable, "-m", "launch.pace"]
-    with rank_environments(processes) as environments:
+    # PyTorch's compiler, which DDP imports, makes a folder for what is compiled.
+    with tempfile.TemporaryDirectory() as temporary, rank_environments(processes) as environments:
+        own["TMPDIR"] = temporary
         ranks = [start_rank(command, environment | own, **pipes) for environment in environments]
         try:
             for process in ranks:
