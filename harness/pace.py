@@ -39,7 +39,7 @@ def duration_line(
     if seconds < LONG_DRY_STEP_SECONDS:
         for optimizer in optimizers:
             stand_still(optimizer)
-        seconds = seconds_of_a_step(dry_step, ranks)
+        seconds = seconds_of_a_step(dry_step, ranks, seconds=0.3)
     end = time.strftime("%H:%M", time.localtime(time.time() + seconds * num_steps))
     return f"duration    about {clock(seconds * num_steps)} at {seconds:.3g} s a step, until {end}"
 
