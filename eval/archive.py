@@ -22,7 +22,6 @@ from eval.container import (
     pack_sections,
     read_sections,
     unpack_json,
-    write_atomically,
 )
 from eval.devices import choose_devices, device_name
 from eval.float_model import FloatModel
@@ -34,6 +33,7 @@ from eval.stepping import SteppingModel
 from eval.vectors import WIDTH
 from eval.weights import decode_weights, encode_weights, rebuild
 from harness.errors import UsageError
+from harness.files import write_file
 from harness.hardware import check_memory, isa_limits
 from harness.model import ModelConfig, Transformer
 from harness.tokenizer import KINDS, ByteTokenizer, SentencePieceTokenizer, from_model_bytes
@@ -147,7 +147,7 @@ def write_archive(
         "DATA": encoder.stream(),
     }
     content = pack_sections(sections)
-    write_atomically(path, content)
+    write_file(path, content)
     return ArchiveReport(
         header_bytes=framing_bytes(len(sections)) + len(sections["HEAD"]),
         model_bytes=len(sections["MODL"]),

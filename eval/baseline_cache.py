@@ -8,8 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from eval.baselines import BASELINES, measure
-from eval.container import write_atomically
 from harness.errors import RunFailure
+from harness.files import write_file
 
 _PACKAGES = ("brotli", "pyppmd", "zstandard")
 
@@ -44,4 +44,4 @@ def _read(path: Path) -> dict[str, int]:
 def _write(path: Path, sizes: dict[str, int]) -> None:
     with contextlib.suppress(OSError, RunFailure):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, (json.dumps(sizes, indent=2) + "\n").encode())
+        write_file(path, (json.dumps(sizes, indent=2) + "\n").encode())

@@ -8,12 +8,11 @@ All integers are little-endian. The checksum covers every byte, so any damage or
 
 import hashlib
 import json
-import os
 import struct
 import zlib
 from pathlib import Path
 
-from harness.errors import RunFailure, UsageError
+from harness.errors import UsageError
 
 MAGIC = b"CODELEN\0"
 VERSION = 3
@@ -88,21 +87,3 @@ def unpack_json(payload: bytes, source: Path) -> dict:
     if not isinstance(content, dict):
         raise UsageError(f"{source}: malformed header; fetch it again")
     return content
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file in one rename; a failure leaves what was there before.
-
-    Raises RunFailure where it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise RunFailure(f"{path}: not written ({error.strerror}); nothing was changed") from None
-    finally:
-        temporary.unlink(missing_ok=True)

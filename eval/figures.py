@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from harness.files import replacing
 from harness.units import BITS_PER_BYTE
 
 _DOTS_PER_INCH = 150
@@ -146,14 +147,10 @@ def _style(axes: Axes) -> None:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write the picture under a temporary name first, so that no reader sees half of it."""
+    """Write the picture whole, so that no reader sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary_path = path.with_name(path.name + ".tmp")
-    try:
-        figure.savefig(temporary_path, format="png")
-        temporary_path.replace(path)
-    finally:
-        temporary_path.unlink(missing_ok=True)
+    with replacing(path) as file:
+        figure.savefig(file, format="png")
 
 
 def si_prefix(largest: float) -> tuple[float, str]:

@@ -26,7 +26,8 @@ from eval.sources import ROOT, receiver_sources
 from harness.config import RunConfig, config_sha256, dump_config
 from harness.data import Data, open_data
 from harness.errors import RunFailure, UsageError
-from harness.hardware import resolve_precision, write_json
+from harness.files import write_json
+from harness.hardware import resolve_precision
 from harness.ledger import OnlineCode, read_online_code
 from harness.model import Transformer
 from harness.order import Sequences

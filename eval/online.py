@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eval.container import write_atomically
 from eval.exchange import INFORMATIVE, Exchange, Source, Sums
 from eval.online_file import (
     FileSizes,
@@ -27,10 +26,10 @@ from eval.online_file import (
 from eval.online_job import Costs, OnlineJob, Progress
 from eval.stream_coders import Decoding, Encoding
 from harness.blend import mixture_bytes
-from harness.checkpoint import sha256
 from harness.config import RunConfig
 from harness.distributed import Ranks
 from harness.errors import UsageError
+from harness.files import sha256, write_file
 from harness.hardware import check_memory
 from harness.rundir import on_first_rank, prepared_on_first_rank
 from harness.shards import token_fingerprint
@@ -166,7 +165,7 @@ def receive(path: Path, output: Path, ranks: Ranks, progress: Progress) -> Costs
         identity = {"file": sha256(path), "arithmetic": head.arithmetic}
         with closing(OnlineJob(exchange, output, identity, progress)) as job:
             text = _receive_text(path, head, segments, tokenizer, job)
-            on_first_rank(ranks, write_atomically, output, text)
+            on_first_rank(ranks, write_file, output, text)
             costs = job.costs()
             job.finish()
     return costs

@@ -16,10 +16,10 @@ from eval.container import (
     pack_sections,
     read_sections,
     unpack_json,
-    write_atomically,
 )
 from harness.config import RunConfig, config_from, decides_training, settings_of
 from harness.errors import UsageError
+from harness.files import write_file
 from harness.tokenizer import ByteTokenizer, SentencePieceTokenizer, from_model_bytes
 
 MAX_WORLD_SIZE = 1 << 16
@@ -107,7 +107,7 @@ def write_online_file(path: Path, head: OnlineHead, tokenizer: Tokenizer, segmen
     )
     sections = {"HEAD": pack_json(asdict(head)), "TOKN": tokenizer.model_bytes(), "SEGM": packed}
     content = pack_sections(sections)
-    write_atomically(path, content)
+    write_file(path, content)
     stream_bytes = sum(len(share.stream) for segment in segments for share in segment.shares)
     return FileSizes(
         header_bytes=framing_bytes(len(sections)) + len(sections["HEAD"]),

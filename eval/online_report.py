@@ -7,8 +7,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from harness.checkpoint import sha256
 from harness.errors import RunFailure, UsageError
+from harness.files import sha256
 from harness.rundir import CONFIG_FILE, ENVIRONMENT_FILE
 
 ONLINE_FILE = Path("online") / "corpus.clo"

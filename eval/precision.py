@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from eval.columns import Column, Record, count, decimal, new_block
-from eval.container import write_atomically
 from eval.figures import (
     COLOURS,
     LEGEND,
@@ -23,6 +22,7 @@ from eval.markup import to_rich
 from eval.offline import grid_search, text_to_code
 from eval.plot import FIGURES_DIR
 from harness.data import open_data
+from harness.files import write_file
 from harness.rundir import load_run_config
 from harness.units import bits_from_bytes
 
@@ -46,7 +46,7 @@ def sweep_precision(run_dir: Path, overrides: list[str], threads: int) -> str:
     text = text_to_code(config.eval.split, data)
     records = precision_records(grid_search(run_dir, config, data, text, threads))
     (run_dir / CSV_FILE).parent.mkdir(exist_ok=True)
-    write_atomically(run_dir / CSV_FILE, _csv(records).encode())
+    write_file(run_dir / CSV_FILE, _csv(records).encode())
     draw_precision(run_dir / FIGURE_FILE, records)
     title = f"Bits a weight of {config.name}, for {len(text):,} bytes of {config.eval.split}"
     return f"{_table(title, records)}numbers are in {run_dir / CSV_FILE}, the figure is {run_dir / FIGURE_FILE}\n"

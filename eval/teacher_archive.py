@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.container import CHECKSUM_BYTES, framing_bytes, pack_sections, read_sections, write_atomically
+from eval.container import CHECKSUM_BYTES, framing_bytes, pack_sections, read_sections
 from eval.teacher_cells import decode_values, encode_values, tanh
 from eval.weights import decode_weights, encode_weights, rebuild
 from harness.errors import UsageError
+from harness.files import write_file
 from harness.teacher_inputs import layer_shapes, make_inputs
 
 _HEAD, _SIGMA = struct.Struct("<QIB"), struct.Struct("<f")
@@ -56,7 +57,7 @@ def write_archive(
         "MODL": _SIGMA.pack(sigma) + encode_weights(integers, steps),
         "DATA": encode_values(targets, means, float(sigma)),
     }
-    write_atomically(path, pack_sections(sections))
+    write_file(path, pack_sections(sections))
     header_bytes = framing_bytes(len(sections)) + len(sections["HEAD"]) + CHECKSUM_BYTES
     return TeacherSizes(header_bytes, len(sections["MODL"]), len(sections["DATA"]))
 

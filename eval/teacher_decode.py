@@ -9,9 +9,9 @@ import hashlib
 import sys
 from pathlib import Path
 
-from eval.container import write_atomically
 from eval.teacher_archive import read_archive, target_bytes
 from harness.errors import CodelengthError
+from harness.files import write_file
 
 
 def main() -> int:
@@ -26,7 +26,7 @@ def main() -> int:
         for path in options.archives:
             content = target_bytes(read_archive(path))
             if options.output:
-                write_atomically(options.output, content)
+                write_file(options.output, content)
             print(f"{hashlib.sha256(content).hexdigest()}  {path}", flush=True)
     except CodelengthError as error:
         print(f"codelength: {error}", file=sys.stderr)

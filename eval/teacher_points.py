@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.container import write_atomically
 from eval.sources import ROOT
 from eval.teacher_archive import SMALLEST_SIGMA, target_bytes, write_archive
 from eval.teacher_cells import gaussian_bits
 from eval.teacher_grid import choose_grids, fast_predictions
 from harness.errors import RunFailure
+from harness.files import write_file
 from harness.teacher import TeacherConfig, make_data
 from harness.teacher_inputs import make_inputs, split_layers
 from harness.teacher_training import Trained, train_students
@@ -88,7 +88,7 @@ def measure(config: TeacherConfig, method: str, loss: str) -> None:
         points = [_code(config, method, loss, folder, student, targets[student.seed]) for student in trained]
         verify([config.directory / point.archive for point in points], [point.sha256 for point in points])
         path.parent.mkdir(exist_ok=True)
-        write_atomically(path, (json.dumps([asdict(point) for point in points], indent=1) + "\n").encode())
+        write_file(path, (json.dumps([asdict(point) for point in points], indent=1) + "\n").encode())
         print(f"{path.stem}: {len(points)} students coded and decoded", flush=True)
 
 

@@ -21,6 +21,7 @@ import torch
 
 from harness.distributed import Ranks
 from harness.errors import RunFailure, UsageError
+from harness.files import sha256, sync_directory
 
 FORMAT_VERSION = 4
 MARKER = "COMMITTED"
@@ -172,12 +173,6 @@ def read_rank_state(checkpoint: Path, rank: int) -> dict:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def sha256(path: Path) -> str:
-    """Digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _damage(checkpoint: Path, ranks: Ranks) -> str:
     """What is wrong with this rank's share of the files, or nothing."""
     try:
@@ -252,25 +247,17 @@ def _commit(temporary: Path, final: Path, state: RunState, digests: dict[str, st
         return
     text = json.dumps(asdict(state)).encode()
     digests |= {STATE_FILE: _write(temporary / STATE_FILE, lambda file: file.write(text))}
-    _sync(temporary)
+    sync_directory(temporary)
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
-    _sync(final.parent)
+    sync_directory(final.parent)
     marker = final / f"{MARKER}.tmp"
     _write(marker, lambda file: file.write(json.dumps(digests).encode()))
     marker.rename(final / MARKER)
-    _sync(final)
+    sync_directory(final)
     # Only now that the new one counts may old ones go; without a marker they are rubbish of a killed run.
     kept = set(committed_checkpoints(final.parent.parent)[-keep:])
     for old in sorted(final.parent.glob("step-*")):
         if old not in kept:
             (old / MARKER).unlink(missing_ok=True)
             shutil.rmtree(old)
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

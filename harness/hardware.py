@@ -1,7 +1,6 @@
 """What this machine is: precision it is fast at, its peak rate, and the environment a number was made in."""
 
 import hashlib
-import json
 import os
 import platform
 import resource
@@ -210,10 +209,3 @@ def git_commit() -> str | None:
     if commit.returncode:
         return None
     return commit.stdout.strip() + ("+" if status.stdout.strip() else "")
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write JSON so that a reader sees the old file or the whole new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2, sort_keys=False, allow_nan=False) + "\n")
-    temporary.replace(path)

@@ -7,7 +7,6 @@ and code_nats_sum. The sum of nats over rows of epoch 0 is the area under the lo
 it takes, and they are null otherwise. Replays are in no row.
 """
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import pyarrow.parquet as pq
 
 from harness.batches import MicroBatch
 from harness.errors import UsageError
+from harness.files import replacing
 from harness.units import bits_from_nats, bits_per_byte
 
 SCHEMA = pa.schema(
@@ -123,12 +123,8 @@ class LedgerWriter:
     def _flush(self) -> None:
         if self._rows:
             path = self.directory / f"part-{self.num_parts:06d}.parquet"
-            temporary = path.with_suffix(".tmp")
-            with temporary.open("wb") as file:
+            with replacing(path) as file:
                 pq.write_table(pa.Table.from_pylist(self._rows, schema=SCHEMA), file, compression="zstd")
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
             self._rows = []
             self.num_parts += 1
 

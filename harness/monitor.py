@@ -14,6 +14,7 @@ from typing import Self
 
 import torch
 
+from harness.files import replacing
 from harness.units import bits_per_byte as per_byte
 from harness.units import bytes_from_bits
 
@@ -195,15 +196,11 @@ def clock(seconds: float) -> str:
 
 def _drop_lines_from(path: Path, first_step: int) -> None:
     """Keep the lines of earlier steps, atomically; a line that a crash left unfinished goes too."""
-    temporary_path = path.with_name(path.name + ".tmp")
-    with path.open(encoding="utf-8", errors="replace") as old, temporary_path.open("w", encoding="utf-8") as new:
+    with path.open(encoding="utf-8", errors="replace") as old, replacing(path) as new:
         for line in old:
             try:
                 is_earlier = json.loads(line)["step"] < first_step
             except (ValueError, KeyError, TypeError):
                 continue
             if is_earlier:
-                new.write(line)
-        new.flush()
-        os.fsync(new.fileno())
-    temporary_path.replace(path)
+                new.write(line.encode())

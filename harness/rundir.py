@@ -13,7 +13,8 @@ from harness.config import RunConfig, changed_keys, dump_config, load_config
 from harness.data import Data, open_data, prepare_data
 from harness.distributed import Ranks
 from harness.errors import CodelengthError, RunFailure, UsageError
-from harness.hardware import environment, write_json
+from harness.files import replacing, write_file, write_json
+from harness.hardware import environment
 
 # Metadata of the weights file: JSON of the step per tensor, for the tensors that fine-tuning put on a grid.
 GRID_KEY = "grid_steps"
@@ -61,17 +62,15 @@ def is_done(run_dir: Path) -> bool:
 
 def mark_done(run_dir: Path) -> None:
     """Say that training has ended."""
-    (run_dir / DONE_MARKER).touch()
+    write_file(run_dir / DONE_MARKER, b"")
 
 
 def write_weights(run_dir: Path, weights: dict[str, Tensor], grid_steps: dict[str, float]) -> None:
     """Write the float32 weights, with the step of the grid that a tensor lies on."""
-    path = run_dir / WEIGHTS_FILE
-    temporary = path.with_suffix(".tmp")
     # Adding zero turns -0.0 into 0.0, as gathering shares does: the file is the same on every backend.
     tensors = {name: tensor.float().add(0.0).cpu().contiguous() for name, tensor in weights.items()}
-    save_file(tensors, temporary, {GRID_KEY: json.dumps(grid_steps)})
-    temporary.replace(path)
+    with replacing(run_dir / WEIGHTS_FILE) as file:
+        save_file(tensors, file.name, {GRID_KEY: json.dumps(grid_steps)})
 
 
 def write_members(run_dir: Path, member_bits: dict[str, float]) -> None:
@@ -114,5 +113,5 @@ def _open(config: RunConfig, ranks: Ranks, dtype: torch.dtype) -> None:
     check_same_run(config)
     run_dir.mkdir(parents=True, exist_ok=True)
     if not is_done(run_dir):
-        (run_dir / CONFIG_FILE).write_text(dump_config(config))
+        write_file(run_dir / CONFIG_FILE, dump_config(config).encode())
         write_json(run_dir / ENVIRONMENT_FILE, environment(ranks.world_size, ranks.device, dtype))

@@ -18,6 +18,7 @@ from typing import BinaryIO
 import numpy as np
 
 from harness.errors import RunFailure, UsageError
+from harness.files import replacing
 from harness.tokenizer import ByteTokenizer, SentencePieceTokenizer
 
 MAGIC = b"CLSHARD\n"
@@ -79,19 +80,13 @@ def write_shard(path: Path, documents: Iterator[bytes], tokenizer: ByteTokenizer
 
     Empty documents are left out. Raises UsageError if there is no text, RunFailure if the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with replacing(path) as file:
             _write(file, path, documents, tokenizer)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except OSError as error:
         raise RunFailure(
             f"{path}: cannot be written ({error.strerror or error}); free disk space or use another folder"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return open_shard(path)
 
 

@@ -50,6 +50,7 @@ def eval_command(options: Namespace) -> None:
     from eval.offline import ARCHIVE_FILE, evaluate
     from eval.plot import plot_run
     from eval.table import load_reports, render
+    from harness.files import write_file
 
     split_at = next((i for i, text in enumerate(options.runs) if "=" in text), len(options.runs))
     runs, overrides = [Path(run) for run in options.runs[:split_at]], options.runs[split_at:]
@@ -60,7 +61,7 @@ def eval_command(options: Namespace) -> None:
     for run in runs:
         evaluate(run, overrides, options.threads, show_progress(options.quiet), options.quiet)
         reports = load_reports([run])
-        (run / "table.md").write_text(render(reports, "md"))
+        write_file(run / "table.md", render(reports, "md").encode())
         plot_run(run)
     print(render(load_reports(runs), "rich"), end="")
     if options.sweep_precision:
@@ -170,11 +171,11 @@ def compress_command(options: Namespace) -> None:
 def decompress_command(options: Namespace) -> None:
     """Rebuild a text."""
     from eval.archive import read_archive
-    from eval.container import write_atomically
+    from harness.files import write_file
 
     check_output(options.output, options.force)
     text = read_archive(options.archive, options.threads, show_progress(options.quiet))
-    write_atomically(options.output, text)
+    write_file(options.output, text)
     if not options.quiet:
         print(f"{options.output}: {len(text):,} bytes, SHA-256 verified")
 

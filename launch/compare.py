@@ -1,10 +1,10 @@
 """After a sweep: methods against data sets. The best are repeated, the very best written as files, and all is drawn."""
 
-from eval.container import write_atomically
 from eval.markup import to_markdown, to_rich
 from eval.matrix import Entry, best_of, column_block, summary_block, winners
 from eval.matrix_figures import heldout_figure, totals_figure
 from eval.table import flat_record, load_reports
+from harness.files import write_file
 from launch.grid import Run, Sweep, repeated, with_file
 from launch.running import finish_runs, stopped
 
@@ -65,7 +65,7 @@ def _write(grid: Sweep, entries: list[Entry]) -> None:
     columns = _by_column(entries)
     blocks = [summary_block(entries, grid.comparison.published)]
     blocks += [column_block(column, own) for column, own in columns.items()]
-    write_atomically(grid.directory / "comparison.md", to_markdown(blocks).encode())
+    write_file(grid.directory / "comparison.md", to_markdown(blocks).encode())
     for column, own in columns.items():
         totals_figure(grid.directory / f"total-{column}.png", column, own)
     heldout_figure(grid.directory / "heldout.png", entries)

@@ -17,10 +17,10 @@ CONTROL_SUFFIX = "-shuffled"
 
 def crossover_command(options: Namespace) -> None:
     """Finish both runs, then measure, draw and print."""
-    from eval.container import write_atomically
     from eval.crossover_figure import draw_crossover
     from eval.crossover_table import measure, record_of, render
     from eval.plot import FIGURES_DIR
+    from harness.files import write_file
     from launch.running import finish_runs, state_of
 
     pair = run_and_control(options.config, options.overrides)
@@ -36,7 +36,7 @@ def crossover_command(options: Namespace) -> None:
     run_dir = pair.runs[0].config.run_dir
     record, figure = run_dir / "crossover.json", run_dir / FIGURES_DIR / "crossover.png"
     draw_crossover(figure, text.curve, text.resampled, text.offline, text.crossover)
-    write_atomically(record, (json.dumps(record_of(text, control), indent=2) + "\n").encode())
+    write_file(record, (json.dumps(record_of(text, control), indent=2) + "\n").encode())
     print(render(text, control, options.format), end="")
     print(f"numbers are in {record}, the figure is {figure}", file=sys.stderr)
 

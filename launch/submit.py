@@ -15,6 +15,7 @@ from pathlib import Path
 
 from harness.config import dump_config, load_config
 from harness.errors import CodelengthError, RunFailure, UsageError
+from harness.files import write_file
 from harness.rundir import check_same_run, is_done, load_run_config
 
 TEMPLATES = Path(__file__).parents[1] / "slurm"
@@ -159,9 +160,7 @@ def submit(submission: Submission) -> str:
     """
     for path, text in {**submission.files, submission.script_path: submission.text}.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.tmp")
-        temporary.write_text(text)
-        temporary.replace(path)
+        write_file(path, text.encode())
     # What the script says was asked for just now; a variable set long ago must not outdo it.
     hidden = {f"SBATCH_{SBATCH_VARIABLES.get(o, o.upper().replace('-', '_'))}" for o in submission.directives}
     environment = {name: value for name, value in os.environ.items() if name not in hidden}

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from eval.columns import checked, verdict
-from eval.container import write_atomically
 from eval.markup import Block, to_markdown, to_rich
 from eval.table import flat_record, load_reports
 from harness.errors import RunFailure, UsageError
+from harness.files import write_file
 from launch.compare import compare
 from launch.grid import Run, Sweep, read_sweep
 from launch.running import finish_runs, state_of
@@ -86,12 +86,12 @@ def _write_table(grid: Sweep, runs: list[Run]) -> None:
         emphasised_rows=is_best,
         notes=_NOTES,
     )
-    write_atomically(grid.directory / "table.md", to_markdown([block]).encode())
+    write_file(grid.directory / "table.md", to_markdown([block]).encode())
     rows = [
         {f"axis_{axis}": label for axis, label in zip(grid.axes, run.labels, strict=True)} | record | {"is_best": best}
         for run, record, best in zip(runs, records, is_best, strict=True)
     ]
-    write_atomically(grid.directory / "table.csv", _csv(rows).encode())
+    write_file(grid.directory / "table.csv", _csv(rows).encode())
     print(to_rich([block], None), end="")
     print(f"table.md, table.csv, logs and run directories are in {grid.directory}", flush=True)
 

@@ -42,9 +42,9 @@ def _open_directory(config: "TeacherConfig") -> None:
     """Make the directory, or check that what lies there belongs to the same experiment."""
     import torch
 
-    from eval.container import write_atomically
     from harness.config import dump_config, load_settings
-    from harness.hardware import environment, write_json
+    from harness.files import write_file, write_json
+    from harness.hardware import environment
     from harness.rundir import CONFIG_FILE, ENVIRONMENT_FILE
     from harness.teacher import TeacherConfig
 
@@ -60,7 +60,7 @@ def _open_directory(config: "TeacherConfig") -> None:
         return
     config.directory.mkdir(parents=True, exist_ok=True)
     write_json(config.directory / ENVIRONMENT_FILE, environment(1, torch.device("cpu")))
-    write_atomically(saved, dump_config(config).encode())
+    write_file(saved, dump_config(config).encode())
 
 
 def _deciding(config: "TeacherConfig") -> dict[str, str]:
@@ -104,18 +104,18 @@ def _run_jobs(config: "TeacherConfig", path: str | None, overrides: list[str], a
 
 
 def _write_results(config: "TeacherConfig") -> None:
-    from eval.container import write_atomically
     from eval.markup import to_markdown, to_rich
     from eval.teacher_figure import draw_totals
     from eval.teacher_points import read_points
     from eval.teacher_table import blocks, points_csv
+    from harness.files import write_file
 
     points = read_points(config)
     if not points:
         return
     table = blocks(points, config.is_published)
-    write_atomically(config.directory / "table.md", to_markdown(table).encode())
-    write_atomically(config.directory / "points.csv", points_csv(points).encode())
+    write_file(config.directory / "table.md", to_markdown(table).encode())
+    write_file(config.directory / "points.csv", points_csv(points).encode())
     draw_totals(config.directory / "totals.png", points)
     print(to_rich(table, None), end="")
     print(f"table.md, points.csv, totals.png and archives are in {config.directory}; a file decodes with")

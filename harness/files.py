@@ -1,0 +1,102 @@
+"""Files on disk: written whole or not at all, durably, and read again with patience for a network file system."""
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+from harness.errors import RunFailure
+
+T = TypeVar("T")
+
+# File names have 255 bytes at most; a temporary one adds to what is kept of the final one.
+_KEPT_NAME_CHARACTERS = 40
+# What a file system that was away for a moment says, and what goes away by itself.
+PASSING_ERRORS = (errno.ESTALE, errno.EIO, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.EBUSY)
+SECONDS_BETWEEN_TRIES = (0.1, 0.4, 1.5, 4.0)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path` when the context ends, durably; after an error all is as it was.
+
+    It gets the mode of what it replaces; a link stays, and its target is replaced. Raises OSError.
+    """
+    path = path.resolve()
+    temporary = temporary_path(path)
+    try:
+        # Exclusive, so that no other writer's file, nor one laid there on purpose, is written into.
+        with temporary.open("xb") as file:
+            if path.exists():
+                os.fchmod(file.fileno(), path.stat().st_mode & 0o7777)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_directory(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file whole and durably.
+
+    Raises RunFailure where it cannot be written; what was there before is then untouched.
+    """
+    try:
+        with replacing(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise RunFailure(f"{path}: not written ({error.strerror or error}); nothing was changed") from None
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write JSON so that a reader sees the old file or the whole new one.
+
+    Raises RunFailure where it cannot be written.
+    """
+    write_file(path, (json.dumps(content, indent=2, sort_keys=False, allow_nan=False) + "\n").encode())
+
+
+def temporary_path(path: Path) -> Path:
+    """A hidden name beside `path` that nothing else has, on any machine."""
+    return path.with_name(f".{path.name[:_KEPT_NAME_CHARACTERS]}.{secrets.token_hex(6)}.tmp")
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits.
+
+    Raises OSError.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def patiently(work: Callable[[], T]) -> T:
+    """The result of `work`, which only reads, tried again where the file system was away for a moment.
+
+    Raises the last OSError.
+    """
+    for seconds in SECONDS_BETWEEN_TRIES:
+        try:
+            return work()
+        except OSError as error:
+            if error.errno not in PASSING_ERRORS:
+                raise
+            time.sleep(seconds)
+    return work()
