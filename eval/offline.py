@@ -31,7 +31,7 @@ from harness.hardware import resolve_precision
 from harness.ledger import OnlineCode, read_online_code
 from harness.model import Transformer
 from harness.order import Sequences
-from harness.rundir import GRID_KEY, WEIGHTS_FILE, is_done, load_run_config, read_members
+from harness.rundir import GRID_KEY, WEIGHTS_FILE, check_done, load_run_config, read_members
 from harness.sparsity.structure import DeadStructure, find_dead
 from harness.units import bits_from_bytes, bits_per_byte
 
@@ -46,8 +46,7 @@ def load_weights(
 
     Raises UsageError where the run is not finished or its weights do not fit its configuration.
     """
-    if not is_done(run_dir):
-        raise UsageError(f"{run_dir}: training is not complete; run `codelength train` with the same configuration")
+    check_done(run_dir)
     path = run_dir / WEIGHTS_FILE
     try:
         with safe_open(path, framework="numpy") as file:
@@ -101,6 +100,8 @@ def evaluate(run_dir: Path, overrides: list[str], threads: int, progress: Progre
     Raises UsageError for runs that cannot be evaluated and RunFailure where the archive does not decode.
     """
     config = load_run_config(run_dir, overrides)
+    # Before the ledger is read, whose own words would be about a run that has not ended.
+    check_done(run_dir)
     data = open_data(config)
     sequences = Sequences(data.train, config.model.context)
     online = read_online_code(run_dir, sequences.num_sequences, data.train.num_tokens)

@@ -27,11 +27,11 @@ from eval.online_job import Costs, OnlineJob, Progress
 from eval.stream_coders import Decoding, Encoding
 from harness.blend import mixture_bytes
 from harness.config import RunConfig
-from harness.distributed import Ranks
+from harness.distributed import Ranks, on_first_rank
 from harness.errors import UsageError
 from harness.files import sha256, write_file
 from harness.hardware import check_memory
-from harness.rundir import on_first_rank, prepared_on_first_rank
+from harness.rundir import prepared_on_first_rank
 from harness.shards import token_fingerprint
 from harness.tokenizer import from_model_bytes, train_tokenizer
 from harness.units import bits_from_bytes, bits_from_nats

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TextIO
 
 from eval.exchange import INFORMATIVE, Exchange
-from harness.checkpoint import RunState, newest_checkpoint, read_rank_state, read_state, save_checkpoint
+from harness.checkpoint import RunState, newest_checkpoint, read_rank_state, read_state
+from harness.checkpoint_writer import save_checkpoint
+from harness.distributed import on_first_rank
 from harness.errors import Stopped, UsageError
 from harness.hardware import peak_memory_bytes
-from harness.rundir import on_first_rank
 from harness.stop import StopRequest
 
 KEPT_CHECKPOINTS = 2
@@ -64,7 +65,7 @@ class OnlineJob:
 
         Raises UsageError where the folder belongs to something else.
         """
-        checkpoint, messages = newest_checkpoint(self.folder, self.ranks)
+        checkpoint, messages = newest_checkpoint(self.folder, self.ranks, f"remove {self.folder} to begin again")
         if checkpoint:
             state = read_state(checkpoint, self._state.identity, f"remove {self.folder}")
             try:

@@ -89,10 +89,14 @@ class Blend:
             self.sharpness = np.clip(moved, _FLATTEST, _SHARPEST)
             self._slopes[:] = 0
         if self.mixture and self.ranks.world_size > 1:
-            for rank, sent in enumerate(self.ranks.gather(self._sent)):
-                for micro_batch, sharp in sent if rank != self.ranks.rank else ():
-                    starts = micro_batch.sequences * self.length
-                    self.mixture.learn_known(starts, sharp, micro_batch.tokens, micro_batch.mask)
+            # One at a time: all ranks' tables together may be more than memory holds.
+            for rank, number in enumerate(self.ranks.gather(len(self._sent))):
+                for index in range(number):
+                    own = self._sent[index] if rank == self.ranks.rank else None
+                    micro_batch, sharp = self.ranks.share(own, source=rank)
+                    if own is None:
+                        starts = micro_batch.sequences * self.length
+                        self.mixture.learn_known(starts, sharp, micro_batch.tokens, micro_batch.mask)
         self._sent = []
 
     def member_nats(self) -> dict[str, float]:
@@ -124,12 +128,16 @@ def _new_mixture(config: OnlineConfig, vocab_size: int, num_tokens: int, lanes: 
 
 
 def mixture_bytes(config: OnlineConfig, num_tokens: int) -> int:
-    """Memory of a rank's mixture, roughly: the tables of the n-gram model are nearly all of it."""
-    if "ngram" not in config.experts:
+    """Memory of a rank's mixture, without what it keeps a lane: the tables of the n-gram model and of the networks."""
+    has_ngram, has_network = "ngram" in config.experts, "network" in config.experts
+    if not (has_ngram or has_network):
         return 0
-    from harness.ngram import ngram_bytes
+    from harness.network import network_bytes
+    from harness.ngram import ngram_bytes, num_inputs
 
-    return ngram_bytes(config.ngram_order, num_tokens)
+    contexts = num_inputs(config.ngram_order) if has_ngram else 0
+    joint = network_bytes(contexts + len(config.models) + 2) if has_network else 0
+    return (ngram_bytes(config.ngram_order, num_tokens) if has_ngram else 0) + network_bytes(contexts) + joint
 
 
 def table_nats(chances: np.ndarray) -> np.ndarray:

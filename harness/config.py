@@ -32,6 +32,7 @@ FREE_KEYS = (
     "dry_run",
     "train.checkpoint_minutes",
     "train.keep_checkpoints",
+    "train.on_damage",
     "backend.timeout_seconds",
     # The device itself is part of a run's identity.
     "backend.device",

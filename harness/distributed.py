@@ -2,17 +2,19 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from harness.errors import RunFailure, UsageError
+from harness.errors import CodelengthError, RunFailure, UsageError
+
+T = TypeVar("T")
 
 DEVICES = ("auto", "cuda", "cpu")
 # Without them NCCL chooses algorithms by what it measures and finds, so that a run that goes on elsewhere in a cluster
@@ -63,12 +65,12 @@ class Ranks:
         """Whether any rank says so."""
         return self.sum(float(flag))[0] > 0
 
-    def share(self, value: object) -> object:
-        """The first rank's `value` on every rank; an error among other things, so that all stop together."""
+    def share(self, value: object, source: int = 0) -> object:
+        """The `value` of one rank, the first, on every rank; an error among other things, so that all stop together."""
         if self.world_size == 1:
             return value
         holder = [value]
-        dist.broadcast_object_list(holder, src=0)
+        dist.broadcast_object_list(holder, src=source)
         return holder[0]
 
     def gather(self, value: object) -> list:
@@ -84,6 +86,23 @@ class Ranks:
         everyone = self.gather(values)
         columns = {key: [own[key] for own in everyone] for key in values}
         return {key: column[0] if len(set(column)) == 1 else ", ".join(column) for key, column in columns.items()}
+
+
+def on_first_rank(ranks: Ranks, work: Callable[..., T], *arguments: object) -> T:
+    """Run `work` on rank 0 while the others wait; its result, or its error, is that of all of them."""
+    error = result = None
+    if ranks.is_first:
+        try:
+            result = work(*arguments)
+        except CodelengthError as problem:
+            error = problem
+        except OSError as problem:
+            error = RunFailure(f"{problem.filename}: {problem.strerror}")
+    # So that all stop together instead of waiting for one another.
+    error, result = ranks.share((error, result))
+    if error:
+        raise error
+    return result
 
 
 def choose_device(wanted: str) -> torch.device:

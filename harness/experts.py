@@ -83,21 +83,19 @@ class Experts:
         return digests[0] if len(digests) == 1 else hashlib.blake2b(b"".join(digests), digest_size=8).digest()
 
     def state(self) -> dict:
-        """What a checkpoint of this rank holds."""
-        return {
-            "learners": [learner.state() for learner in self.learners],
-            "means": self._means,
-            "num_means": self._num_means,
-            "kept": self._kept,
-        }
+        """What a checkpoint of this rank holds; what all ranks have in common only the first one keeps."""
+        own = {"learners": [learner.state() for learner in self.learners], "num_means": self._num_means}
+        if self.ranks.is_first or not (self._means or self._kept):
+            own |= {"means": self._means, "kept": self._kept}
+        return own
 
     def load(self, own: dict, first: dict) -> None:
         """Go on from the saved states of this rank and of the first."""
         for learner, mine, shared in zip(self.learners, own["learners"], first["learners"], strict=True):
             learner.load(mine, shared)
-        device = self.ranks.device
+        device, shared = self.ranks.device, own if "means" in own else first
         self._means, self._kept = (
-            [{name: tensor.to(device) for name, tensor in weights.items()} for weights in own[key]]
+            [{name: tensor.to(device) for name, tensor in weights.items()} for weights in shared[key]]
             for key in ("means", "kept")
         )
         self._num_means = own["num_means"]
@@ -123,13 +121,14 @@ class Experts:
         self._average()
         return losses[0]
 
-    def _train_anew(self, training: list[tuple[StepBatch, Phase]], where: str) -> None:
-        if training:
-            rules = [learner.optimizer.rule for learner in self.learners]
-            for learner, rule in zip(self.learners, rules, strict=True):
-                learner.reset()
-                learner.optimizer.set_rule(rule)
-            self._means, self._num_means = [], 0
+    def _train_anew(self, training: Iterable[tuple[StepBatch, Phase]] | None, where: str) -> None:
+        if training is None:
+            return
+        rules = [learner.optimizer.rule for learner in self.learners]
+        for learner, rule in zip(self.learners, rules, strict=True):
+            learner.reset()
+            learner.optimizer.set_rule(rule)
+        self._means, self._num_means = [], 0
         convergence = Convergence(self.config.stopping)
         for index, (batch, phase) in enumerate(training):
             losses = self._train(index, phase, batch, where)

@@ -69,6 +69,14 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name[:_KEPT_NAME_CHARACTERS]}.{secrets.token_hex(6)}.tmp")
 
 
+def make_directory(directory: Path) -> None:
+    """Make a directory and those above it, durably, where they are missing."""
+    if not directory.is_dir():
+        make_directory(directory.parent)
+        directory.mkdir(exist_ok=True)
+        sync_directory(directory.parent)
+
+
 def sync_directory(directory: Path) -> None:
     """Make the names in a directory durable."""
     descriptor = os.open(directory, os.O_RDONLY)

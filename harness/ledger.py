@@ -7,7 +7,8 @@ and code_nats_sum. The sum of nats over rows of epoch 0 is the area under the lo
 it takes, and they are null otherwise. Replays are in no row.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from harness.batches import MicroBatch
-from harness.errors import UsageError
-from harness.files import replacing
+from harness.checkpoint import FORMAT_VERSION
+from harness.distributed import Ranks, on_first_rank
+from harness.errors import RunFailure, UsageError
+from harness.files import make_directory, patiently, replacing, sha256
 from harness.units import bits_from_nats, bits_per_byte
 
 SCHEMA = pa.schema(
@@ -37,6 +40,9 @@ SCHEMA = pa.schema(
     metadata={"codelength.ledger": "2"},
 )
 ROWS_PER_PART = 8192
+Part = tuple[int, str]
+"""Rows of a part, and the first hexadecimal digits of its SHA-256."""
+DIGEST_CHARACTERS = 16
 
 
 class LedgerWriter:
@@ -46,13 +52,14 @@ class LedgerWriter:
     next call.
     """
 
-    def __init__(self, run_dir: Path, rank: int, num_parts: int = 0):
-        """`num_parts` parts are kept (those that a checkpoint vouches for); later ones are removed."""
-        self.directory = run_dir / "ledger" / f"rank-{rank:05d}"
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self.num_parts = num_parts
+    def __init__(self, run_dir: Path, rank: int, parts: Sequence[Part] = ()):
+        """`parts` are kept (those that a checkpoint vouches for); later ones are removed."""
+        self.directory = rank_directory(run_dir, rank)
+        make_directory(self.directory)
+        self.parts = list(parts)
+        kept = {self.directory / part_name(number) for number in range(len(self.parts))}
         for path in self.directory.iterdir():
-            if path.suffix != ".parquet" or int(path.stem.split("-")[1]) >= num_parts:
+            if path.suffix in (".parquet", ".tmp") and path not in kept:
                 path.unlink()
         self._rows: list[dict] = []
         self._worker = ThreadPoolExecutor(1, "ledger")
@@ -74,11 +81,11 @@ class LedgerWriter:
         self._wait()
         self._pending = self._worker.submit(self._append, step, epoch, micro_batch, nats, raw_bytes, code_nats)
 
-    def flush(self) -> int:
-        """Write the buffered rows as a part, durably; returns the number of parts."""
+    def flush(self) -> list[Part]:
+        """Write the buffered rows as a part, durably; returns all parts."""
         self._wait()
         self._flush()
-        return self.num_parts
+        return list(self.parts)
 
     def close(self) -> None:
         """Let go of the thread; rows that were not flushed are dropped."""
@@ -122,11 +129,13 @@ class LedgerWriter:
 
     def _flush(self) -> None:
         if self._rows:
-            path = self.directory / f"part-{self.num_parts:06d}.parquet"
+            path = self.directory / part_name(len(self.parts))
             with replacing(path) as file:
                 pq.write_table(pa.Table.from_pylist(self._rows, schema=SCHEMA), file, compression="zstd")
+                file.flush()
+                digest = sha256(Path(file.name))
+            self.parts.append((len(self._rows), digest[:DIGEST_CHARACTERS]))
             self._rows = []
-            self.num_parts += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +159,58 @@ class OnlineCode:
     def bits_per_byte(self) -> float:
         """Online code length per byte of the corpus."""
         return bits_per_byte(self.ideal_bits, self.raw_bytes)
+
+
+def rank_directory(run_dir: Path, rank: int) -> Path:
+    """Where a rank's parts lie."""
+    return run_dir / "ledger" / f"rank-{rank:05d}"
+
+
+def part_name(number: int) -> str:
+    """File name of a part."""
+    return f"part-{number:06d}.parquet"
+
+
+def part_problem(run_dir: Path, rank: int, parts: Sequence[Part]) -> str:
+    """What is wrong with a rank's parts as they lie on the disk, or nothing.
+
+    Raises OSError where they cannot be read though they are there.
+    """
+    for number, (_, digest) in enumerate(parts):
+        path = rank_directory(run_dir, rank) / part_name(number)
+        try:
+            found = patiently(functools.partial(sha256, path))
+        except (FileNotFoundError, NotADirectoryError):
+            return f"ledger part {path} is missing"
+        if found[:DIGEST_CHARACTERS] != digest:
+            return f"ledger part {path} is not what was written"
+    return ""
+
+
+def ledger_damage(run_dir: Path, rank: int, state: dict) -> str:
+    """`part_problem` of the parts that a checkpoint's state vouches for.
+
+    Nothing where the state is of another format or number of ranks, which is refused with other words.
+    """
+    parts = state.get("ledger_parts")
+    if state.get("format_version") != FORMAT_VERSION or rank >= len(parts):
+        return ""
+    return part_problem(run_dir, rank, parts[rank])
+
+
+def check_ledger(
+    run_dir: Path, ranks: Ranks, parts: Sequence[Sequence[Part]], num_sequences: int, num_tokens: int
+) -> None:
+    """Read the ledger again from the disk, on all ranks; `parts` are those of each rank.
+
+    Raises RunFailure where it is not what was written, or does not hold every sequence once and all tokens.
+    """
+    try:
+        if problems := [text for text in ranks.gather(part_problem(run_dir, ranks.rank, parts[ranks.rank])) if text]:
+            raise UsageError(problems[0])
+        on_first_rank(ranks, lambda: read_online_code(run_dir, num_sequences, num_tokens) and None)
+    except UsageError as error:
+        raise RunFailure(f"{run_dir}: the ledger on the disk is not what was trained ({error})") from None
 
 
 def part_paths(run_dir: Path) -> list[Path]:

@@ -6,6 +6,7 @@ not depend on the number of ranks.
 
 import hashlib
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -35,15 +36,15 @@ class Lessons:
         past = self._walk(newest) if self.config.replay == "streams" else self._draw(step, newest)
         return [self._read(row_steps) for row_steps in past]
 
-    def training(self, step: int) -> list[tuple[StepBatch, Phase]]:
-        """The steps of a training on all that was read up to `step`, where one is due after it."""
+    def training(self, step: int) -> Iterator[tuple[StepBatch, Phase]] | None:
+        """The steps of a training on all that was read up to `step`, one by one; None where none is due after it."""
         if step + 1 not in self.retrain_steps:
-            return []
+            return None
         num_steps = max(1, round(self.config.retrain_epochs * (step + 1)))
         order = SequenceOrder(step + 1, 1, self.batches.identity, seed=step)
         phase = Phase("main", 0, num_steps)
-        past = [self.batches.order.batch(int(order.batch(i)[0])) for i in range(num_steps)]
-        return [(self.batches.of_sequences(ids, epoch=1), phase) for ids in past]
+        past = (self.batches.order.batch(int(order.batch(i)[0])) for i in range(num_steps))
+        return ((self.batches.of_sequences(ids, epoch=1), phase) for ids in past)
 
     def _read(self, row_steps: np.ndarray) -> StepBatch:
         ids = [self.batches.order.batch(int(past))[row] for row, past in enumerate(row_steps)]

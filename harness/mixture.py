@@ -66,7 +66,7 @@ class Mixture:
             switch=new_switch(members, lanes),
             ngram=new_ngram(order if has_ngram else 0, num_tokens if has_ngram else 1, lanes),
             alone=new_network(contexts, lanes if has_ngram else 1, _CONTEXT_WEIGHT),
-            joint=new_network(contexts + tables + 1 if has_network else 1, lanes, _CONTEXT_WEIGHT),
+            joint=new_network(contexts + tables + 1 if has_network else 0, lanes, _CONTEXT_WEIGHT),
             has_ngram=np.array([has_ngram]),
             has_network=np.array([has_network]),
             counts=np.full(vocab_size if has_counts else 0, 0.5),

@@ -38,13 +38,19 @@ class Network(NamedTuple):
     """Stretched results of the sets and of the last one: float32 (lanes, sets + 1)."""
 
 
+def network_bytes(num_inputs: int) -> int:
+    """Memory of a network, without what it keeps a lane."""
+    return 4 * (NUM_SETS * _CHOICES * (num_inputs + 1) + 2 * _CHOICES * 64 * _KNOTS) if num_inputs else 0
+
+
 def new_network(num_inputs: int, lanes: int, first_weight: float) -> Network:
-    """The network before the first bit."""
+    """The network before the first bit; one without inputs, which nobody asks, takes no memory."""
+    choices = _CHOICES if num_inputs else 0
     knots = (1 / (1 + np.exp(-(np.arange(_KNOTS) - _KNOTS // 2) * 0.75))).astype(np.float32)
     return Network(
-        weights=np.full((NUM_SETS, _CHOICES, num_inputs), first_weight, dtype=np.float32),
-        last=np.full((_CHOICES, NUM_SETS), 1 / NUM_SETS, dtype=np.float32),
-        corrections=np.tile(knots, (2, _CHOICES * 64, 1)),
+        weights=np.full((NUM_SETS, choices, num_inputs), first_weight, dtype=np.float32),
+        last=np.full((choices, NUM_SETS), 1 / NUM_SETS, dtype=np.float32),
+        corrections=np.tile(knots, (2, choices * 64, 1)),
         lane_inputs=np.zeros((lanes, num_inputs), dtype=np.float32),
         lane_choices=np.zeros((lanes, NUM_SETS + 2), dtype=np.int64),
         lane_outputs=np.zeros((lanes, NUM_SETS + 1), dtype=np.float32),

@@ -77,8 +77,8 @@ def ngram_bytes(order: int, num_tokens: int) -> int:
 
 
 def new_ngram(order: int, num_tokens: int, lanes: int) -> Ngram:
-    """The model before the first byte of a text of `num_tokens` bytes."""
-    contexts, size = order + _OTHER_CONTEXTS, num_slots(num_tokens)
+    """The model before the first byte of a text of `num_tokens` bytes; order 0, which nobody asks, takes no memory."""
+    contexts, size = order + _OTHER_CONTEXTS if order else 0, num_slots(num_tokens)
     empty = np.uint64(1 << 31 | 1 << 40)
     knots = (1 / (1 + np.exp(-(np.arange(_KNOTS) - _KNOTS // 2) / 2))).astype(np.float32)
     return Ngram(
@@ -87,7 +87,7 @@ def new_ngram(order: int, num_tokens: int, lanes: int) -> Ngram:
         chances=np.tile(knots, (contexts, 16, 1)),
         recents=np.full((contexts, 256), 0.5, dtype=np.float32),
         first=np.full(256, 0.5, dtype=np.float32),
-        matches=np.full(1 << _MATCH_BITS, -1, dtype=np.int64),
+        matches=np.full(1 << _MATCH_BITS if order else 0, -1, dtype=np.int64),
         match_chances=np.full(LONGEST_MATCH + 1, 0.75, dtype=np.float32),
         lane_hashes=np.zeros((lanes, contexts), dtype=np.uint64),
         lane_slots=np.zeros((lanes, contexts), dtype=np.int64),

@@ -28,19 +28,30 @@ class Prequential:
         Both are in nats, float64 (n, length). The name of the chosen weights, in a self-switch, is charged to the first
         token of the former.
         """
-        options = [self._tables(0, weights, batch) for weights in self.experts.candidates()]
+        candidates = self.experts.candidates()
+        best_tables = self._best_tables(candidates, batch)
         others = [self._tables(index, weights, batch) for index, weights in enumerate(self.experts.others(), start=1)]
         coded = []
         for place, micro_batch in enumerate(batch.micro_batches):
-            best = best_table([option[place] for option in options], micro_batch)
+            best = best_tables[place]
             tables = np.stack([best, *(tables[place] for tables in others)])
             nats = self.blend.nats_known(tables, micro_batch)
             if micro_batch.mask.any():
-                nats[tuple(np.argwhere(micro_batch.mask)[0])] += np.log(len(options))
+                nats[tuple(np.argwhere(micro_batch.mask)[0])] += np.log(len(candidates))
             own = np.take_along_axis(best, micro_batch.tokens[..., None], axis=-1)[..., 0]
             coded.append((nats, np.where(micro_batch.mask, table_nats(own), 0.0)))
         self.blend.end_step()
         return coded
+
+    def _best_tables(self, candidates: list[Weights], batch: StepBatch) -> list[np.ndarray]:
+        """Of each micro-batch the table of the weights that code it best, as `_tables`."""
+        best: list[np.ndarray] = []
+        for weights in candidates:
+            tables = self._tables(0, weights, batch)
+            # Two candidates' tables at a time: those of all may be more than memory holds.
+            pairs = zip(best, tables, batch.micro_batches, strict=True) if best else ()
+            best = [best_table([one, other], micro_batch) for one, other, micro_batch in pairs] or tables
+        return best
 
     @torch.no_grad()
     def _tables(self, index: int, weights: Weights, batch: StepBatch) -> list[np.ndarray]:

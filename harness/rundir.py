@@ -1,9 +1,10 @@
 """A run directory: made for one configuration, marked DONE at the end, never reused for another."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -11,34 +12,18 @@ from torch import Tensor
 
 from harness.config import RunConfig, changed_keys, dump_config, load_config
 from harness.data import Data, open_data, prepare_data
-from harness.distributed import Ranks
-from harness.errors import CodelengthError, RunFailure, UsageError
-from harness.files import replacing, write_file, write_json
+from harness.distributed import Ranks, on_first_rank
+from harness.errors import UsageError
+from harness.files import make_directory, replacing, sha256, write_file, write_json
 from harness.hardware import environment
+from harness.ledger import Part, part_problem
+from harness.lock import DirectoryLock
 
 # Metadata of the weights file: JSON of the step per tensor, for the tensors that fine-tuning put on a grid.
 GRID_KEY = "grid_steps"
-T = TypeVar("T")
 
 CONFIG_FILE, ENVIRONMENT_FILE, DONE_MARKER = "config.yaml", "environment.json", "DONE"
 WEIGHTS_FILE, MEMBERS_FILE = "weights.safetensors", "members.json"
-
-
-def on_first_rank(ranks: Ranks, work: Callable[..., T], *arguments: object) -> T:
-    """Run `work` on rank 0 while the others wait; its result, or its error, is that of all of them."""
-    error = result = None
-    if ranks.is_first:
-        try:
-            result = work(*arguments)
-        except CodelengthError as problem:
-            error = problem
-        except OSError as problem:
-            error = RunFailure(f"{problem.filename}: {problem.strerror}")
-    # So that all stop together instead of waiting for one another.
-    error, result = ranks.share((error, result))
-    if error:
-        raise error
-    return result
 
 
 def prepared_on_first_rank(config: RunConfig, ranks: Ranks) -> Data:
@@ -47,12 +32,35 @@ def prepared_on_first_rank(config: RunConfig, ranks: Ranks) -> Data:
     return open_data(config)
 
 
-def open_run_directory(config: RunConfig, ranks: Ranks, dtype: torch.dtype) -> None:
-    """Make the directory, or check that what lies there is the same run.
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A run's directory that this job has for itself."""
 
-    Raises UsageError naming the keys that differ.
+    is_done: bool
+    """Whether training has ended already."""
+    lock: DirectoryLock | None
+    """On the first rank, while there is something to do."""
+
+    def check(self) -> None:
+        """Raises RunFailure, on the first rank, where another job has taken the directory over."""
+        if self.lock:
+            self.lock.check()
+
+
+@contextmanager
+def opened_run_directory(config: RunConfig, ranks: Ranks, dtype: torch.dtype) -> Iterator[Opened]:
+    """The run's directory, this job's alone for the length of the context.
+
+    Raises UsageError where another job is at work there, and naming the keys that differ where what lies there is
+    another run.
     """
-    on_first_rank(ranks, _open, config, ranks, dtype)
+    locks: list[DirectoryLock] = []
+    try:
+        is_done = on_first_rank(ranks, _open, config, ranks, dtype, locks)
+        yield Opened(is_done, locks[0] if locks else None)
+    finally:
+        for lock in locks:
+            lock.release()
 
 
 def is_done(run_dir: Path) -> bool:
@@ -60,9 +68,28 @@ def is_done(run_dir: Path) -> bool:
     return (run_dir / DONE_MARKER).exists()
 
 
-def mark_done(run_dir: Path) -> None:
-    """Say that training has ended."""
-    write_file(run_dir / DONE_MARKER, b"")
+def mark_done(run_dir: Path, ledger_parts: list[list[Part]]) -> None:
+    """Say that training has ended, and with which ledger and weights."""
+    write_json(run_dir / DONE_MARKER, {"ledger": ledger_parts, "weights": sha256(run_dir / WEIGHTS_FILE)})
+
+
+def check_done(run_dir: Path) -> None:
+    """Raises UsageError where training has not ended, or its ledger and weights are not what it has written."""
+    if not is_done(run_dir):
+        raise UsageError(f"{run_dir}: training is not complete; run `codelength train` with the same configuration")
+    try:
+        # Earlier releases left it empty.
+        text = (run_dir / DONE_MARKER).read_text()
+        written = json.loads(text) if text else {"ledger": [], "weights": sha256(run_dir / WEIGHTS_FILE)}
+        problems = [part_problem(run_dir, rank, parts) for rank, parts in enumerate(written["ledger"])]
+        if sha256(run_dir / WEIGHTS_FILE) != written["weights"]:
+            problems.append(f"{WEIGHTS_FILE} is not what was written")
+    except OSError as error:
+        problems = [f"{error.filename}: {error.strerror}"]
+    except (ValueError, KeyError, TypeError):
+        problems = [f"{DONE_MARKER} is not readable"]
+    if problems := [problem for problem in problems if problem]:
+        raise UsageError(f"{run_dir}: damaged ({problems[0]}); restore the file, or train again under another name")
 
 
 def write_weights(run_dir: Path, weights: dict[str, Tensor], grid_steps: dict[str, float]) -> None:
@@ -108,10 +135,20 @@ def check_same_run(config: RunConfig) -> None:
         )
 
 
-def _open(config: RunConfig, ranks: Ranks, dtype: torch.dtype) -> None:
+def _open(config: RunConfig, ranks: Ranks, dtype: torch.dtype, locks: list[DirectoryLock]) -> bool:
+    """Take the directory and write down the job's configuration; whether training has ended already."""
     run_dir = config.run_dir
     check_same_run(config)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    if not is_done(run_dir):
-        write_file(run_dir / CONFIG_FILE, dump_config(config).encode())
-        write_json(run_dir / ENVIRONMENT_FILE, environment(ranks.world_size, ranks.device, dtype))
+    if is_done(run_dir):
+        return True
+    make_directory(run_dir)
+    lock = DirectoryLock(run_dir)
+    if message := lock.acquire():
+        print(message, flush=True)
+    locks.append(lock)
+    # Another job may have ended while this one looked.
+    if is_done(run_dir):
+        return True
+    write_file(run_dir / CONFIG_FILE, dump_config(config).encode())
+    write_json(run_dir / ENVIRONMENT_FILE, environment(ranks.world_size, ranks.device, dtype))
+    return False

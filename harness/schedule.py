@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from harness.errors import UsageError
 from harness.order import ORDERS
 
+ON_DAMAGE = ("stop", "restart")
 PRECISIONS = ("auto", "bf16", "fp32")
 MAX_REPLAYS = 1000
 REPLAYS = ("uniform", "streams")
@@ -44,6 +45,8 @@ class TrainConfig:
     """Time between checkpoints."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints are kept."""
+    on_damage: str = "stop"
+    """What happens where checkpoints exist and none is usable: `stop`, or `restart` from step 0."""
     log_every_steps: int = 10
     """Steps between progress lines and metrics; losses in between are summed, not skipped."""
 
@@ -55,6 +58,8 @@ class TrainConfig:
     def problems(self) -> list[str]:
         """Every bad value, a line each."""
         found = []
+        if self.on_damage not in ON_DAMAGE:
+            found.append(f"train.on_damage={self.on_damage}: unknown; use {' or '.join(ON_DAMAGE)}")
         if not (math.isfinite(self.epochs) and self.epochs >= 1):
             found.append(f"train.epochs={self.epochs}: must be at least 1, so that every token is coded once")
         if not (math.isfinite(self.finetune_epochs) and self.finetune_epochs >= 0):

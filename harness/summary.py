@@ -1,5 +1,7 @@
 """The numbers that follow from a configuration, printed before the first step."""
 
+from collections.abc import Sequence
+
 import torch
 
 from harness.blend import mixture_bytes
@@ -16,17 +18,18 @@ def derived_numbers(
     config: RunConfig,
     data: Data,
     phases: list[Phase],
-    groups: list[dict],
+    groups: list[list[dict]],
     ranks: Ranks,
     micro_batch: int,
     dtype: torch.dtype,
 ) -> list[str]:
-    """Lines for the user; `groups` are the optimizer's parameter groups of the whole model, `micro_batch` sequences."""
+    """Lines for the user; `groups` are the optimizers' parameter groups of each model, `micro_batch` sequences."""
     shard, batch = data.train, config.train.batch_sequences
     steps, tokens = ", ".join(f"{p.name} {p.num_steps:,}" for p in phases), batch * config.model.context
     backend = config.backend.name + (f" ZeRO-{config.backend.zero_stage}" if config.backend.name == "deepspeed" else "")
-    num_parameters = _count(groups)
-    saved_bytes = checkpoint_bytes(config, num_parameters, _count(groups, "muon"), _count(groups, "regularised"))
+    num_parameters = _count(groups[0])
+    counts = [(_count(own), _count(own, "muon")) for own in groups]
+    saved_bytes = checkpoint_bytes(config, counts, _count(groups[0], "regularised"))
     saved_bytes += ranks.world_size * mixture_bytes(config.online, shard.num_tokens)
     return [
         f"corpus      {config.corpus.kind}: {shard.raw_bytes:,} bytes = {shard.num_tokens:,} tokens "
@@ -41,10 +44,20 @@ def derived_numbers(
     ]
 
 
-def checkpoint_bytes(config: RunConfig, total: int, muon: int, regularised: int) -> int:
-    """Weights, moments (Muon has one, Adam two), and the most that rule or pruning keep, by numbers of weights."""
+def checkpoint_bytes(config: RunConfig, counts: Sequence[tuple[int, int]], regularised: int) -> int:
+    """Bytes of a checkpoint without mixtures, by numbers of weights: all and Muon's of each model, regularised ones.
+
+    Weights, moments (Muon has one, Adam two), and the most that rule or pruning keep of the run's own model, which
+    comes first; what an online code keeps beside these.
+    """
     masks = 0 if config.prune.kind == "none" else 3 if config.prune.grid else 1
-    return FLOAT_BYTES * (3 * total - muon + regularised * max(masks, config.rule.tensors_kept))
+    weights = sum(3 * total - muon for total, muon in counts) + regularised * max(masks, config.rule.tensors_kept)
+    return FLOAT_BYTES * (weights + kept_weights(config, [total for total, _ in counts]))
+
+
+def kept_weights(config: RunConfig, totals: Sequence[int]) -> int:
+    """Numbers that an online code keeps beside the trained weights: running means and the states of a self-switch."""
+    return bool(config.online.ema) * sum(totals) + (config.online.checkpoints - 1) * totals[0]
 
 
 def _count(groups: list[dict], key: str | None = None) -> int:

@@ -1,7 +1,7 @@
 """Training: `codelength train CONFIG [key=value ...]` or `torchrun --nproc-per-node 2 -m harness.train CONFIG ...`."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -12,7 +12,7 @@ from harness.distributed import Ranks, joined_ranks, leave
 from harness.errors import CodelengthError, RunFailure, UsageError, is_said_here
 from harness.hardware import compute_deterministically, is_out_of_memory, resolve_precision
 from harness.order import SequenceOrder
-from harness.rundir import is_done, open_run_directory, prepared_on_first_rank
+from harness.rundir import opened_run_directory, prepared_on_first_rank
 from harness.schedule import plan_phases
 from harness.trainer import Trainer
 
@@ -49,21 +49,24 @@ def train_run(config: RunConfig) -> None:
         num_sequences = -(-data.train.num_tokens // config.model.context)
         order = SequenceOrder(num_sequences, config.train.batch_sequences, data.train.fingerprint, config.seed)
         plan_phases(config.train, order.steps, config.prune.prunings)
-        if not config.dry_run:
-            open_run_directory(config, ranks, dtype)
-            if is_done(config.run_dir):
-                if ranks.is_first:
-                    print(f"{config.run_dir}: training is complete; nothing to do")
-                return
-        _train(config, data, ranks, dtype)
+        if config.dry_run:
+            _train(config, data, ranks, dtype)
+            return
+        with opened_run_directory(config, ranks, dtype) as directory:
+            if not directory.is_done:
+                _train(config, data, ranks, dtype, directory.check)
+            elif ranks.is_first:
+                print(f"{config.run_dir}: training is complete; nothing to do")
 
 
-def _train(config: RunConfig, data: Data, ranks: Ranks, dtype: torch.dtype) -> None:
+def _train(
+    config: RunConfig, data: Data, ranks: Ranks, dtype: torch.dtype, check: Callable[[], None] | None = None
+) -> None:
     trainer = Trainer(config, data, ranks, dtype)
     try:
         trainer.describe()
-        if not config.dry_run:
-            trainer.run()
+        if check:
+            trainer.run(check)
         ranks.barrier()
     finally:
         trainer.close()

@@ -1,7 +1,9 @@
 """The training loop of one rank."""
 
+import functools
 import pickle
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,27 +11,27 @@ import torch
 
 from harness.batches import Ahead, Batches, StepBatch
 from harness.checkpoint import (
-    CheckpointWriter,
     RunState,
     committed_checkpoints,
     newest_checkpoint,
     read_rank_state,
     read_state,
 )
+from harness.checkpoint_writer import CheckpointWriter
 from harness.config import RunConfig, training_sha256
 from harness.convergence import Convergence
 from harness.data import Data
-from harness.distributed import Ranks
+from harness.distributed import Ranks, on_first_rank
 from harness.errors import RunFailure, Stopped, UsageError
 from harness.experts import Experts
 from harness.hardware import identity, peak_flops, peak_memory_bytes
-from harness.ledger import LedgerWriter
+from harness.ledger import LedgerWriter, check_ledger, ledger_damage
 from harness.lessons import Lessons
 from harness.meter import Meter
 from harness.monitor import make_monitor
 from harness.pace import duration_line
 from harness.prequential import Prequential
-from harness.rundir import mark_done, on_first_rank, write_members, write_weights
+from harness.rundir import mark_done, write_members, write_weights
 from harness.schedule import Phase, plan_phases
 from harness.sparsity.phase import prune
 from harness.sparsity.sample import Sample
@@ -59,7 +61,7 @@ class Trainer:
         self.phases = plan_phases(config.train, self.batches.order.steps, config.prune.prunings)
         self.num_steps = self.phases[-1].end_step
         self.state = RunState(
-            ledger_parts=[0] * ranks.world_size,
+            ledger_parts=[[] for _ in range(ranks.world_size)],
             identity={
                 "config": training_sha256(config)[:16],
                 "data": data.train.fingerprint,
@@ -75,7 +77,7 @@ class Trainer:
         """Print the derived numbers, then find out with one dry step whether they fit."""
         if self.ranks.is_first:
             config, shard = self.config, self.data
-            groups, micro = self.learner.groups, self.batches.micro_batch
+            groups, micro = [learner.groups for learner in self.experts.learners], self.batches.micro_batch
             lines = derived_numbers(config, shard, self.phases, groups, self.ranks, micro, self.dtype)
             print("\n".join(lines), flush=True)
         started = time.perf_counter()
@@ -95,8 +97,13 @@ class Trainer:
                 print(line, flush=True)
         self.experts.reset()
 
-    def run(self) -> None:
-        """Train from the newest checkpoint, or from the start, to the end."""
+    def run(self, check: Callable[[], None]) -> None:
+        """Train from the newest checkpoint, or from the start, to the end.
+
+        `check` raises RunFailure where the run's directory is no longer this job's; the first rank asks it before all
+        that counts is written.
+        """
+        self._check = check
         config, ranks, run_dir = self.config.train, self.ranks, self.config.run_dir
         stop = StopRequest(run_dir)
         self._resume()
@@ -262,7 +269,11 @@ class Trainer:
             self.monitor.message(f"{name}: {line}")
 
     def _resume(self) -> None:
-        checkpoint, messages = newest_checkpoint(self.config.run_dir, self.ranks)
+        must_stop = self.config.train.on_damage == "stop"
+        remedy = "set train.on_damage=restart to train again from step 0" if must_stop else ""
+        run_dir, rank = self.config.run_dir, self.ranks.rank
+        damage = functools.partial(ledger_damage, run_dir, rank)
+        checkpoint, messages = newest_checkpoint(run_dir, self.ranks, remedy, damage)
         if checkpoint:
             self._load(checkpoint)
             messages.append(f"resume      from step {self.state.step:,} ({checkpoint})")
@@ -278,19 +289,21 @@ class Trainer:
         self.state = read_state(checkpoint, self.state.identity, "set name=... for a new run")
         try:
             own = read_rank_state(checkpoint, self.ranks.rank)
-            first = own if "backend" in own["learners"][0] else read_rank_state(checkpoint, 0)
+            is_whole = "backend" in own["learners"][0] and "means" in own
+            first = own if is_whole else read_rank_state(checkpoint, 0)
             self.experts.load(own, first)
             if self.prequential:
                 self.prequential.blend.load(own["blend"])
             self.meter = Meter(**own["meter"])
             self.convergence.loss_nats = self.state.recent_loss_nats
-        except (OSError, KeyError, TypeError, ValueError, RuntimeError, pickle.UnpicklingError):
+        except (KeyError, TypeError, ValueError, RuntimeError, pickle.UnpicklingError):
             # Its digests are right: somebody else has written it.
             raise UsageError(
                 f"{checkpoint}: not a checkpoint of this run; remove it to go on from the one before"
             ) from None
 
     def _save(self) -> Path:
+        on_first_rank(self.ranks, self._check)
         self.state.ledger_parts = self.ranks.gather(self.ledger.flush())
         own = self.experts.state() | {"meter": self.meter.state()}
         if self.prequential:
@@ -298,9 +311,11 @@ class Trainer:
         return self.saver.start(self.state, own)
 
     def _finish(self, stop: StopRequest) -> None:
+        on_first_rank(self.ranks, self._check)
         self.saver.finish()
-        self.ledger.flush()
-        self.ranks.barrier()
+        self.state.ledger_parts = self.ranks.gather(self.ledger.flush())
+        sequences, tokens = self.batches.sequences.num_sequences, self.data.train.num_tokens
+        check_ledger(self.config.run_dir, self.ranks, self.state.ledger_parts, sequences, tokens)
         member_nats = self.prequential.blend.member_nats() if self.prequential else {}
         members = {name: bits_from_nats(nats) for name, nats in member_nats.items()}
         on_first_rank(self.ranks, write_members, self.config.run_dir, members)
@@ -308,5 +323,5 @@ class Trainer:
         weights = {name: tensor.cpu() for name, tensor in self.backend.weights() if self.ranks.is_first}
         on_first_rank(self.ranks, write_weights, self.config.run_dir, weights, self.state.grid_steps)
         on_first_rank(self.ranks, stop.withdraw)
-        on_first_rank(self.ranks, mark_done, self.config.run_dir)
+        on_first_rank(self.ranks, mark_done, self.config.run_dir, self.state.ledger_parts)
         self.monitor.message(f"weights, ledger and metrics are in {self.config.run_dir}")

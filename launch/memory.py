@@ -4,7 +4,7 @@ tests/benchmarks/memory_model.py compares it with measured runs. On a GPU the te
 differs is the fixed part, and what the allocator reserves beyond them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from harness.model import ModelConfig, Transformer
 from harness.muon import ITERATIONS
 from harness.optimizer import mark_parameters, parameter_groups
 from harness.sparsity.random_gradient import POSITIONS_PER_PASS
+from harness.summary import kept_weights
 
 FLOAT, HALF = 4, 2
 # What PyTorch's allocator keeps of a GPU beyond the tensors: segments of 2 MB and more with free blocks in them.
@@ -224,6 +225,22 @@ def moments(
             yield memory("pruning", held.always, state + (max(ruled, extra) if added else ruled), copies, activations)
         if config.train.finetune_epochs:
             yield from step("fine-tuning", state + extra, state + extra, 0.0)
+
+
+def online_memory_bytes(config: RunConfig, parameters: Sequence[Parameters], vocab_size: int, ranks: int) -> int:
+    """Bytes of a rank for an online code beside the training of the run's own model, whose `parameters` come first.
+
+    The other models with gradients and moments; running means and the states of a self-switch; a replica of each model
+    that predicts; and the tables of a step: two of candidates, one of each other model, and the mixture's.
+    """
+    is_plain = config.online.trains_plainly and not config.train.retrain_at
+    if is_plain:
+        return 0
+    totals = [each.total for each in parameters]
+    weights = sum(4 * each.total - each.muon for each in parameters[1:]) + kept_weights(config, totals) + sum(totals)
+    rows = config.train.batch_sequences // ranks
+    tables = (3 + 2 * len(parameters)) * rows * config.model.context * vocab_size
+    return FLOAT * (weights + tables)
 
 
 def _pruning(

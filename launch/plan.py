@@ -18,7 +18,7 @@ from harness.summary import LEDGER_BYTES_PER_TOKEN, checkpoint_bytes
 from harness.tokenizer import NUM_BYTE_VALUES
 from launch.duration import RECOMPUTING, Rate, bounding_seconds
 from launch.gpus import DEVICES, Device, find_device
-from launch.memory import FLOAT, Memory, count_parameters, moments
+from launch.memory import FLOAT, Memory, count_parameters, moments, online_memory_bytes
 from launch.pace import measured_step_seconds
 from launch.remedies import changed, remedies
 
@@ -70,7 +70,9 @@ class Plan:
         self.is_bf16 = uses_bf16(config, self.device)
         self.vocab_size = NUM_BYTE_VALUES if config.tokenizer.kind == "bytes" else config.tokenizer.vocab_size
         self.corpus = corpus_size(config, question)
-        self.parameters = count_parameters(config, self.vocab_size)
+        self.parameters, *self.others = (
+            count_parameters(replace(config, model=model), self.vocab_size) for model in config.expert_models()
+        )
         train = config.train
         order = SequenceOrder(-(-self.corpus.tokens // config.model.context), train.batch_sequences, "", config.seed)
         self.phases = plan_phases(train, order.steps, config.prune.prunings)
@@ -87,6 +89,7 @@ class Plan:
     def memory(self, config: RunConfig, device: Device, ranks: int) -> list[Memory]:
         """Moments of a rank with another configuration of the same model, the most crowded one first."""
         fixed, is_bf16 = device.fixed_bytes(config.backend.name), uses_bf16(config, device)
+        fixed += online_memory_bytes(config, [self.parameters, *self.others], self.vocab_size, ranks)
         fixed += 0 if device.is_gpu else self.mixture_bytes
         found = moments(config, self.parameters, self.vocab_size, ranks, is_bf16, fixed, device.is_gpu)
         return sorted(found, key=lambda memory: -memory.total)
@@ -98,10 +101,7 @@ class Plan:
         every token once more, where the losses of training are not the code.
         """
         config, tokens = self.config, self.corpus.tokens
-        others = sum(
-            count_parameters(replace(config, model=model), self.vocab_size).flops_per_token
-            for model in config.expert_models()[1:]
-        )
+        others = sum(other.flops_per_token for other in self.others)
         is_plain = config.online.trains_plainly and not config.train.retrain_at
         predicting = 0.0 if is_plain else (config.online.checkpoints * flops + others) * FORWARD_SHARE
         # Further epochs are the run's own transformer's alone.
@@ -184,7 +184,8 @@ class Plan:
     def disk_bytes(self) -> dict[str, float]:
         """What a run leaves on the disk."""
         parameters, config = self.parameters, self.config
-        checkpoint = checkpoint_bytes(config, parameters.total, parameters.muon, parameters.regularised)
+        counts = [(each.total, each.muon) for each in (parameters, *self.others)]
+        checkpoint = checkpoint_bytes(config, counts, parameters.regularised)
         checkpoint += self.question.gpus * self.mixture_bytes
         return {
             "ledger": LEDGER_BYTES_PER_TOKEN * self.corpus.tokens,

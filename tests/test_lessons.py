@@ -104,7 +104,14 @@ def test_a_block_code_learns_from_all_that_was_read_before_and_nowhere_else():
     found = lessons(config)
     steps = [step for step in range(50) if found.training(step)]
     assert steps == [4, 24]
+    reads = []
+    real = found.batches.of_sequences
+    found.batches.of_sequences = lambda ids, epoch: reads.append(len(ids)) or real(ids, epoch)
     training = found.training(24)
+    next(training)
+    # What is to be learnt from is read when its step comes: all of it at once would be many times the text.
+    assert len(reads) == 1
+    training = list(found.training(24))
     assert len(training) == 50 and {phase.num_steps for _, phase in training} == {50}
     seen = np.bincount(np.concatenate([read(batch) for batch, _ in training]), minlength=200)
     sent = np.concatenate([found.batches.order.batch(step) for step in range(25)])

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import ROOT
-from ranks import Ranks, finish_all, rows
+from ranks import Ranks, finish, finish_all, rows
 
 from harness.blend import Blend
 from harness.checkpoint import committed_checkpoints
@@ -20,6 +21,7 @@ from harness.ledger import OnlineCode, part_paths, read_online_code
 from harness.order import Sequences
 from harness.units import bits_from_nats
 from launch.main import main
+from launch.plan import Plan, Question
 
 CONFIG = """
 corpus: {kind: files, heldout_bytes: 512}
@@ -165,6 +167,19 @@ def test_every_setting_goes_on_after_a_stop_as_if_there_had_been_none(place):
     assert main(["train", *arguments]) == 0
     assert rows(stopped).equals(rows(config.run_dir))
     assert (stopped / "members.json").read_text() == (config.run_dir / "members.json").read_text()
+
+
+def test_a_checkpoint_holds_what_was_announced_and_what_ranks_share_only_once(place):
+    settings = ("online.models=[32x1x1]", "online.ema=0.9", "online.checkpoints=4", "online.checkpoint_steps=1")
+    settings += ("model.width=64", "name=announced", "train.checkpoint_minutes=1.0e-6")
+    (_, said, _), _ = finish(2, place / "text.yaml", *settings)
+    announced = float(re.search(r"checkpoint about ([0-9.]+) MB", said)[1]) * 1e6
+    config = load_config(place / "text.yaml", settings)
+    files = {path.name: path.stat().st_size for path in committed_checkpoints(config.run_dir)[-1].iterdir()}
+    assert sum(files.values()) == pytest.approx(announced, rel=0.15)
+    assert files["rank-00001.pt"] < files["rank-00000.pt"] / 20
+    question = Question(gpus=2, gpu="cpu", mfu=None, train_bytes=None, tokens=None, gpu_hours=None)
+    assert Plan(config, question).disk_bytes()["checkpoint"] == pytest.approx(announced, rel=0.1)
 
 
 def test_the_ledger_has_the_code_length_of_every_token(place):

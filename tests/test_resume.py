@@ -1,5 +1,6 @@
 """A run that was killed, stopped or damaged goes on as if nothing had happened, or says why it cannot."""
 
+import errno
 import json
 import os
 import random
@@ -14,10 +15,17 @@ import pytest
 import torch
 from ranks import Ranks, assert_same_run, finish, write_config
 
-from harness.checkpoint import MARKER, committed_checkpoints, read_state, sha256
+from harness import checkpoint as checkpoint_module
+from harness import files
+from harness.checkpoint import MARKER, committed_checkpoints, read_state
 from harness.config import load_config
 from harness.errors import RunFailure, UsageError
+from harness.files import sha256
+from harness.ledger import part_paths
+from harness.lock import LOCK_FILE, locked
+from harness.rundir import check_done
 from harness.train import train_run
+from harness.trainer import Trainer
 
 BACKENDS = {"ddp": (), "zero2": ("backend.name=deepspeed", "backend.zero_stage=2")}
 NUM_STEPS = 40
@@ -153,7 +161,8 @@ def test_damaged_checkpoints_are_left_out_and_the_one_before_is_used(config, sto
     printed = capsys.readouterr().out
     assert f"{newest}: damaged (" in printed and f"resume      from step 1 ({before})" in printed
     kept = sorted(path.name for path in (stopped / "checkpoints").iterdir())
-    assert kept == ["step-00000039", "step-00000040"] and len(committed_checkpoints(stopped)) == 2
+    assert kept == ["step-00000002.damaged", "step-00000039", "step-00000040"]
+    assert len(committed_checkpoints(stopped)) == 2
     assert_same_run(stopped, alone)
 
 
@@ -174,12 +183,133 @@ def test_a_foreign_checkpoint_is_refused_without_running_what_is_in_it(config, s
     assert "\n" not in str(caught.value) and not (stopped / "intruded").exists()
 
 
-def test_without_any_good_checkpoint_a_run_starts_again(config, stopped, alone, capsys):
+def test_without_any_good_checkpoint_a_run_stops_and_names_the_setting_that_restarts_it(config, stopped, alone):
     for checkpoint in committed_checkpoints(stopped):
         flip(checkpoint)
-    train(config, "stopped", f"runs_dir={stopped.parent}")
-    assert "no undamaged checkpoint is left: from step 0" in capsys.readouterr().out
+    for _ in range(2):
+        with pytest.raises(UsageError, match=r"no usable checkpoint is left; set train\.on_damage=restart"):
+            train(config, "stopped", f"runs_dir={stopped.parent}")
+    train(config, "stopped", f"runs_dir={stopped.parent}", "train.on_damage=restart")
+    assert not (stopped / LOCK_FILE).exists()
+    assert len(list((stopped / "checkpoints").glob("*.damaged"))) == 2
     assert_same_run(stopped, alone)
+
+
+def gone(part: Path) -> None:
+    part.unlink()
+
+
+def cut(part: Path) -> None:
+    part.write_bytes(part.read_bytes()[:-1])
+
+
+def of_another_time(part: Path) -> None:
+    part.write_bytes(part.with_name("part-000000.parquet").read_bytes())
+
+
+@pytest.mark.parametrize("harm", [gone, cut, of_another_time])
+def test_a_ledger_that_a_checkpoint_vouches_for_and_that_is_not_there_is_a_damage(config, stopped, alone, capsys, harm):
+    before, newest = committed_checkpoints(stopped)
+    part = part_paths(stopped)[1]
+    harm(part)
+    train(config, "stopped", f"runs_dir={stopped.parent}")
+    printed = capsys.readouterr().out
+    assert f"{newest}: damaged (ledger part {part} is " in printed and f"from step 1 ({before})" in printed
+    assert_same_run(stopped, alone)
+
+
+def test_a_ledger_that_lost_a_part_before_the_end_does_not_end_with_done(config, stopped, monkeypatch):
+    part, real = part_paths(stopped)[0], Trainer._log
+
+    def log(self, phase, with_tensors):
+        if self.state.step == self.num_steps:
+            part.unlink(missing_ok=True)
+        return real(self, phase, with_tensors)
+
+    monkeypatch.setattr(Trainer, "_log", log)
+    with pytest.raises(RunFailure, match=f"ledger on the disk is not what was trained .*{part.name} is missing"):
+        train(config, "stopped", f"runs_dir={stopped.parent}")
+    assert not (stopped / "DONE").exists()
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "ledger/rank-00000/part-000001.parquet", "DONE"])
+def test_a_finished_run_whose_files_have_changed_is_not_evaluated(config, alone, tmp_path, name):
+    directory = shutil.copytree(alone, tmp_path / "changed")
+    path = directory / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(UsageError, match="damaged"):
+        check_done(directory)
+
+
+def failing(times: int, error: int):
+    """What reads files, failing so many times."""
+    left = [times]
+
+    def read(path: Path) -> str:
+        if left[0]:
+            left[0] -= 1
+            raise OSError(error, os.strerror(error), str(path))
+        return sha256(path)
+
+    return read
+
+
+@pytest.mark.parametrize("error", [errno.ESTALE, errno.EIO])
+def test_a_file_system_that_is_away_for_a_moment_costs_nothing(config, stopped, alone, capsys, monkeypatch, error):
+    monkeypatch.setattr(checkpoint_module, "sha256", failing(2, error))
+    train(config, "stopped", f"runs_dir={stopped.parent}")
+    assert "resume      from step 2" in capsys.readouterr().out
+    assert_same_run(stopped, alone)
+
+
+@pytest.mark.parametrize("error", [errno.ESTALE, errno.EACCES])
+def test_a_file_system_that_stays_away_ends_the_run_and_changes_nothing(config, stopped, monkeypatch, error):
+    before = {path: path.stat().st_mtime_ns for path in (stopped / "checkpoints").rglob("*")}
+    monkeypatch.setattr(files, "SECONDS_BETWEEN_TRIES", (0.01, 0.01))
+    monkeypatch.setattr(checkpoint_module, "sha256", failing(10, error))
+    with pytest.raises(RunFailure, match=f"cannot read .*{os.strerror(error)}.*nothing was changed"):
+        train(config, "stopped", f"runs_dir={stopped.parent}")
+    assert before == {path: path.stat().st_mtime_ns for path in (stopped / "checkpoints").rglob("*")}
+
+
+def test_a_second_job_on_a_run_is_refused_and_changes_nothing(config, stopped, alone):
+    with locked(stopped):
+        before = {path: path.stat().st_mtime_ns for path in stopped.rglob("*") if path.is_file()}
+        with pytest.raises(UsageError, match=f"stopped: in use by process {os.getpid()} on "):
+            train(config, "stopped", f"runs_dir={stopped.parent}")
+        assert before == {path: path.stat().st_mtime_ns for path in stopped.rglob("*") if path.is_file()}
+    train(config, "stopped", f"runs_dir={stopped.parent}")
+    assert_same_run(stopped, alone)
+
+
+def test_two_jobs_that_start_together_make_one_run(config, alone):
+    """The one that comes first goes on; the other is refused, or finds it complete."""
+    settings = ("name=together", "train.micro_batch_sequences=2")
+    with Ranks(1, config, *settings) as one, Ranks(1, config, *settings) as other:
+        ends = [(job.processes[0], *job.processes[0].communicate(timeout=120)) for job in (one, other)]
+    statuses = sorted(process.returncode for process, *_ in ends)
+    assert statuses == [0, 2], ends
+    assert any("in use by process" in errors for *_, errors in ends)
+    assert_same_run(run_dir(config, "together"), alone)
+
+
+def test_a_job_that_has_lost_its_directory_writes_nothing_more(config, stopped, monkeypatch):
+    taken = False
+
+    def log(self, phase, with_tensors):
+        nonlocal taken
+        if not taken:
+            (stopped / LOCK_FILE).unlink()
+            taken = True
+        return real(self, phase, with_tensors)
+
+    real = Trainer._log
+    monkeypatch.setattr(Trainer, "_log", log)
+    with pytest.raises(RunFailure, match="another process has taken this directory over"):
+        train(config, "stopped", f"runs_dir={stopped.parent}")
+    assert not (stopped / "DONE").exists()
 
 
 @pytest.mark.parametrize(

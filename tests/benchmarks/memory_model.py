@@ -87,7 +87,7 @@ def measure_rank(settings: list[str]) -> None:
     from harness.config import load_config
     from harness.distributed import joined_ranks
     from harness.hardware import compute_deterministically, resolve_precision
-    from harness.rundir import open_run_directory, prepared_on_first_rank
+    from harness.rundir import opened_run_directory, prepared_on_first_rank
     from harness.trainer import Trainer
 
     compute_deterministically()
@@ -97,15 +97,15 @@ def measure_rank(settings: list[str]) -> None:
         for config in (load_config(path, [*settings, *tiny]), load_config(path, settings)):
             dtype = resolve_precision(config.train.precision, torch.device("cpu"))
             data = prepared_on_first_rank(config, ranks)
-            open_run_directory(config, ranks, dtype)
-            before = _status_bytes("VmRSS")
-            Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
-            trainer = Trainer(config, data, ranks, dtype)
-            trainer.describe()
-            trainer.run()
-            peak = _status_bytes("VmHWM") - before
-            trainer.close()
-            del trainer
+            with opened_run_directory(config, ranks, dtype) as directory:
+                before = _status_bytes("VmRSS")
+                Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
+                trainer = Trainer(config, data, ranks, dtype)
+                trainer.describe()
+                trainer.run(directory.check)
+                peak = _status_bytes("VmHWM") - before
+                trainer.close()
+                del trainer
     print(peak, flush=True)
     os._exit(0)
 
