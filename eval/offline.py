@@ -29,6 +29,7 @@ from harness.errors import RunFailure, UsageError
 from harness.files import write_json
 from harness.hardware import resolve_precision
 from harness.ledger import OnlineCode, read_online_code
+from harness.lock import locked
 from harness.model import Transformer
 from harness.order import Sequences
 from harness.rundir import GRID_KEY, WEIGHTS_FILE, check_done, load_run_config, read_members
@@ -97,11 +98,17 @@ def evaluate(run_dir: Path, overrides: list[str], threads: int, progress: Progre
 
     Processes that send and receive show their own progress unless `quiet`.
 
-    Raises UsageError for runs that cannot be evaluated and RunFailure where the archive does not decode.
+    Raises UsageError for runs that cannot be evaluated, or are being evaluated, and RunFailure where the archive does
+    not decode.
     """
     config = load_run_config(run_dir, overrides)
     # Before the ledger is read, whose own words would be about a run that has not ended.
     check_done(run_dir)
+    with locked(run_dir):
+        return _evaluate(run_dir, config, threads, progress, quiet)
+
+
+def _evaluate(run_dir: Path, config: RunConfig, threads: int, progress: Progress, quiet: bool) -> dict:
     data = open_data(config)
     sequences = Sequences(data.train, config.model.context)
     online = read_online_code(run_dir, sequences.num_sequences, data.train.num_tokens)

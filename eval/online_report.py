@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from harness.errors import RunFailure, UsageError
-from harness.files import sha256
+from harness.files import read_file, sha256
 from harness.rundir import CONFIG_FILE, ENVIRONMENT_FILE
 
 ONLINE_FILE = Path("online") / "corpus.clo"
@@ -21,7 +21,7 @@ def send_and_receive(run_dir: Path, ideal_bits: float, quiet: bool) -> dict:
     ledger, add up to 8 * file_bytes. Raises RunFailure where the file does not come back.
     """
     try:
-        world_size = int(json.loads((run_dir / ENVIRONMENT_FILE).read_text())["world_size"])
+        world_size = int(json.loads(read_file(run_dir / ENVIRONMENT_FILE))["world_size"])
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(f"{run_dir / ENVIRONMENT_FILE}: missing or damaged; train again") from None
     output = run_dir / ONLINE_FILE

@@ -1,12 +1,15 @@
 """A run directory: made for one configuration, marked DONE at the end, never reused for another."""
 
 import json
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -14,7 +17,7 @@ from harness.config import RunConfig, changed_keys, dump_config, load_config
 from harness.data import Data, open_data, prepare_data
 from harness.distributed import Ranks, on_first_rank
 from harness.errors import UsageError
-from harness.files import make_directory, replacing, sha256, write_file, write_json
+from harness.files import make_directory, read_file, replacing, sha256, write_file, write_json
 from harness.hardware import environment
 from harness.ledger import Part, part_problem
 from harness.lock import DirectoryLock
@@ -79,7 +82,7 @@ def check_done(run_dir: Path) -> None:
         raise UsageError(f"{run_dir}: training is not complete; run `codelength train` with the same configuration")
     try:
         # Earlier releases left it empty.
-        text = (run_dir / DONE_MARKER).read_text()
+        text = read_file(run_dir / DONE_MARKER)
         written = json.loads(text) if text else {"ledger": [], "weights": sha256(run_dir / WEIGHTS_FILE)}
         problems = [part_problem(run_dir, rank, parts) for rank, parts in enumerate(written["ledger"])]
         if sha256(run_dir / WEIGHTS_FILE) != written["weights"]:
@@ -97,7 +100,13 @@ def write_weights(run_dir: Path, weights: dict[str, Tensor], grid_steps: dict[st
     # Adding zero turns -0.0 into 0.0, as gathering shares does: the file is the same on every backend.
     tensors = {name: tensor.float().add(0.0).cpu().contiguous() for name, tensor in weights.items()}
     with replacing(run_dir / WEIGHTS_FILE) as file:
-        save_file(tensors, file.name, {GRID_KEY: json.dumps(grid_steps)})
+        try:
+            save_file(tensors, file.name, {GRID_KEY: json.dumps(grid_steps)})
+        except SafetensorError as error:
+            number = re.search(r"os error (\d+)", str(error))
+            if not number:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
 
 
 def write_members(run_dir: Path, member_bits: dict[str, float]) -> None:
@@ -109,7 +118,7 @@ def write_members(run_dir: Path, member_bits: dict[str, float]) -> None:
 def read_members(run_dir: Path) -> dict[str, float]:
     """What `write_members` wrote."""
     path = run_dir / MEMBERS_FILE
-    return json.loads(path.read_text()) if path.exists() else {}
+    return json.loads(read_file(path)) if path.exists() else {}
 
 
 def load_run_config(run_dir: Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
