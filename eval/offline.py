@@ -1,12 +1,9 @@
 """Evaluate a trained run: its archive, verified by a fresh process, and its report.json."""
 
-import io
 import json
-import lzma
 import os
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from dataclasses import asdict
@@ -22,8 +19,8 @@ from eval.baselines import BASELINES, CHUNK_BYTES
 from eval.grid import GridPoint, Search, choose_grid
 from eval.ideal import ideal_archive, ideal_bits, split
 from eval.online_report import send_and_receive
-from eval.sources import ROOT, receiver_sources
-from harness.config import RunConfig, config_sha256, dump_config
+from eval.sources import program_bytes
+from harness.config import RunConfig, config_sha256
 from harness.data import Data, open_data
 from harness.errors import RunFailure, UsageError
 from harness.files import write_json
@@ -145,7 +142,7 @@ def _evaluate(run_dir: Path, config: RunConfig, threads: int, progress: Progress
         | {"heldout_ideal_bits": heldout_bits, "decode_seconds": decode_seconds},
         "projected": projected_section(archive, len(text), data.train.raw_bytes),
         "conventions": conventions_section(model.integers),
-        "baselines": measured(text, config.eval.chunk_bytes, baseline_folder(config)),
+        "baselines": measured(text, config.eval.chunk_bytes, baseline_folder(config), training=training_text(data)),
     }
     write_json(run_dir / REPORT_FILE, report)
     return report
@@ -183,13 +180,18 @@ def online_section(online: OnlineCode, archive: ArchiveReport, raw_bytes: int, c
         "raw_bytes": online.raw_bytes,
         "bits_per_byte": online.bits_per_byte,
         "above_final_bits": online.aulc_bits - final_bits if is_heldout else None,
-        "code_bytes": code_bytes(config),
+        "code_bytes": program_bytes(),
     }
 
 
 def baseline_folder(config: RunConfig) -> Path:
     """Where sizes by other compressors are kept."""
     return Path(config.data_dir) / "baselines"
+
+
+def training_text(data: Data) -> bytes:
+    """What a dictionary may be made of: the training text, or the first part of a large one."""
+    return data.tokenizer.decode(data.train.tokens[:MAX_CORPUS_BASELINE_BYTES])
 
 
 def corpus_baselines(data: Data, config: RunConfig) -> dict[str, int] | None:
@@ -254,19 +256,3 @@ def csr_bytes(weights: np.ndarray) -> int:
     columns = weights.shape[-1]
     index_bytes = 1 if columns <= 1 << 8 else 2 if columns <= 1 << 16 else 4
     return int(np.count_nonzero(weights)) * (4 + index_bytes) + 4 * (weights.size // columns + 1)
-
-
-def code_bytes(config: RunConfig) -> int:
-    """Bytes of the program that a receiver of the online code needs: the sources and the configuration, xz -9e."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for path in receiver_sources():
-            _add(tar, str(path.relative_to(ROOT)), path.read_bytes())
-        _add(tar, "config.yaml", dump_config(config).encode())
-    return len(lzma.compress(buffer.getvalue(), preset=9 | lzma.PRESET_EXTREME))
-
-
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    entry = tarfile.TarInfo(name)
-    entry.size = len(content)
-    tar.addfile(entry, io.BytesIO(content))

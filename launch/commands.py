@@ -95,7 +95,7 @@ def plot_command(options: Namespace) -> None:
 
 def curve_command(options: Namespace) -> None:
     """Code lengths of a loss curve."""
-    from eval.curve_input import Amounts, check_unit, read_amounts, read_curve
+    from eval.curve_input import Amounts, Options, check_unit, read_amounts, read_curve
     from eval.curve_table import check_format, curve_record, render
 
     check_unit(options.unit)
@@ -107,7 +107,8 @@ def curve_command(options: Namespace) -> None:
         check_figure_path(options.figure)
     from eval.curve import online_length
 
-    curve = read_curve(options.curve, options.unit, options.columns, options.tag, amounts.tokens_per_step)
+    reading = Options(**{field.name: getattr(options, field.name) for field in fields(Options)})
+    curve = read_curve(options.curve, options.unit, amounts.tokens_per_step, reading)
     online = online_length(curve, amounts.tokens, amounts.vocab_size)
     text = render(curve_record(curve, online, amounts, options.unit), curve, options.format)
     if options.figure:

@@ -75,10 +75,17 @@ def _add_curve(command: AddCommand) -> None:
     """Loss curves of others."""
     text = "online and offline code lengths that follow from a published loss curve or a TensorBoard log"
     sub = command("curve", commands.curve_command, text)
-    sub.add_argument("curve", type=Path, metavar="CSV", help="x and loss in two columns, or a TensorBoard log")
+    sub.add_argument(
+        "curve", type=Path, metavar="CSV", help="x and loss in two columns (CSV or JSON lines), or a TensorBoard log"
+    )
     sub.add_argument("--unit", metavar="nats|bits", help="of the losses, per token (or byte, if x counts bytes)")
     sub.add_argument("--columns", metavar="X,LOSS", help="names in the first line, where there are more than two")
     sub.add_argument("--tag", metavar="TAG", help="scalar of a TensorBoard log, where there are several")
+    shown = "what the trainer calls its first step, 0 or 1 (default: as the steps look, and the table says how)"
+    sub.add_argument("--first-step", metavar="N", help=shown)
+    sub.add_argument("--skip-nan", action="store_true", help="leave out and count points without a usable loss")
+    shown = "use what can be read of a TensorBoard log that is cut or damaged"
+    sub.add_argument("--allow-damaged", action="store_true", help=shown)
     # Read as text: what is wrong with a number is said in one line, like all that is wrong with the curve.
     for name, shown in (
         ("tokens", "different tokens of the dataset; points beyond are further epochs (default: the last x)"),

@@ -20,8 +20,8 @@ KEYS = {
     "projected": {"dataset_bytes", "total_bytes"},
     "conventions": {"paper_model_bytes", "csr_model_bytes", "dense_float32_bytes"},
     "baselines": {
-        "lzma2_chunk", "lzma2_chunk_xz", "zstd_chunk", "lzma2_whole", "zstd_whole", "bz2_whole", "brotli_whole",
-        "ppmd_whole",
+        "lzma2_chunk", "lzma2_chunk_xz", "zstd_chunk", "zstd_chunk_dictionary", "brotli_chunk", "ppmd_chunk",
+        "lzma2_whole", "zstd_whole", "bz2_whole", "brotli_whole", "ppmd_whole",
     },
 }  # fmt: skip
 
