@@ -21,7 +21,7 @@ from eval.ideal import ideal_archive, ideal_bits, split
 from eval.online_report import send_and_receive
 from eval.sources import program_bytes
 from harness.config import RunConfig, config_sha256
-from harness.data import Data, open_data
+from harness.data import Data
 from harness.errors import RunFailure, UsageError
 from harness.files import write_json
 from harness.hardware import resolve_precision
@@ -29,7 +29,7 @@ from harness.ledger import OnlineCode, read_online_code
 from harness.lock import locked
 from harness.model import Transformer
 from harness.order import Sequences
-from harness.rundir import GRID_KEY, WEIGHTS_FILE, check_done, load_run_config, read_members
+from harness.rundir import GRID_KEY, WEIGHTS_FILE, check_done, load_run_config, open_run_data, read_members
 from harness.sparsity.structure import DeadStructure, find_dead
 from harness.units import bits_from_bytes, bits_per_byte
 
@@ -106,7 +106,7 @@ def evaluate(run_dir: Path, overrides: list[str], threads: int, progress: Progre
 
 
 def _evaluate(run_dir: Path, config: RunConfig, threads: int, progress: Progress, quiet: bool) -> dict:
-    data = open_data(config)
+    data = open_run_data(run_dir, config)
     sequences = Sequences(data.train, config.model.context)
     online = read_online_code(run_dir, sequences.num_sequences, data.train.num_tokens)
     text = text_to_code(config.eval.split, data)
@@ -125,7 +125,7 @@ def _evaluate(run_dir: Path, config: RunConfig, threads: int, progress: Progress
     online_report = online_section(online, archive, len(text), config) | {"baselines": corpus_baselines(data, config)}
     online_report |= {"members": read_members(run_dir)}
     if config.eval.online:
-        online_report |= send_and_receive(run_dir, online.ideal_bits, quiet)
+        online_report |= send_and_receive(run_dir, config, online.ideal_bits, quiet)
     report = {
         "run": config.name,
         "config_sha256": config_sha256(config),
@@ -142,7 +142,7 @@ def _evaluate(run_dir: Path, config: RunConfig, threads: int, progress: Progress
         | {"heldout_ideal_bits": heldout_bits, "decode_seconds": decode_seconds},
         "projected": projected_section(archive, len(text), data.train.raw_bytes),
         "conventions": conventions_section(model.integers),
-        "baselines": measured(text, config.eval.chunk_bytes, baseline_folder(config), training=training_text(data)),
+        "baselines": measured(text, config.eval.chunk_bytes, baseline_folder(data), training=training_text(data)),
     }
     write_json(run_dir / REPORT_FILE, report)
     return report
@@ -184,9 +184,9 @@ def online_section(online: OnlineCode, archive: ArchiveReport, raw_bytes: int, c
     }
 
 
-def baseline_folder(config: RunConfig) -> Path:
+def baseline_folder(data: Data) -> Path:
     """Where sizes by other compressors are kept."""
-    return Path(config.data_dir) / "baselines"
+    return data.directory.parent / "baselines"
 
 
 def training_text(data: Data) -> bytes:
@@ -199,7 +199,7 @@ def corpus_baselines(data: Data, config: RunConfig) -> dict[str, int] | None:
     if data.train.raw_bytes > MAX_CORPUS_BASELINE_BYTES:
         return None
     names = [b.name for b in BASELINES if b.convention == "whole" and b.name != "brotli_whole"]
-    return measured(data.tokenizer.decode(data.train.tokens), CHUNK_BYTES, baseline_folder(config), names)
+    return measured(data.tokenizer.decode(data.train.tokens), CHUNK_BYTES, baseline_folder(data), names)
 
 
 def offline_section(

@@ -4,8 +4,8 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import chdir, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from harness.config import RunConfig, changed_keys, dump_config, load_config
-from harness.data import Data, open_data, prepare_data
+from harness.data import Data, data_directory, open_data, prepare_data
 from harness.distributed import Ranks, on_first_rank
 from harness.errors import UsageError
 from harness.files import make_directory, read_file, replacing, sha256, write_file, write_json
@@ -131,6 +131,33 @@ def load_run_config(run_dir: Path, overrides: list[str] | tuple[str, ...] = ()) 
     return load_config(run_dir / CONFIG_FILE, overrides)
 
 
+def run_base(run_dir: Path, config: RunConfig) -> Path:
+    """The folder that the relative paths of a run's configuration begin in: one where its data are found.
+
+    This folder, the one that the run was started in, or the one that its runs were moved to together with its data.
+    """
+    bases, own, absolute = [Path.cwd()], config.run_dir, run_dir.absolute()
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        bases.append(Path(json.loads((run_dir / ENVIRONMENT_FILE).read_text())["folder"]))
+    if not own.is_absolute() and absolute.parts[-len(own.parts) :] == own.parts:
+        bases.append(Path(*absolute.parts[: -len(own.parts)]))
+    for base in bases:
+        with suppress(OSError), chdir(base):
+            if data_directory(config).exists():
+                return base
+    return bases[0]
+
+
+def open_run_data(run_dir: Path, config: RunConfig) -> Data:
+    """The data that a run was trained on, also from another folder.
+
+    Raises UsageError where they are missing or damaged.
+    """
+    base = run_base(run_dir, config)
+    with chdir(base):
+        return open_data(replace(config, data_dir=str(base / config.data_dir)))
+
+
 def check_same_run(config: RunConfig) -> None:
     """Raises UsageError, naming the keys, where the run directory was started with another configuration."""
     run_dir = config.run_dir
@@ -159,5 +186,6 @@ def _open(config: RunConfig, ranks: Ranks, dtype: torch.dtype, locks: list[Direc
     if is_done(run_dir):
         return True
     write_file(run_dir / CONFIG_FILE, dump_config(config).encode())
-    write_json(run_dir / ENVIRONMENT_FILE, environment(ranks.world_size, ranks.device, dtype))
+    made_with = environment(ranks.world_size, ranks.device, dtype) | {"folder": str(Path.cwd())}
+    write_json(run_dir / ENVIRONMENT_FILE, made_with)
     return False

@@ -151,8 +151,7 @@ def doctor_command(options: Namespace) -> None:
 def compress_command(options: Namespace) -> None:
     """Code a file."""
     from eval.offline import compress
-    from harness.data import open_data
-    from harness.rundir import load_run_config
+    from harness.rundir import load_run_config, open_run_data
 
     config = load_run_config(options.run_dir)
     try:
@@ -161,7 +160,8 @@ def compress_command(options: Namespace) -> None:
         raise UsageError(f"{options.input}: {error.strerror}; give the path of a file") from None
     check_output(options.output, options.force)
     progress = show_progress(options.quiet)
-    report = compress(options.run_dir, config, open_data(config), text, options.output, options.threads, progress)
+    data = open_run_data(options.run_dir, config)
+    report = compress(options.run_dir, config, data, text, options.output, options.threads, progress)
     print(
         f"{options.output}: {report.total_bytes:,} bytes for {len(text):,} (header {report.header_bytes:,}, model "
         f"{report.model_bytes:,}, tokenizer {report.tokenizer_bytes:,}, data {report.data_bytes:,}, checksum "

@@ -14,6 +14,7 @@ from harness.config import changed_keys, config_sha256
 from harness.data import data_directory, prepare_data
 from harness.errors import UsageError
 from harness.rundir import CONFIG_FILE, is_done, load_run_config
+from harness.settings import setting
 from launch.grid import Run, Sweep
 from launch.jobs import Job, JobQueue
 
@@ -110,7 +111,7 @@ def _prepare_data(runs: list[Run]) -> None:
 def _job(grid: Sweep, run: Run, processes: int, at_a_time: int) -> Job:
     codelength = [sys.executable, "-m", "launch"]
     train = [*codelength, "train", "--processes", str(processes), str(grid.config_path), *run.overrides]
-    settings = [f"eval.{key}={json.dumps(value)}" for key, value in asdict(run.config.eval).items()]
+    settings = [setting(f"eval.{key}", value) for key, value in asdict(run.config.eval).items()]
     threads = max(1, len(os.sched_getaffinity(0)) // at_a_time)
     evaluate = [*codelength, "eval", "--quiet", "--threads", str(threads), str(run.config.run_dir), *settings]
 
