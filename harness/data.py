@@ -31,7 +31,11 @@ def data_directory(config: RunConfig) -> Path:
         if source and Path(source).exists()
         for path in sorted([Path(source), *Path(source).rglob("*")])
     ]
-    key = json.dumps([asdict(config.corpus), asdict(config.tokenizer), stamps])
+    corpus = asdict(config.corpus)
+    if corpus["on_null"] == "fail":
+        # As it was before there was a choice.
+        del corpus["on_null"]
+    key = json.dumps([corpus, asdict(config.tokenizer), stamps])
     return Path(config.data_dir) / f"{config.corpus.kind}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
