@@ -102,7 +102,7 @@ def evaluate(run_dir: Path, overrides: list[str], threads: int, progress: Progre
     config = load_run_config(run_dir, overrides)
     # Before the ledger is read, whose own words would be about a run that has not ended.
     check_done(run_dir)
-    data = open_data(config)
+    data = open_data(config, verify=True)
     sequences = Sequences(data.train, config.model.context)
     online = read_online_code(run_dir, sequences.num_sequences, data.train.num_tokens)
     text = text_to_code(config.eval.split, data)

@@ -91,6 +91,15 @@ class Corpus:
         """Documents of the held-out split; where it is cut off the end, what is left of `train` is read first."""
         return self._finished(self._heldout(), "heldout")
 
+    def record(self) -> dict:
+        """What was read so far, for a file: each source with its reader and bytes, what was left out, and why."""
+        sources = [source for listing in self.listings for source in listing.taken]
+        return {
+            "summary": self.what_was_read(),
+            "read": [source.record() for source in sources],
+            "left_out": dict(pair for listing in self.listings for pair in listing.left_out),
+        }
+
     def what_was_read(self) -> list[str]:
         """Lines for people about the files that were read and those that were left out."""
         return [line for listing in self.listings for line in describe(listing)]

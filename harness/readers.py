@@ -82,6 +82,11 @@ class Source:
     is_utf16: bool = False
     """Whether the text begins with a mark of UTF-16: it is taken as the bytes that it is all the same."""
 
+    def record(self) -> dict[str, object]:
+        """What was read, for a file."""
+        told = {"path": str(self.path), "reader": self.reader, "packing": self.packing, "raw_bytes": self.raw_bytes}
+        return told | {"nulls": self.nulls}
+
     def documents(self, field: str, on_null: str) -> Iterator[bytes]:
         """The texts in the file, as UTF-8 bytes; a plain text comes in blocks.
 

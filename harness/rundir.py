@@ -1,6 +1,7 @@
 """A run directory: made for one configuration, marked DONE at the end, never reused for another."""
 
 import json
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from harness.config import RunConfig, changed_keys, dump_config, load_config
-from harness.data import Data, open_data, prepare_data
+from harness.data import Data, open_data
 from harness.distributed import Ranks, on_first_rank
 from harness.errors import UsageError
 from harness.files import make_directory, replacing, sha256, write_file, write_json
@@ -26,10 +27,25 @@ CONFIG_FILE, ENVIRONMENT_FILE, DONE_MARKER = "config.yaml", "environment.json", 
 WEIGHTS_FILE, MEMBERS_FILE = "weights.safetensors", "members.json"
 
 
-def prepared_on_first_rank(config: RunConfig, ranks: Ranks) -> Data:
-    """Prepare the data once, then open them on every rank."""
-    on_first_rank(ranks, lambda: prepare_data(config) and None)
-    return open_data(config)
+def open_on_all_ranks(config: RunConfig, ranks: Ranks) -> Data:
+    """Open prepared data on every rank; the first one of each machine reads all of them and recomputes their SHA-256.
+
+    Raises UsageError, on all ranks, where they are missing or damaged on one, or machines hold different ones.
+    """
+    problem, data = "", None
+    try:
+        data = open_data(config, verify=ranks.is_first_on_this_machine)
+    except UsageError as error:
+        problem = str(error) if ranks.is_first else f"{socket.gethostname()}: {error}"
+    found = ranks.gather((problem, data and (data.train.fingerprint, data.heldout.fingerprint)))
+    problems = [words for words, _ in found if words]
+    if problems:
+        raise UsageError(problems[0])
+    if len(set(found)) > 1:
+        raise UsageError(
+            f"{data.directory}: differs among machines; use a data_dir that all of them share, or copy it there"
+        )
+    return data
 
 
 @dataclass(frozen=True, slots=True)
