@@ -106,7 +106,7 @@ def evaluate(run_dir: Path, overrides: list[str], threads: int, progress: Progre
 
 
 def _evaluate(run_dir: Path, config: RunConfig, threads: int, progress: Progress, quiet: bool) -> dict:
-    data = open_run_data(run_dir, config)
+    data = open_run_data(run_dir, config, verify=True)
     sequences = Sequences(data.train, config.model.context)
     online = read_online_code(run_dir, sequences.num_sequences, data.train.num_tokens)
     text = text_to_code(config.eval.split, data)

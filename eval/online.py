@@ -31,7 +31,7 @@ from harness.distributed import Ranks, on_first_rank
 from harness.errors import UsageError
 from harness.files import sha256, write_file
 from harness.hardware import check_memory
-from harness.rundir import prepared_on_first_rank
+from harness.rundir import open_on_all_ranks
 from harness.shards import token_fingerprint
 from harness.tokenizer import from_model_bytes, train_tokenizer
 from harness.units import bits_from_bytes, bits_from_nats
@@ -78,7 +78,7 @@ def open_input(config: RunConfig, path: Path | None, ranks: Ranks) -> Input:
     Raises UsageError where it cannot be read, or no tokenizer can be trained on it.
     """
     if path is None:
-        data = prepared_on_first_rank(config, ranks)
+        data = open_on_all_ranks(config, ranks)
         shard, digest = data.train, hashlib.sha256()
         for start in range(0, shard.num_tokens, BLOCK_TOKENS):
             digest.update(data.tokenizer.decode(shard.tokens[start : start + BLOCK_TOKENS]))

@@ -36,6 +36,11 @@ class Ranks:
         return self.rank == 0
 
     @property
+    def is_first_on_this_machine(self) -> bool:
+        """Whether this rank looks at what its machine has for itself."""
+        return os.environ.get("LOCAL_RANK", str(self.rank)) == "0"
+
+    @property
     def num_on_this_machine(self) -> int:
         """Ranks that share this machine's memory: all of them where nobody has said otherwise."""
         return int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))

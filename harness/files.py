@@ -62,6 +62,14 @@ def write_file(path: Path, content: bytes) -> None:
         raise RunFailure(f"{path}: not written ({error.strerror or error}); nothing was changed") from None
 
 
+def reason(error: OSError) -> str:
+    """What the system says, with the remedy where there is no room."""
+    words = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{words}: free disk space, or use another folder"
+    return f"{words}: raise it with `ulimit -f`" if error.errno == errno.EFBIG else words
+
+
 def write_json(path: Path, content: dict) -> None:
     """Write JSON so that a reader sees the old file or the whole new one.
 

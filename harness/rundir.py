@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from harness.config import RunConfig, changed_keys, dump_config, load_config
-from harness.data import Data, data_directory, open_data, prepare_data
+from harness.data import Data, data_directory, open_data
 from harness.distributed import Ranks, on_first_rank
 from harness.errors import UsageError
 from harness.files import make_directory, read_file, replacing, sha256, write_file, write_json
@@ -29,10 +30,25 @@ CONFIG_FILE, ENVIRONMENT_FILE, DONE_MARKER = "config.yaml", "environment.json", 
 WEIGHTS_FILE, MEMBERS_FILE = "weights.safetensors", "members.json"
 
 
-def prepared_on_first_rank(config: RunConfig, ranks: Ranks) -> Data:
-    """Prepare the data once, then open them on every rank."""
-    on_first_rank(ranks, lambda: prepare_data(config) and None)
-    return open_data(config)
+def open_on_all_ranks(config: RunConfig, ranks: Ranks) -> Data:
+    """Open prepared data on every rank; the first one of each machine reads all of them and recomputes their SHA-256.
+
+    Raises UsageError, on all ranks, where they are missing or damaged on one, or machines hold different ones.
+    """
+    problem, data = "", None
+    try:
+        data = open_data(config, verify=ranks.is_first_on_this_machine)
+    except UsageError as error:
+        problem = str(error) if ranks.is_first else f"{socket.gethostname()}: {error}"
+    found = ranks.gather((problem, data and (data.train.fingerprint, data.heldout.fingerprint)))
+    problems = [words for words, _ in found if words]
+    if problems:
+        raise UsageError(problems[0])
+    if len(set(found)) > 1:
+        raise UsageError(
+            f"{data.directory}: differs among machines; use a data_dir that all of them share, or copy it there"
+        )
+    return data
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,14 +164,14 @@ def run_base(run_dir: Path, config: RunConfig) -> Path:
     return bases[0]
 
 
-def open_run_data(run_dir: Path, config: RunConfig) -> Data:
-    """The data that a run was trained on, also from another folder.
+def open_run_data(run_dir: Path, config: RunConfig, verify: bool = False) -> Data:
+    """The data that a run was trained on, also from another folder; `verify` reads them whole.
 
     Raises UsageError where they are missing or damaged.
     """
     base = run_base(run_dir, config)
     with chdir(base):
-        return open_data(replace(config, data_dir=str(base / config.data_dir)))
+        return open_data(replace(config, data_dir=str(base / config.data_dir)), verify)
 
 
 def check_same_run(config: RunConfig) -> None:

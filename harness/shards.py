@@ -13,12 +13,12 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from harness.errors import RunFailure, UsageError
-from harness.files import replacing
+from harness.files import reason, replacing
 from harness.tokenizer import ByteTokenizer, SentencePieceTokenizer
 
 MAGIC = b"CLSHARD\n"
@@ -68,60 +68,80 @@ class Shard:
             raise _refusal(self.path, "damaged: its SHA-256 differs from the recorded one")
 
 
+class Encoded(NamedTuple):
+    """Some documents as tokens."""
+
+    lengths: list[int]
+    """Tokens of each document."""
+    tokens: np.ndarray
+    """Token ids of all of them, one after another."""
+    raw_bytes: int
+    """Size of their text in bytes."""
+
+
 def token_fingerprint(tokens: np.ndarray, tokenizer: ByteTokenizer | SentencePieceTokenizer) -> str:
     """`Shard.fingerprint` of `tokens`, which are all there are of a text."""
-    digest = _token_digest(_token_type(tokenizer), hashlib.sha256(tokenizer.model_bytes()).digest())
-    digest.update(np.ascontiguousarray(tokens, dtype=_token_type(tokenizer)))
+    digest = _token_digest(token_type(tokenizer), hashlib.sha256(tokenizer.model_bytes()).digest())
+    digest.update(np.ascontiguousarray(tokens, dtype=token_type(tokenizer)))
     return digest.hexdigest()
 
 
 def write_shard(path: Path, documents: Iterator[bytes], tokenizer: ByteTokenizer | SentencePieceTokenizer) -> Shard:
     """Writes the tokens of `documents` to `path`, which appears only when complete, and opens it.
 
-    Empty documents are left out. Raises UsageError if there is no text, RunFailure if the disk is full.
+    Empty documents are left out. Raises UsageError if there is no text, RunFailure if it cannot be written.
     """
+    return write_encoded(path, _encoded(documents, tokenizer), tokenizer)
+
+
+def write_encoded(path: Path, parts: Iterator[Encoded], tokenizer: ByteTokenizer | SentencePieceTokenizer) -> Shard:
+    """`write_shard` of documents that are tokens already."""
     try:
         with replacing(path) as file:
-            _write(file, path, documents, tokenizer)
+            _write(file, path, parts, tokenizer)
     except OSError as error:
-        raise RunFailure(
-            f"{path}: cannot be written ({error.strerror or error}); free disk space or use another folder"
-        ) from error
+        raise RunFailure(f"{path}: cannot be written ({reason(error)})") from error
     return open_shard(path)
 
 
+def _encoded(documents: Iterator[bytes], tokenizer: ByteTokenizer | SentencePieceTokenizer) -> Iterator[Encoded]:
+    for document in documents:
+        if document:
+            tokens = tokenizer.encode(document)
+            yield Encoded([len(tokens)], tokens, len(document))
+
+
 def _write(
-    file: BinaryIO, path: Path, documents: Iterator[bytes], tokenizer: ByteTokenizer | SentencePieceTokenizer
+    file: BinaryIO, path: Path, parts: Iterator[Encoded], tokenizer: ByteTokenizer | SentencePieceTokenizer
 ) -> None:
-    width = _token_type(tokenizer).itemsize
+    dtype = token_type(tokenizer)
     model_digest = hashlib.sha256(tokenizer.model_bytes()).digest()
-    digest = _token_digest(TOKEN_TYPES[width], model_digest)
+    digest = _token_digest(dtype, model_digest)
     offsets_digest = hashlib.sha256()
     num_tokens = num_documents = raw_bytes = 0
     file.write(bytes(HEADER_BYTES))
     # Offsets come after the tokens; until then they wait in an unnamed file, as there may be more than memory holds.
     with tempfile.TemporaryFile(dir=path.parent) as waiting:
         offsets = array("Q")
-        for document in documents:
-            if not document:
-                continue
-            offsets.append(num_tokens)
-            if len(offsets) == OFFSETS_IN_MEMORY:
-                _spill(offsets, waiting, offsets_digest)
-            tokens = tokenizer.encode(document).astype(TOKEN_TYPES[width], copy=False)
+        for part in parts:
+            for length in part.lengths:
+                offsets.append(num_tokens)
+                num_tokens += length
+                if len(offsets) == OFFSETS_IN_MEMORY:
+                    _spill(offsets, waiting, offsets_digest)
+            tokens = part.tokens.astype(dtype, copy=False)
             digest.update(tokens)
             file.write(tokens)
-            num_tokens += len(tokens)
-            num_documents += 1
-            raw_bytes += len(document)
+            num_documents += len(part.lengths)
+            raw_bytes += part.raw_bytes
         if num_tokens == 0:
             raise UsageError(f"{path}: the corpus is empty; check corpus.path and corpus.text_field")
         _spill(offsets, waiting, offsets_digest)
-        file.write(bytes(_padding(num_tokens * width)))
+        file.write(bytes(_padding(num_tokens * dtype.itemsize)))
         waiting.seek(0)
         shutil.copyfileobj(waiting, file)
     digests = (digest.digest(), model_digest, offsets_digest.digest())
-    header = HEADER.pack(MAGIC, VERSION, width, num_tokens, num_documents, raw_bytes, *digests)
+    header = HEADER.pack(MAGIC, VERSION, dtype.itemsize, num_tokens, num_documents, raw_bytes, *digests)
     file.seek(0)
     file.write(header + _checksum(header))
 
@@ -168,7 +188,8 @@ def _refusal(path: Path, reason: str) -> UsageError:
     return UsageError(f"{path}: {reason}; run `codelength data` to prepare the corpus again")
 
 
-def _token_type(tokenizer: ByteTokenizer | SentencePieceTokenizer) -> np.dtype:
+def token_type(tokenizer: ByteTokenizer | SentencePieceTokenizer) -> np.dtype:
+    """How the tokens of a tokenizer are stored."""
     return TOKEN_TYPES[1 if tokenizer.vocab_size <= 1 << 8 else 2]
 
 

@@ -1,5 +1,6 @@
 """Training: `codelength train CONFIG [key=value ...]` or `torchrun --nproc-per-node 2 -m harness.train CONFIG ...`."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,13 +9,14 @@ import torch
 
 from harness.config import RunConfig, load_config
 from harness.data import Data
-from harness.distributed import Ranks, joined_ranks, leave
+from harness.distributed import Ranks, choose_device, joined_ranks, leave
 from harness.errors import CodelengthError, RunFailure, UsageError, is_said_here
 from harness.hardware import compute_deterministically, is_out_of_memory, resolve_precision
 from harness.order import SequenceOrder
-from harness.rundir import opened_run_directory, prepared_on_first_rank
+from harness.rundir import open_on_all_ranks, opened_run_directory
 from harness.schedule import plan_phases
 from harness.trainer import Trainer
+from harness.waiting import prepare_for_job
 
 
 @contextmanager
@@ -42,9 +44,13 @@ def train_run(config: RunConfig) -> None:
 
     Raises UsageError for wrong input, RunFailure where the work fails, and Stopped where it was asked to.
     """
+    # What would be refused afterwards is refused before hours of preparation.
+    choose_device(config.backend.device)
+    config.train.micro_batch(int(os.environ.get("WORLD_SIZE", "1")))
+    prepare_for_job(config)
     with joined_job(config) as ranks:
         dtype = resolve_precision(config.train.precision, ranks.device)
-        data = prepared_on_first_rank(config, ranks)
+        data = open_on_all_ranks(config, ranks)
         # What cannot be shared out is refused before a directory is made for it.
         num_sequences = -(-data.train.num_tokens // config.model.context)
         order = SequenceOrder(num_sequences, config.train.batch_sequences, data.train.fingerprint, config.seed)

@@ -23,7 +23,7 @@ def data_command(options: Namespace) -> None:
     from harness.config import load_config
     from harness.data import prepare_data
 
-    data = prepare_data(load_config(options.config, options.overrides))
+    data = prepare_data(load_config(options.config, options.overrides), repair=True)
     for name, shard in (("train", data.train), ("heldout", data.heldout)):
         print(f"{name:8}{shard.raw_bytes:>16,} bytes = {shard.num_tokens:,} tokens, SHA-256 {shard.fingerprint[:16]}")
     print(f"shards are in {data.directory}")

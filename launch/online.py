@@ -33,7 +33,10 @@ def send_command(options: Namespace) -> int:
         return run_here("launch", ["send", options.config, *options.overrides, *_shared(options)], options.processes)
     from eval.online import open_input, send
     from harness.train import joined_job
+    from harness.waiting import prepare_for_job
 
+    if not inputs:
+        prepare_for_job(config)
     with joined_job(config) as ranks:
         config.train.micro_batch(ranks.world_size)
         sent = open_input(config, Path(inputs[0]) if inputs else None, ranks)

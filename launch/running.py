@@ -1,6 +1,5 @@
 """The runs of a sweep: what is finished of them, and finishing the rest, each in processes of its own."""
 
-import fcntl
 import json
 import os
 import sys
@@ -99,13 +98,10 @@ def _check_processes(runs: list[Run], processes: int) -> None:
 def _prepare_data(runs: list[Run]) -> None:
     """Every distinct data set, one after the other; runs that start together only read."""
     for directory, config in {data_directory(run.config): run.config for run in runs}.items():
-        directory.parent.mkdir(parents=True, exist_ok=True)
+        if not directory.exists():
+            print(f"data     {directory}", flush=True)
         # Tasks of a job array start together; one of them prepares and the others wait.
-        with (directory.parent / ".prepare.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not directory.exists():
-                print(f"data     {directory}", flush=True)
-            prepare_data(config)
+        prepare_data(config)
 
 
 def _job(grid: Sweep, run: Run, processes: int, at_a_time: int) -> Job:

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
 
-from harness.corpus import RAW_BLOCK_BYTES, CorpusConfig, documents
+from harness.corpus import CorpusConfig, documents
 from harness.errors import UsageError
+from harness.readers import RAW_BLOCK_BYTES
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -83,7 +84,7 @@ def test_files_of_a_folder_are_read_in_order_as_raw_bytes(tmp_path):
     binary = os.urandom(RAW_BLOCK_BYTES + 5)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "x.txt").write_bytes(b"second\r\n\xff")
-    (tmp_path / "a.bin").write_bytes(binary)
+    (tmp_path / "a.txt").write_bytes(binary)
     (tmp_path / "c.txt").write_bytes(b"0123456789")
     (tmp_path / ".hidden").write_bytes(b"not read")
     settings = {"kind": "files", "path": str(tmp_path), "heldout_bytes": 12}
@@ -119,7 +120,8 @@ def test_lone_surrogates_of_json_are_kept(tmp_path):
         (b"[" * 100_000, "not JSON"),
         (b"[1]", "not a JSON object"),
         (b'{"body": "x", "id": 3}', "no field corpus.text_field=text; set it to one of: body, id"),
-        (b'{"text": null}', "NoneType"),
+        (b'{"text": null}', "the text is null; corpus.on_null=skip leaves such records out"),
+        (b'{"text": 3}', "the text is int, not a string"),
     ],
 )
 def test_a_bad_line_is_named_with_file_and_number(tmp_path, line, complaint):
@@ -131,7 +133,7 @@ def test_a_bad_line_is_named_with_file_and_number(tmp_path, line, complaint):
 
 def test_files_that_cannot_serve_are_refused_with_a_remedy(tmp_path):
     assert "no such file or folder" in refusal(kind="files", path=str(tmp_path / "missing"))
-    assert "has no files" in refusal(kind="files", path=str(tmp_path))
+    assert "has no files of text" in refusal(kind="files", path=str(tmp_path))
     (tmp_path / "a.txt").write_bytes(b"")
     assert "empty" in refusal(kind="files", path=str(tmp_path))
     (tmp_path / "a.txt").write_bytes(b"x" * 10)

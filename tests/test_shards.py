@@ -1,5 +1,6 @@
 """A token file holds exactly its documents, appears only when complete, and never opens damaged."""
 
+import errno
 import resource
 import struct
 import tracemalloc
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from harness.errors import RunFailure, UsageError
+from harness.files import reason
 from harness.shards import HEADER_BYTES, open_shard, write_shard
 from harness.tokenizer import ByteTokenizer, SentencePieceTokenizer
 
@@ -83,15 +85,24 @@ def test_a_failure_while_writing_keeps_the_earlier_file_and_leaves_no_other(tmp_
     assert open_shard(tmp_path / "train.tokens").fingerprint == before
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+def test_a_file_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:
-        with pytest.raises(RunFailure, match=r"train.tokens: cannot be written \(.*\); free disk space"):
+        with pytest.raises(RunFailure, match=r"cannot be written \(File too large: raise it with `ulimit -f`\)"):
             byte_shard(tmp_path, [b"x" * 200_000])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_a_full_disk_or_quota_is_told_to_free_space(tmp_path):
+    with pytest.raises(OSError) as caught, open("/dev/full", "wb", buffering=0) as full:  # noqa: PTH123
+        full.write(b"x")
+    assert reason(caught.value) == "No space left on device: free disk space, or use another folder"
+    assert "free disk space" in reason(OSError(errno.EDQUOT, "Disk quota exceeded"))
+    with pytest.raises(RunFailure, match=r"cannot be written \(No such file or directory\)$"):
+        byte_shard(tmp_path / "missing")
 
 
 def test_every_damaged_byte_and_every_truncation_is_refused(tmp_path):

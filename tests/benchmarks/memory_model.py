@@ -87,8 +87,9 @@ def measure_rank(settings: list[str]) -> None:
     from harness.config import load_config
     from harness.distributed import joined_ranks
     from harness.hardware import compute_deterministically, resolve_precision
-    from harness.rundir import opened_run_directory, prepared_on_first_rank
+    from harness.rundir import open_on_all_ranks, opened_run_directory
     from harness.trainer import Trainer
+    from harness.waiting import prepare_for_job
 
     compute_deterministically()
     tiny = ("name=tiny", "model.width=32", "model.layers=1", "model.heads=1")
@@ -96,7 +97,8 @@ def measure_rank(settings: list[str]) -> None:
     with joined_ranks(100.0) as ranks, contextlib.redirect_stdout(sys.stderr):
         for config in (load_config(path, [*settings, *tiny]), load_config(path, settings)):
             dtype = resolve_precision(config.train.precision, torch.device("cpu"))
-            data = prepared_on_first_rank(config, ranks)
+            prepare_for_job(config)
+            data = open_on_all_ranks(config, ranks)
             with opened_run_directory(config, ranks, dtype) as directory:
                 before = _status_bytes("VmRSS")
                 Path("/proc/self/clear_refs").write_text("5")  # the peak starts again

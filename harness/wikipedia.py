@@ -1,0 +1,108 @@
+"""The two corpora of Wikipedia: the pages that gensim ships, and Wiki-40B from the hub or a folder."""
+
+import ast
+import bz2
+import functools
+import importlib.util
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from harness.errors import UsageError
+from harness.readers import PARQUET_BATCH_ROWS, first_line, no_field, parquet_texts, readable, text_bytes
+
+WIKI_MINI_FILE = "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+WIKI40B_HUB_NAME = "google/wiki40b"
+WIKI40B_LANGUAGE = "en"
+WIKI40B_SPLITS = {"train": "train", "heldout": "validation"}
+HUB_TIMEOUT_SECONDS = 10
+_FOLDER_REMEDY = "use a folder of train*.parquet and validation*.parquet with fields wikidata_id, text, version_id"
+
+
+@functools.cache
+def wiki_mini() -> list[bytes]:
+    """Bodies of the 206 `<text>` elements of the dump that gensim ships, XML entities left as they are."""
+    # Finding the package without importing it saves seconds.
+    package = importlib.util.find_spec("gensim")
+    if package is None:
+        raise UsageError("corpus.kind=wiki-mini: gensim is not installed; run pip install 'codelength[wiki-mini]'")
+    file = Path(package.submodule_search_locations[0]) / WIKI_MINI_FILE
+    with readable(file):
+        dump = bz2.decompress(file.read_bytes())
+    return re.findall(rb"<text[^>]*?(?:/>|>(.*?)</text>)", dump, re.DOTALL)
+
+
+def wiki40b(split: str, folder: str | None, field: str, on_null: str) -> Iterator[bytes]:
+    """Articles of one split ("train" or "heldout") of Wiki-40B (en), from a local folder or else from the hub.
+
+    Raises UsageError where they cannot be read.
+    """
+    name = WIKI40B_SPLITS[split]
+    for source, text in _from_hub(name, field) if folder is None else _from_folder(Path(folder), name, field):
+        article = text_bytes(source, _turned_back(source, text), on_null)
+        if article is not None:
+            yield article
+
+
+def wiki40b_files(folder: Path, name: str) -> list[Path]:
+    """The Parquet files of a split, which their names or those of their folders say.
+
+    Raises UsageError where there are none.
+    """
+    key = f"corpus.path={folder}"
+    if not folder.is_dir():
+        raise UsageError(f"{key}: no such folder; {_FOLDER_REMEDY}")
+    pattern = re.compile(rf"(?:^|[-._ 0-9/]){name}[-._ 0-9/]")
+    found = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*.parquet")}
+    files = [file for path, file in sorted(found.items()) if pattern.search(path)]
+    if not files:
+        raise UsageError(f"{key}: no {name}*.parquet; {_FOLDER_REMEDY}")
+    return files
+
+
+def _from_folder(folder: Path, name: str, field: str) -> Iterator[tuple[str, object]]:
+    for file in wiki40b_files(folder, name):
+        try:
+            yield from parquet_texts(file, field)
+        except UsageError as error:
+            raise UsageError(f"{error}; {_FOLDER_REMEDY}") from None
+
+
+def _from_hub(name: str, field: str) -> Iterator[tuple[str, object]]:
+    # Heavy import (2 s) that the other corpora do not need.
+    import datasets
+    import huggingface_hub
+
+    key = f"corpus.kind=wiki40b: cannot read {WIKI40B_HUB_NAME} from the Hugging Face hub"
+    try:
+        # One request without retries, so that a machine without network says so at once.
+        huggingface_hub.HfApi().dataset_info(WIKI40B_HUB_NAME, timeout=HUB_TIMEOUT_SECONDS)
+        stream = datasets.load_dataset(WIKI40B_HUB_NAME, WIKI40B_LANGUAGE, split=name, streaming=True)
+        if stream.column_names and field not in stream.column_names:
+            raise UsageError(no_field(key, field, stream.column_names))
+        batches = stream.select_columns([field]).with_format("arrow").iter(batch_size=PARQUET_BATCH_ROWS)
+        row = 0
+        for batch in batches:
+            for text in batch[field].to_pylist():
+                row += 1
+                yield f"{WIKI40B_HUB_NAME}, {name}, row {row}", text
+    except UsageError:
+        raise
+    except Exception as error:
+        # The two libraries raise errors of many kinds here (httpx, fsspec, arrow, their own): all mean "cannot read".
+        remedy = "check the network, or set corpus.path to a local folder of its parquet files"
+        raise UsageError(f"{key}: {first_line(error)}; {remedy}") from error
+
+
+def _turned_back(source: str, text: object) -> object:
+    """A Wiki-40B article as a text or bytes.
+
+    Copies made from the original records hold the printed form of the bytes (b'\\n_START_ARTICLE_...') as a string:
+    it is turned back. No article begins like this itself, since each begins with its marker.
+    """
+    if isinstance(text, str) and text.startswith((r"b'\n_START_ARTICLE_", r'b"\n_START_ARTICLE_')):
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError) as error:
+            raise UsageError(f"{source}: damaged article {text[:40]!r}; fetch the parquet files again") from error
+    return text
