@@ -187,7 +187,11 @@ def read_archive(path: Path, threads: int, progress: Progress) -> bytes:
                 "this machine computes other probabilities than the one that wrote it "
                 f"({_describe(head['environment'])}; here {here}); decode with the same versions and processor"
             )
-        text = decode_chunks(head["raw_bytes"], head["chunk_bytes"], tokenizer, predictor, decoder, progress)
+        try:
+            text = decode_chunks(head["raw_bytes"], head["chunk_bytes"], tokenizer, predictor, decoder, progress)
+        except UsageError as error:
+            place = f", or decode it where it was made ({_describe(head['environment'])})"
+            raise UsageError(f"{error}{place if head['environment'] else ''}") from None
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
     if hashlib.sha256(text).hexdigest() != head["sha256"]:

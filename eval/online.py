@@ -196,6 +196,7 @@ def _receive_segment(segment: Segment, steps: tuple[int, int], job: OnlineJob, w
     share = segment.shares[ranks.rank]
     decoding = Decoding(share.stream)
     checksum = exchange.run(*steps, decoding, Sums(), job.report)
+    decoding.finish()
     weights = exchange.weights_digest()
     problem = ""
     if decoding.has_failed or checksum != share.checksum:

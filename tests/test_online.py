@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import struct
 import time
 from pathlib import Path
 
@@ -361,6 +362,26 @@ def test_weights_or_text_that_differ_name_their_segment(capsys, tmp_path, sent):
     assert "segment 1 " in text and "the text of rank 0" in text
     stream = refused(capsys, repacked(sent, tmp_path / "s.clo", flip(second + 21)), tmp_path / "out")
     assert "segment 1 " in stream
+
+
+def with_stream(change):
+    """A change of a file of one rank: `change` gives the stream of the second segment."""
+
+    def apply(head, sections):
+        packed, at = sections["SEGM"], 0
+        at += 20 + struct.unpack_from("<I", packed, at + 16)[0]
+        (length,) = struct.unpack_from("<I", packed, at + 16)
+        stream = change(packed[at + 20 : at + 20 + length])
+        packed = packed[: at + 16] + struct.pack("<I", len(stream)) + stream + packed[at + 20 + length :]
+        sections["SEGM"] = packed
+
+    return apply
+
+
+@pytest.mark.parametrize("change", [lambda s: s[:-4], lambda s: s[:-8], lambda s: s + bytes(4), lambda s: s + s * 9])
+def test_a_stream_that_ends_elsewhere_than_its_text_is_refused(capsys, tmp_path, sent, change):
+    message = refused(capsys, repacked(sent, tmp_path / "end.clo", with_stream(change)), tmp_path / "out")
+    assert "segment 1 (steps 3 to 5)" in message
 
 
 def test_a_damaged_foreign_or_missing_file_is_one_line(capsys, tmp_path, sent):

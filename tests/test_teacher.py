@@ -203,6 +203,12 @@ def test_damaged_and_foreign_archives_are_refused_in_a_line(tmp_path, monkeypatc
     sections = read_sections(tmp_path / "whole.cl")
     cases["another digest"] = pack_sections(sections | {"HEAD": sections["HEAD"][:-32] + bytes(32)})
     cases["no sigma"] = pack_sections(sections | {"MODL": bytes(4) + sections["MODL"][4:]})
+    cases["more targets"] = pack_sections(
+        sections | {"HEAD": sections["HEAD"][:8] + b"\0\0\xff" + sections["HEAD"][11:]}
+    )
+    cases["cut data"] = pack_sections(sections | {"DATA": sections["DATA"][:-4]})
+    cases["data and more"] = pack_sections(sections | {"DATA": sections["DATA"] + bytes(4)})
+    cases["cut weights"] = pack_sections(sections | {"MODL": sections["MODL"][:-1]})
     cases["text"] = pack_sections({"HEAD": b"", "TOKN": b"", "MODL": b"", "DATA": b""})
     for name, bad in cases.items():
         path = tmp_path / name
@@ -212,6 +218,7 @@ def test_damaged_and_foreign_archives_are_refused_in_a_line(tmp_path, monkeypatc
         captured = capsys.readouterr()
         assert captured.err.startswith(f"codelength: {path}: ") and captured.err.count("\n") == 1
         assert name != "no sigma" or "malformed weights" in captured.err
+        assert ("data section" in captured.err) == ("data" in name)
         assert not captured.out and not (tmp_path / "out").exists()
 
 
