@@ -13,6 +13,7 @@ from harness.distributed import Ranks, choose_device, joined_ranks, leave
 from harness.errors import CodelengthError, RunFailure, UsageError, is_said_here
 from harness.hardware import compute_deterministically, is_out_of_memory, resolve_precision
 from harness.order import SequenceOrder
+from harness.output import print_anything
 from harness.rundir import open_on_all_ranks, opened_run_directory
 from harness.schedule import plan_phases
 from harness.trainer import Trainer
@@ -80,6 +81,7 @@ def _train(
 
 def main(arguments: Sequence[str]) -> int:
     """Entry point of one rank: CONFIG and `key=value` overrides; returns the exit status."""
+    print_anything()
     try:
         if not arguments:
             raise UsageError("usage: torchrun --nproc-per-node N -m harness.train CONFIG [key=value ...]")

@@ -6,11 +6,13 @@ import sys
 from collections.abc import Sequence
 
 from harness.errors import CodelengthError, is_said_here
+from harness.output import print_anything
 from launch.parser import make_parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns the exit status: 0, 1 (the work failed) or 2 (usage or input)."""
+    print_anything()
     parser = make_parser()
     options, unknown = parser.parse_known_args(arguments)
     # argparse takes no more positionals once an option has come; settings may stand anywhere.
