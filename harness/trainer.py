@@ -56,6 +56,7 @@ class Trainer:
         if config.train.retrain_at or not config.online.trains_plainly:
             self.prequential = Prequential(self.experts, data.tokenizer.vocab_size, data.train.num_tokens, ranks, dtype)
         packages = self.prequential.blend.packages if self.prequential else ()
+        host_computes = bool(packages) or config.backend.offload_optimizer
         self.phases = plan_phases(config.train, self.batches.order.steps, config.prune.prunings)
         self.num_steps = self.phases[-1].end_step
         self.state = RunState(
@@ -64,7 +65,7 @@ class Trainer:
                 "config": training_sha256(config)[:16],
                 "data": data.train.fingerprint,
                 "world_size": str(ranks.world_size),
-                **ranks.agreed(identity(ranks.device, dtype, (*self.backend.packages, *packages))),
+                **ranks.agreed(identity(ranks.device, dtype, (*self.backend.packages, *packages), host_computes)),
             },
         )
         self.meter, self.ledger = Meter(), None
