@@ -99,15 +99,20 @@ def matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
     return 2 * size**3 / best
 
 
-def identity(device: torch.device, dtype: torch.dtype, packages: tuple[str, ...]) -> dict[str, str]:
-    """What decides the last bits of a run besides its configuration and data, and must not change in its middle."""
+def identity(
+    device: torch.device, dtype: torch.dtype, packages: tuple[str, ...], host_computes: bool = True
+) -> dict[str, str]:
+    """What decides the last bits of a run besides its configuration and data, and must not change in its middle.
+
+    The host's instructions and threads do where `host_computes`; beside a GPU it may only read and write.
+    """
+    host = {"cpu_capability": torch.backends.cpu.get_cpu_capability(), "threads": str(torch.get_num_threads())}
     return {
         "precision": str(dtype).removeprefix("torch."),
         "muon_precision": str(muon_precision(dtype, device)).removeprefix("torch."),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         **({"nccl": nccl_settings(device)} if device.type == "cuda" else {}),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": str(torch.get_num_threads()),
+        **(host if host_computes or device.type == "cpu" else {}),
         "code": code_sha256()[:16],
         **{name: metadata.version(name) for name in packages},
     }

@@ -20,10 +20,13 @@ SECONDS_BEFORE_PROGRESS_LINES, SECONDS_BETWEEN_PROGRESS_LINES = 2.0, 10.0
 
 def data_command(options: Namespace) -> None:
     """Prepare tokenizer and shards."""
-    from harness.config import load_config
-    from harness.data import prepare_data
+    from harness.stop import PAUSE_SIGNAL, interruptible
 
-    data = prepare_data(load_config(options.config, options.overrides), repair=True)
+    with interruptible(PAUSE_SIGNAL):
+        from harness.config import load_config
+        from harness.data import prepare_data
+
+        data = prepare_data(load_config(options.config, options.overrides), repair=True)
     for name, shard in (("train", data.train), ("heldout", data.heldout)):
         print(f"{name:8}{shard.raw_bytes:>16,} bytes = {shard.num_tokens:,} tokens, SHA-256 {shard.fingerprint[:16]}")
     print(f"shards are in {data.directory}")
@@ -31,17 +34,20 @@ def data_command(options: Namespace) -> None:
 
 def train_command(options: Namespace) -> int:
     """Train a run; returns the exit status."""
-    from harness.config import load_config
+    from harness.stop import PAUSE_SIGNAL, interruptible
 
-    config = load_config(options.config, options.overrides)
-    if options.processes > 1:
-        from launch.workers import run_here
+    with interruptible(PAUSE_SIGNAL):
+        from harness.config import load_config
 
-        config.train.micro_batch(options.processes)
-        return run_here("harness.train", [options.config, *options.overrides], options.processes)
-    from harness.train import train_run
+        config = load_config(options.config, options.overrides)
+        if options.processes > 1:
+            from launch.workers import run_here
 
-    train_run(config)
+            config.train.micro_batch(options.processes)
+            return run_here("harness.train", [options.config, *options.overrides], options.processes)
+        from harness.train import train_run
+
+        train_run(config)
     return 0
 
 
@@ -184,9 +190,12 @@ def decompress_command(options: Namespace) -> None:
 def submit_command(options: Namespace) -> None:
     """Submit a job."""
     from launch import submit
+    from launch.resources import Resources
 
-    names = ("nodes", "gpus_per_node", "processes_per_node", "cpus_per_task", "time", "mem", "partition", "account")
-    resources = submit.Resources(**{name: getattr(options, name) for name in (*names, "name")})
+    names = [field.name for field in fields(Resources) if not field.name.startswith("gpu")]
+    gpu_type, gpus = options.gpus_per_node
+    asked = {name: getattr(options, name) for name in names}
+    resources = Resources(gpu_type=gpu_type, gpus_per_node=gpus, **asked)
     if options.at_a_time and not options.sweep:
         raise UsageError(f"--at-a-time {options.at_a_time}: is for --sweep FILE")
     if options.sweep and options.eval:
@@ -202,9 +211,9 @@ def submit_command(options: Namespace) -> None:
     if submission is None:
         print("training is complete; nothing to submit")
     elif options.dry_run:
-        print(submission.text, end="")
+        print("".join(job.text for job in (submission, *submission.needs)), end="")
     else:
-        print(submit.describe(submit.submit(submission), submission))
+        print(submit.describe(*submit.submit(submission), submission))
 
 
 def check_output(path: Path, force: bool) -> None:

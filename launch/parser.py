@@ -2,11 +2,18 @@
 
 import argparse
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launch import commands, crossover, online, teacher
 
+PASSED_OPTIONS = {
+    "--sbatch": 'more options of sbatch, such as "--constraint=a100"',
+    "--data-sbatch": "the same for the job that prepares data",
+    "--srun": 'more options of srun, such as "--container-image=IMAGE"',
+}
+"""Flags of `submit` whose values are options themselves."""
 AddCommand = Callable[[str, Callable[[argparse.Namespace], int | None], str], argparse.ArgumentParser]
 
 
@@ -26,6 +33,17 @@ def make_parser() -> argparse.ArgumentParser:
     for add in (_add_runs, _add_files, _add_online, _add_curve, _add_crossover, _add_teacher, _add_machines):
         add(command)
     return parser
+
+
+def with_passed_options(arguments: Sequence[str]) -> list[str]:
+    """`--sbatch --exclusive` as `--sbatch=--exclusive`: argparse takes what begins with dashes for a flag."""
+    joined: list[str] = []
+    for text in arguments:
+        if joined and joined[-1] in PASSED_OPTIONS and text.startswith("-") and text != "--":
+            joined[-1] += f"={text}"
+        else:
+            joined.append(text)
+    return joined
 
 
 def _add_runs(command: AddCommand) -> None:
@@ -169,12 +187,24 @@ def _add_machines(command: AddCommand) -> None:
     sub.add_argument("--at-a-time", type=_positive, metavar="K", help="runs of a sweep at a time (default: all)")
     sub.add_argument("--eval", nargs="+", metavar="RUN", help="evaluate trained runs; eval.* settings may follow")
     sub.add_argument("--nodes", type=_positive, default=1, metavar="N", help="(default: 1)")
-    sub.add_argument("--gpus-per-node", type=_positive, default=0, metavar="N", help="(default: none)")
+    sub.add_argument(
+        "--gpus-per-node", type=_gpus, default=(None, 0), metavar="[TYPE:]N", help="such as h100:8 (default: none)"
+    )
     sub.add_argument("--processes-per-node", type=_positive, metavar="N", help="(default: one a GPU, or 1)")
-    sub.add_argument("--cpus-per-task", type=_positive, metavar="N", help="CPUs on each node (default: one a process)")
-    for name, shown in (("time", "D-HH:MM:SS"), ("mem", "64G"), ("partition", "NAME"), ("account", "NAME")):
+    sub.add_argument("--cpus-per-gpu", type=_positive, default=8, metavar="N", help="(default: %(default)s)")
+    text = "CPUs on each node (default: those of its GPUs, or one a process)"
+    sub.add_argument("--cpus-per-task", type=_positive, metavar="N", help=text)
+    sub.add_argument("--whole-nodes", action="store_true", help="share them with nobody, and take all their memory")
+    text = "when to save before the time is over, in seconds (default: 180)"
+    sub.add_argument("--save-seconds", type=_positive, metavar="N", help=text)
+    options = {"time": "D-HH:MM:SS", "mem": "64G", "partition": "NAME", "account": "NAME", "qos": "NAME"}
+    for name, shown in options.items():
         sub.add_argument(f"--{name}", metavar=shown, help="(default: the cluster's)")
     sub.add_argument("--name", metavar="NAME", help="name of the job (default: the run's)")
+    for flag, shown in PASSED_OPTIONS.items():
+        sub.add_argument(flag, default="", metavar="OPTIONS", help=shown)
+    text = "commands that every job begins with, such as module load"
+    sub.add_argument("--setup", type=Path, metavar="FILE", help=text)
     sub.add_argument("--dry-run", action="store_true", help="print the job script and submit nothing")
 
 
@@ -200,6 +230,14 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: must be a whole number, at least 1")
     return int(text)
+
+
+def _gpus(text: str) -> tuple[str | None, int]:
+    """Type and number."""
+    kind, _, number = text.rpartition(":")
+    if not number.isdecimal() or int(number) < 1 or (":" in text and not re.fullmatch(r"[A-Za-z0-9._-]+", kind)):
+        raise argparse.ArgumentTypeError(f"{text}: must be a number, or a type with a number such as h100:8")
+    return kind or None, int(number)
 
 
 def _share(text: str) -> float:

@@ -108,7 +108,7 @@ def test_a_comparison_waits_for_a_run_that_was_stopped(swept, tmp_path):
     again.mkdir()
     (again / "STOP").touch()
     done = run_command(f"codelength sweep {path}", ROOT)
-    assert done.returncode == 1 and done.stderr == "codelength: 15kB_UT: stopped; the same command goes on\n"
+    assert done.returncode == 75 and done.stderr == "codelength: 15kB_UT: stopped; the same command goes on\n"
 
 
 def test_chunks_of_two_sizes_are_not_compared(tmp_path):
