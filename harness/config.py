@@ -12,6 +12,7 @@ from yaml import YAMLError
 
 from eval.config import EvalConfig, OnlineConfig
 from harness.backends.base import BackendConfig
+from harness.bounds import number_problems
 from harness.convergence import StoppingConfig
 from harness.corpus import CorpusConfig
 from harness.errors import UsageError
@@ -168,10 +169,14 @@ def _resolve(settings: list[tuple[str, object]], problems: list[str], kind: type
     for dotted, value in settings:
         try:
             OmegaConf.update(merged, dotted, value)
-        except (OmegaConfBaseException, TypeError) as error:
+        except (OmegaConfBaseException, TypeError, OverflowError) as error:
             problems.append(f"{dotted}={value}: {_reason(error, dotted, kind)}")
     config = OmegaConf.to_object(merged)
-    problems.extend(config.problems())
+    own = config.problems()
+    problems.extend(own)
+    # Sections bound what has a reason of its own; all other numbers are bounded here.
+    named = {problem.partition("=")[0] for problem in own}
+    problems.extend(text for text in number_problems(config) if text.partition("=")[0] not in named)
     if problems:
         raise UsageError("\n".join(problems))
     return config

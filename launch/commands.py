@@ -174,7 +174,7 @@ def decompress_command(options: Namespace) -> None:
     from harness.files import write_file
 
     check_output(options.output, options.force)
-    text = read_archive(options.archive, options.threads, show_progress(options.quiet))
+    text = read_archive(options.archive, options.threads, show_progress(options.quiet), options.max_memory)
     write_file(options.output, text)
     if not options.quiet:
         print(f"{options.output}: {len(text):,} bytes, SHA-256 verified")

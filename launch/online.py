@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from eval.online import SendReport
     from eval.online_job import Costs
 
+# A file may have so many processes started without being asked, however few cores there are.
+MOST_PROCESSES = 8
+
 
 def send_command(options: Namespace) -> int:
     """Write an online code; returns the exit status."""
@@ -45,25 +48,40 @@ def send_command(options: Namespace) -> int:
 
 def receive_command(options: Namespace) -> int:
     """Rebuild a text; returns the exit status."""
-    from eval.online import receive
+    from eval.online import open_file, receive
     from eval.online_file import read_online_file
     from harness.train import joined_job
 
     check_output(options.output, options.force)
     head, config, *_ = read_online_file(options.file)
-    processes = options.processes or head.world_size
-    if processes > 1 and not _is_rank():
-        from launch.workers import run_here
+    if not _is_rank():
+        processes = options.processes or _usual_processes(options.file, head.world_size)
+        open_file(options.file, processes, options.max_memory)
+        if processes > 1:
+            from launch.workers import run_here
 
-        return run_here("launch", ["receive", str(options.file), *_shared(options)], processes)
+            limit = ["--max-memory", str(options.max_memory)] if options.max_memory else []
+            return run_here("launch", ["receive", str(options.file), *limit, *_shared(options)], processes)
     with joined_job(config) as ranks:
-        costs = receive(options.file, options.output, ranks, show_progress(options.quiet or not ranks.is_first))
+        progress = show_progress(options.quiet or not ranks.is_first)
+        costs = receive(options.file, options.output, ranks, progress, options.max_memory)
         if ranks.is_first and options.json:
             told = {"raw_bytes": head.raw_bytes, "sha256": head.sha256, "costs": asdict(costs)}
             print(json.dumps(told), flush=True)
         elif ranks.is_first and not options.quiet:
             print(f"{options.output}: {head.raw_bytes:,} bytes, SHA-256 verified; {describe_costs(costs)}", flush=True)
     return 0
+
+
+def _usual_processes(path: Path, world_size: int) -> int:
+    """As many as have sent; more than this machine is good for are not started because a file says so."""
+    most = max(MOST_PROCESSES, os.cpu_count() or 1)
+    if world_size > most:
+        raise UsageError(
+            f"{path}: sent by {world_size} processes, this machine has {os.cpu_count()} cores; "
+            f"add --processes {world_size} to start as many"
+        )
+    return world_size
 
 
 def audit_command(options: Namespace) -> None:
