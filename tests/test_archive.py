@@ -329,7 +329,7 @@ def test_sizes_that_the_file_cannot_hold_are_refused(tmp_path, archive, key):
 def test_memory_that_is_not_allowed_is_not_taken(tmp_path, archive):
     path = tmp_path / "a.cl"
     path.write_bytes(archive)
-    with pytest.raises(UsageError, match="--max-memory allows 0.1 GB"):
+    with pytest.raises(UsageError, match=r"max-memory allows 0\.1 GB"):
         read_archive(path, 1, silent, 100_000_000)
     assert read_archive(path, 1, silent, 1_000_000_000) == TEXT
 
