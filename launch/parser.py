@@ -188,8 +188,8 @@ def _add_config(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_output(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
-    sub.add_argument("--force", action="store_true", help="replace FILE if it exists")
+    sub.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="`-`: standard output")
+    sub.add_argument("--force", action="store_true", help="replace FILE if it exists; its mode and a link to it stay")
 
 
 def _add_max_memory(sub: argparse.ArgumentParser) -> None:

@@ -5,6 +5,8 @@ import os
 import random
 import signal
 import struct
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -533,6 +535,23 @@ def test_many_processes_are_not_started_because_a_file_says_so(capsys, place, tm
 
     message = refused(capsys, repacked(tmp_path / "a.clo", tmp_path / "many.clo", many), tmp_path / "out")
     assert f"add --processes {4 * most}" in message
+
+
+def test_standard_input_and_output_are_files_too(place, tmp_path, sent):
+    environment, here = os.environ | {"PYTHONPATH": str(ROOT)}, [sys.executable, "-m", "launch"]
+    command = [*here, "send", place / "config.yaml", "-", "-o", "-", "--quiet"]
+    sending = subprocess.run(command, input=TEXT, capture_output=True, cwd=tmp_path, env=environment)
+    assert (sending.returncode, sending.stdout) == (0, sent.read_bytes()), sending.stderr
+    command = [*here, "receive", "-", "-o", "-"]
+    receiving = subprocess.run(command, input=sending.stdout, capture_output=True, cwd=tmp_path, env=environment)
+    assert (receiving.returncode, receiving.stdout) == (0, TEXT), receiving.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_with_a_long_name_is_received(tmp_path, sent):
+    output = tmp_path / ("n" * 253)
+    assert run("receive", sent, "-o", output, "--quiet") == 0
+    assert output.read_bytes() == TEXT and list(tmp_path.iterdir()) == [output]
 
 
 def test_memory_that_is_not_allowed_is_not_taken(capsys, tmp_path, sent):
