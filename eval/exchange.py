@@ -22,7 +22,7 @@ from harness.blend import Blend, table_nats
 from harness.config import RunConfig
 from harness.distributed import Ranks
 from harness.experts import Experts, Weights
-from harness.hardware import git_commit, identity, isa_limits, resolve_precision
+from harness.hardware import c_library, git_commit, identity, isa_limits, resolve_precision
 from harness.lessons import Lessons
 from harness.schedule import plan_phases
 
@@ -244,6 +244,8 @@ def _environment(ranks: Ranks, dtype: torch.dtype, packages: tuple[str, ...]) ->
     return {
         **identity(ranks.device, dtype, (*packages, "constriction")),
         "code": receiver_sha256()[:16],
+        # Learning rates come from its functions.
+        "libc": c_library(),
         "world_size": str(ranks.world_size),
         "limits": " ".join(f"{name}={value}" for name, value in isa_limits().items()) or "none",
         "commit": git_commit() or "unknown",

@@ -11,11 +11,9 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-import psutil
 import torch
 
 from harness.distributed import NCCL_SETTINGS
-from harness.errors import UsageError
 from harness.gpus import known_gpu
 
 # Variables by which users choose other kernels than their processor's best.
@@ -162,16 +160,6 @@ def peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def check_memory(needed_bytes: int) -> None:
-    """Raises UsageError where so much is not free, before anything is allocated."""
-    free = psutil.virtual_memory().available
-    if needed_bytes > free:
-        raise UsageError(
-            f"needs about {needed_bytes / 1e9:.1f} GB of memory to decode, {free / 1e9:.1f} GB are free; decode it on "
-            "a larger machine"
-        )
-
-
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error of PyTorch says that memory has run out; on a CPU it is a plain RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
@@ -199,6 +187,11 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def c_library() -> str:
+    """Name and version of the C library, whose functions differ in last bits; of the system where it is unknown."""
+    return " ".join(platform.libc_ver()).strip() or platform.platform(terse=True)
 
 
 def git_commit() -> str | None:

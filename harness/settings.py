@@ -18,6 +18,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from harness.bounds import number_problems
 from harness.errors import UsageError
 
 T = TypeVar("T")
@@ -66,7 +67,11 @@ def resolved(settings: list[tuple[str, object]], problems: list[str], kind: type
             setattr(section, name, _at_home(value) if dotted in PATHS and value else value)
         except ValueError as error:
             problems.append(f"{dotted}={shown(value)}: {error}")
-    problems.extend(config.problems())
+    own = config.problems()
+    problems.extend(own)
+    # Sections bound what has a reason of its own; all other numbers are bounded here.
+    named = {problem.partition("=")[0] for problem in own}
+    problems.extend(text for text in number_problems(config) if text.partition("=")[0] not in named)
     if problems:
         raise UsageError("\n".join(problems))
     return config

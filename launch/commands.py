@@ -158,33 +158,35 @@ def compress_command(options: Namespace) -> None:
     """Code a file."""
     from eval.offline import compress
     from harness.rundir import load_run_config, open_run_data
+    from launch.streams import opened
 
     config = load_run_config(options.run_dir)
-    try:
-        text = options.input.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{options.input}: {error.strerror}; give the path of a file") from None
-    check_output(options.output, options.force)
-    progress = show_progress(options.quiet)
-    data = open_run_data(options.run_dir, config)
-    report = compress(options.run_dir, config, data, text, options.output, options.threads, progress)
-    print(
-        f"{options.output}: {report.total_bytes:,} bytes for {len(text):,} (header {report.header_bytes:,}, model "
-        f"{report.model_bytes:,}, tokenizer {report.tokenizer_bytes:,}, data {report.data_bytes:,}, checksum "
-        f"{report.checksum_bytes})"
-    )
+    with opened(options.input, options.output, options.force) as (source, output):
+        try:
+            text = source.read_bytes()
+        except OSError as error:
+            raise UsageError(f"{options.input}: {error.strerror}; give the path of a file") from None
+        progress = show_progress(options.quiet)
+        data = open_run_data(options.run_dir, config)
+        report = compress(options.run_dir, config, data, text, output, options.threads, progress)
+        print(
+            f"{options.output}: {report.total_bytes:,} bytes for {len(text):,} (header {report.header_bytes:,}, model "
+            f"{report.model_bytes:,}, tokenizer {report.tokenizer_bytes:,}, data {report.data_bytes:,}, checksum "
+            f"{report.checksum_bytes})"
+        )
 
 
 def decompress_command(options: Namespace) -> None:
     """Rebuild a text."""
     from eval.archive import read_archive
     from harness.files import write_file
+    from launch.streams import opened
 
-    check_output(options.output, options.force)
-    text = read_archive(options.archive, options.threads, show_progress(options.quiet))
-    write_file(options.output, text)
-    if not options.quiet:
-        print(f"{options.output}: {len(text):,} bytes, SHA-256 verified")
+    with opened(options.archive, options.output, options.force) as (archive, output):
+        text = read_archive(archive, options.threads, show_progress(options.quiet), options.max_memory)
+        write_file(output, text)
+        if not options.quiet:
+            print(f"{options.output}: {len(text):,} bytes, SHA-256 verified")
 
 
 def submit_command(options: Namespace) -> None:
@@ -214,14 +216,6 @@ def submit_command(options: Namespace) -> None:
         print("".join(job.text for job in (submission, *submission.needs)), end="")
     else:
         print(submit.describe(*submit.submit(submission), submission))
-
-
-def check_output(path: Path, force: bool) -> None:
-    """Raises UsageError where `path` is no place for a file, or is one already and not to be replaced."""
-    if (path.exists() and not path.is_file()) or not path.parent.is_dir():
-        raise UsageError(f"{path}: not a place for a file; give the path of a file in an existing directory")
-    if path.exists() and not force:
-        raise UsageError(f"{path}: exists already; remove it, choose another -o, or add --force")
 
 
 def show_progress(quiet: bool) -> Callable[[int, int], None]:

@@ -14,6 +14,7 @@ PASSED_OPTIONS = {
     "--srun": 'more options of srun, such as "--container-image=IMAGE"',
 }
 """Flags of `submit` whose values are options themselves."""
+MAX_DIGITS = 15
 AddCommand = Callable[[str, Callable[[argparse.Namespace], int | None], str], argparse.ArgumentParser]
 
 
@@ -86,6 +87,7 @@ def _add_files(command: AddCommand) -> None:
     sub = command("decompress", commands.decompress_command, "rebuild the text from an archive alone")
     sub.add_argument("archive", type=Path, metavar="FILE.cl")
     _add_output(sub)
+    _add_max_memory(sub)
     _add_work_options(sub)
 
 
@@ -157,6 +159,7 @@ def _add_online(command: AddCommand) -> None:
     sub.add_argument("--processes", type=_positive, help="processes (default: as many as have sent)")
     sub.add_argument("--json", action="store_true", help="print digest, time and memory for programs")
     _add_output(sub)
+    _add_max_memory(sub)
     sub.add_argument("--quiet", action="store_true", help="no progress")
     sub = command("audit", online.audit_command, "which threads, lanes, processes and instruction sets keep every bit")
     sub.add_argument("--format", default="rich", choices=["rich", "md", "json"], help="(default: rich)")
@@ -222,13 +225,25 @@ def _add_config(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_output(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
-    sub.add_argument("--force", action="store_true", help="replace FILE if it exists")
+    sub.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="`-`: standard output")
+    sub.add_argument("--force", action="store_true", help="replace FILE if it exists; its mode and a link to it stay")
+
+
+def _add_max_memory(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--max-memory", type=_size, metavar="BYTES", help="refuse files that need more, such as 500M or 4G"
+    )
+
+
+def _size(text: str) -> int:
+    units = {"k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1)
+    return _positive(number) * unit
 
 
 def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be a whole number, at least 1")
+    if not _is_number(text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text[:40]}: must be a whole number, at least 1")
     return int(text)
 
 
@@ -251,6 +266,11 @@ def _share(text: str) -> float:
 
 
 def _natural(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text}: must be a whole number, 0 or more")
+    if not _is_number(text):
+        raise argparse.ArgumentTypeError(f"{text[:40]}: must be a whole number, 0 or more")
     return int(text)
+
+
+def _is_number(text: str) -> bool:
+    """Whether this is a whole number that anything can be counted with."""
+    return text.isdecimal() and len(text) <= MAX_DIGITS

@@ -235,7 +235,7 @@ def test_other_arithmetic_is_refused_with_both_environments(tmp_path, archive):
 
     message = refusal(repacked(archive, tmp_path / "a.cl", other_machine))
     assert "torch 1.2.3, cpu ABACUS[31m" in message
-    assert f"here torch {torch.__version__}, numpy {np.__version__}, cpu " in message
+    assert f"here torch {torch.__version__}, numpy {np.__version__}, constriction " in message
 
 
 def test_other_weights_or_other_data_are_refused(tmp_path, archive):
@@ -272,7 +272,7 @@ HOSTILE = {
     "width": [0, -16, 3, 10**5, 10**9, 2**70, 16.0, "16", None, [16], True],
     "layers": [0, -1, 10**5, 10**9, 1.5, "2", None],
     "heads": [0, -2, 3, 10**9, 2.0, None],
-    "context": [0, -1, CHUNK_BYTES - 1, 10**11, 10**12, 10**400, 32.0, None],
+    "context": [0, -1, CHUNK_BYTES - 1, 10**400, 32.0, None],
     "architecture": ["", "unknown\nlines", 1, None, ["modern"]],
     "raw_bytes": [-1, 10**12, 10**30, 333.0, "333", None, True, float("inf"), float("nan")],
     "chunk_bytes": [0, -32, CHUNK_BYTES + 1, 10**12, "32", None],
@@ -301,6 +301,37 @@ def test_hostile_headers_are_refused_before_anything_is_allocated(tmp_path, arch
         refusal(repacked(archive, tmp_path / "a.cl", lambda head, _, value=value: place(head).update({key: value})))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - kib_before < 100_000
     assert time.monotonic() - start < 10
+
+
+def test_a_context_that_no_chunk_needs_costs_nothing(tmp_path, archive):
+    def widen(head, _):
+        head["model"].update(context=10**11)
+
+    assert read_archive(repacked(archive, tmp_path / "a.cl", widen), 1, silent) == TEXT
+
+
+MISLEADING = {
+    "raw_bytes": 4 * 10**9,
+    "layers": 500,
+    "blocks": 40,
+    "lanes": 4097,
+}
+
+
+@pytest.mark.parametrize("key", MISLEADING)
+def test_sizes_that_the_file_cannot_hold_are_refused(tmp_path, archive, key):
+    def mislead(head, _):
+        (head["model"] if key in head["model"] else head).update({key: MISLEADING[key]})
+
+    assert "malformed header" in refusal(repacked(archive, tmp_path / "a.cl", mislead))
+
+
+def test_memory_that_is_not_allowed_is_not_taken(tmp_path, archive):
+    path = tmp_path / "a.cl"
+    path.write_bytes(archive)
+    with pytest.raises(UsageError, match=r"max-memory allows 0\.1 GB"):
+        read_archive(path, 1, silent, 100_000_000)
+    assert read_archive(path, 1, silent, 1_000_000_000) == TEXT
 
 
 def test_an_unknown_key_of_the_model_is_refused(tmp_path, archive):
