@@ -67,7 +67,7 @@ def measure(
     """Bytes that each installed baseline, or each of the named ones, needs for `data`, in the order of `BASELINES`.
 
     `training` is a text that dictionaries may be made of; they count. Nothing is sampled: about 1 MB/s for each code,
-    0.3 MB/s for brotli and 0.2 MB/s for zpaq. Every stream is decoded again; raises RunFailure where that does not
+    0.2 MB/s for brotli, zpaq and a dictionary. Every stream is decoded again; raises RunFailure where that does not
     give `data` back, since such a size would be worth nothing.
     """
     return {
