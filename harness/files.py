@@ -41,6 +41,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         temporary.replace(path)
         sync_directory(path.parent)
     except OSError as error:
+        # A write that fails (a full disk, a limit on sizes) names no file by itself.
         if error.filename in (None, temporary, str(temporary)):
             error.filename = str(path)
         raise
@@ -59,7 +60,7 @@ def write_file(path: Path, content: bytes) -> None:
         with replacing(path) as file:
             file.write(content)
     except OSError as error:
-        raise RunFailure(f"{path}: not written ({error.strerror or error}); nothing was changed") from None
+        raise RunFailure(f"{path}: not written ({reason(error)}); nothing was changed") from None
 
 
 def reason(error: OSError) -> str:

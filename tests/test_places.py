@@ -1,10 +1,13 @@
 """Where runs and data lie: relative paths keep their meaning in other folders and where a whole tree was moved."""
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
 
+from harness.errors import RunFailure
+from harness.files import replacing, write_file
 from harness.rundir import load_run_config, open_run_data
 from launch.main import main
 
@@ -43,3 +46,19 @@ def test_a_tree_that_was_moved_is_found_again(tree, tmp_path, monkeypatch):
     data = open_run_data(run_dir, load_run_config(run_dir))
     assert data.directory.parent == moved / "data" and data.train.raw_bytes == 6800
     moved.rename(tree)
+
+
+def test_a_file_that_is_larger_than_allowed_is_named(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"before")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught, replacing(path) as file:
+            file.write(bytes(100_000))
+        with pytest.raises(RunFailure, match=f"{path}: not written .File too large.; nothing was changed"):
+            write_file(path, bytes(2000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.filename == str(path)
+    assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
