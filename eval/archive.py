@@ -6,15 +6,17 @@ Sections: HEAD (what a decoder must know), TOKN (tokenizer), MODL (weights), DAT
 
 import hashlib
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from eval.archive_head import cache_bytes_per_lane, check_head
 from eval.chunks import Progress, decode_chunks, encode_chunks
 from eval.coder import Decoder, Encoder
-from eval.config import PREDICTORS, EvalConfig
+from eval.config import EvalConfig
 from eval.container import (
     CHECKSUM_BYTES,
     framing_bytes,
@@ -26,32 +28,16 @@ from eval.container import (
 from eval.devices import choose_devices, device_name
 from eval.float_model import FloatModel
 from eval.float_torch import TorchFloatModel
-from eval.portable import PortableModel, cache_dtype
+from eval.portable import PortableModel
 from eval.portable_steps import CompiledPortableModel
 from eval.predictor import Predictor, block_count
 from eval.stepping import SteppingModel
-from eval.vectors import WIDTH
 from eval.weights import decode_weights, encode_weights, rebuild
 from harness.errors import UsageError
 from harness.files import write_file
-from harness.hardware import check_memory, isa_limits
+from harness.hardware import c_library, isa_limits
 from harness.model import ModelConfig, Transformer
-from harness.tokenizer import KINDS, ByteTokenizer, SentencePieceTokenizer, from_model_bytes
-
-MAX_LAYERS = 4096
-MAX_SIZE = 1 << 40
-_HEAD_TYPES = {
-    "model": dict,
-    "tokenizer": str,
-    "raw_bytes": int,
-    "sha256": str,
-    "chunk_bytes": int,
-    "lanes": int,
-    "blocks": int,
-    "predictor": str,
-    "predictor_sha256": str,
-    "environment": dict,
-}
+from harness.tokenizer import ByteTokenizer, SentencePieceTokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +77,15 @@ class QuantisedModel:
 
         Raises UsageError where `portable` cannot sum the integers exactly.
         """
-        vocab_size = self.tokenizer.vocab_size
+        # Tables of positions beyond the longest sequence would never be read.
+        vocab_size, config = self.tokenizer.vocab_size, replace(self.config, context=length)
         if predictor == "portable":
-            model = PortableModel(self.config, vocab_size, self.integers, self.steps, length)
+            model = PortableModel(config, vocab_size, self.integers, self.steps, length)
             return CompiledPortableModel(model) if device == "cpu" else model.to(device)
         weights = ((n, torch.from_numpy(w)) for n, w in rebuild(self.integers, self.steps).items())
         if device == "cpu":
-            return FloatModel(self.config, vocab_size, weights)
-        return TorchFloatModel(self.config, vocab_size, weights, device)
+            return FloatModel(config, vocab_size, weights)
+        return TorchFloatModel(config, vocab_size, weights, device)
 
     def predictor(self, kind: str, shape: tuple[int, int, int], threads: int, devices: list[str]) -> Predictor:
         """A predictor of so many lanes, blocks and tokens of `length`, on `devices`."""
@@ -162,19 +149,21 @@ def write_archive(
     )
 
 
-def read_archive(path: Path, threads: int, progress: Progress) -> bytes:
+def read_archive(path: Path, threads: int, progress: Progress, max_memory_bytes: int | None = None) -> bytes:
     """The text of an archive, checked against its SHA-256; needs nothing but the file.
 
-    Raises UsageError where the file is foreign or damaged, or this machine computes other probabilities than the one
-    that wrote it.
+    Raises UsageError where the file is foreign or damaged, needs more memory than is free or allowed, or this machine
+    computes other probabilities than the one that wrote it.
     """
     sections = read_sections(path)
     if set(sections) != {"HEAD", "TOKN", "MODL", "DATA"}:
         raise UsageError(f"{path}: holds no text; give an archive made by `codelength eval` or `codelength compress`")
     head = unpack_json(sections["HEAD"], path)
     try:
-        config, tokenizer = _check_head(head, sections["TOKN"])
-        shapes = {name: tuple(p.shape) for name, p in Transformer(config, tokenizer.vocab_size).named_parameters()}
+        config, tokenizer = check_head(head, sections, max_memory_bytes)
+        with torch.device("meta"):
+            transformer = Transformer(replace(config, context=1), tokenizer.vocab_size)
+        shapes = {name: tuple(p.shape) for name, p in transformer.named_parameters()}
         model = QuantisedModel(config, tokenizer, *decode_weights(sections["MODL"], shapes))
         decoder = Decoder(sections["DATA"])
         length = min(head["chunk_bytes"], head["raw_bytes"]) or 1
@@ -187,7 +176,11 @@ def read_archive(path: Path, threads: int, progress: Progress) -> bytes:
                 "this machine computes other probabilities than the one that wrote it "
                 f"({_describe(head['environment'])}; here {here}); decode with the same versions and processor"
             )
-        text = decode_chunks(head["raw_bytes"], head["chunk_bytes"], tokenizer, predictor, decoder, progress)
+        try:
+            text = decode_chunks(head["raw_bytes"], head["chunk_bytes"], tokenizer, predictor, decoder, progress)
+        except UsageError as error:
+            place = f", or decode it where it was made ({_describe(head['environment'])})"
+            raise UsageError(f"{error}{place if head['environment'] else ''}") from None
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
     if hashlib.sha256(text).hexdigest() != head["sha256"]:
@@ -196,48 +189,6 @@ def read_archive(path: Path, threads: int, progress: Progress) -> bytes:
             f"than the one that wrote it ({_describe(head['environment'])}); decode it there"
         )
     return text
-
-
-def _check_head(head: dict, tokenizer_model: bytes) -> tuple[ModelConfig, ByteTokenizer | SentencePieceTokenizer]:
-    """Configuration and tokenizer of a header whose every value is of its type and in range.
-
-    Raises UsageError for others, and for an archive too large for this machine, before anything is allocated.
-    """
-    model = head.get("model")
-    wrong = [key for key, kind in _HEAD_TYPES.items() if type(head.get(key)) is not kind]
-    if not wrong:
-        wrong = [f"model.{f.name}" for f in fields(ModelConfig) if type(model.get(f.name)) is not type(f.default)]
-    if wrong or len(model) != len(fields(ModelConfig)):
-        raise UsageError(f"malformed header ({', '.join(wrong) or 'model'}); fetch the archive again")
-    config = ModelConfig(**model)
-    sizes = [config.width, config.layers, config.heads, config.context, head["chunk_bytes"], head["lanes"]]
-    in_range = all(1 <= size <= MAX_SIZE for size in [*sizes, head["blocks"], head["raw_bytes"] + 1])
-    in_range = in_range and config.layers <= MAX_LAYERS and head["chunk_bytes"] <= config.context
-    in_range = in_range and head["tokenizer"] in KINDS and head["predictor"] in PREDICTORS
-    if not in_range or config.problems():
-        raise UsageError("malformed header (values out of range); fetch the archive again")
-    tokenizer = from_model_bytes(head["tokenizer"], tokenizer_model)
-    check_memory(_memory_bytes(head, config, tokenizer.vocab_size))
-    return config, tokenizer
-
-
-def _memory_bytes(head: dict, config: ModelConfig, vocab_size: int) -> int:
-    """Memory for weights (integers and floats), position tables, lanes (cache, coding tables) and text, roughly."""
-    num_weights = 12 * config.layers * config.width**2 + (2 * vocab_size + 1) * config.width
-    length = min(head["chunk_bytes"], head["raw_bytes"]) or 1
-    per_lane = cache_bytes_per_lane(config, length, head["predictor"]) + 64 * vocab_size
-    # The predictor computes whole vectors of lanes.
-    lanes = head["lanes"] * head["blocks"] + WIDTH
-    return 16 * num_weights + 24 * config.context * config.width + lanes * per_lane + 2 * head["raw_bytes"]
-
-
-def cache_bytes_per_lane(config: ModelConfig, length: int, predictor: str) -> int:
-    """Bytes of keys and values of one sequence of `length` tokens, at most.
-
-    The number of blocks in a header, and so the bytes of an archive, follow from it.
-    """
-    dtype = cache_dtype(config, length) if predictor == "portable" else torch.float32
-    return 2 * dtype.itemsize * config.layers * length * config.width
 
 
 def _load(transformer: Transformer, weights: dict[str, np.ndarray]) -> Transformer:
@@ -259,8 +210,9 @@ def _devices(head: dict, num_parameters: int) -> list[str]:
 
 
 def _relevant_environment(device: str) -> dict[str, str]:
-    """What the last bits of a float product depend on."""
+    """What the last bits of a float product, and how they are coded, depend on."""
     versions = {"torch": str(torch.__version__), "numpy": np.__version__}
+    versions |= {"constriction": metadata.version("constriction"), "libc": c_library()}
     if device != "cpu":
         return versions | {"device": device_name(device)}
     return {**versions, "cpu": torch.backends.cpu.get_cpu_capability(), **isa_limits()}
@@ -268,4 +220,4 @@ def _relevant_environment(device: str) -> dict[str, str]:
 
 def _describe(relevant: dict) -> str:
     text = ", ".join(f"{key} {value}" for key, value in relevant.items())
-    return "".join(character for character in text if character.isprintable())[:200] or "a portable archive"
+    return "".join(character for character in text if character.isprintable())[:300] or "a portable archive"

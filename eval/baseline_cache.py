@@ -4,31 +4,48 @@ import contextlib
 import hashlib
 import json
 import sys
+from collections.abc import Collection
 from importlib.metadata import version
 from pathlib import Path
 
-from eval.baselines import BASELINES, measure
+from eval import baselines, compressors
+from eval.baselines import BASELINES, Baseline, measure
 from harness.errors import RunFailure
 from harness.files import write_file
 
-_PACKAGES = ("brotli", "pyppmd", "zstandard")
 
+def measured(
+    text: bytes, chunk_bytes: int, folder: Path, names: Collection[str] | None = None, training: bytes = b""
+) -> dict[str, int]:
+    """What `measure` says, in bytes by baseline; measured once for all that decides a size.
 
-def measured(text: bytes, chunk_bytes: int, folder: Path, names: list[str] | None = None) -> dict[str, int]:
-    """What `measure` says, in bytes by baseline; measured once for a text, a size of chunks and versions of programs.
-
-    Files in `folder` hold what was measured before; one that cannot be read or written only costs the time again.
+    That is the text, the size of its chunks, for a dictionary the training text too, the version of the program and
+    how it is called. Files in `folder` hold what was measured before; one that cannot be read or written only costs
+    the time again.
     """
-    wanted = [baseline.name for baseline in BASELINES if names is None or baseline.name in names]
-    programs = [f"python {sys.version}", *(f"{package} {version(package)}" for package in _PACKAGES)]
-    key = hashlib.sha256("\n".join([hashlib.sha256(text).hexdigest(), str(chunk_bytes), *programs]).encode())
+    key = hashlib.sha256(f"{hashlib.sha256(text).hexdigest()} {chunk_bytes} {_sources_sha256()}".encode())
     path = folder / f"{key.hexdigest()[:32]}.json"
+    entries = {b.name: _entry(b, training) for b in BASELINES if b.is_installed and (names is None or b.name in names)}
     known = _read(path)
-    missing = [name for name in wanted if name not in known]
+    missing = [name for name, entry in entries.items() if entry not in known]
     if missing:
-        known |= measure(text, chunk_bytes, names=missing)
+        found = measure(text, chunk_bytes, names=missing, training=training)
+        known |= {entries[name]: size for name, size in found.items()}
         _write(path, known)
-    return {name: known[name] for name in wanted}
+    return {name: known[entry] for name, entry in entries.items()}
+
+
+def _entry(baseline: Baseline, training: bytes) -> str:
+    """What decides the size of one baseline besides the text and its chunks."""
+    program = f"{baseline.package} {version(baseline.package)}" if baseline.package else f"python {sys.version}"
+    dictionary = f", of {hashlib.sha256(training).hexdigest()[:32]}" if baseline.learns else ""
+    return f"{baseline.name}, {program}{dictionary}"
+
+
+def _sources_sha256() -> str:
+    """How the programs are called."""
+    sources = b"".join(Path(module.__file__).read_bytes() for module in (baselines, compressors))
+    return hashlib.sha256(sources).hexdigest()
 
 
 def _read(path: Path) -> dict[str, int]:
@@ -38,7 +55,7 @@ def _read(path: Path) -> dict[str, int]:
         return {}
     if not isinstance(content, dict):
         return {}
-    return {name: size for name, size in content.items() if isinstance(size, int) and size >= 0}
+    return {entry: size for entry, size in content.items() if isinstance(size, int) and size >= 0}
 
 
 def _write(path: Path, sizes: dict[str, int]) -> None:

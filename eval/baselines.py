@@ -6,33 +6,18 @@ end markers), so a size is that of a file.
 """
 
 import bz2
-import functools
-import io
-import lzma
-from collections.abc import Callable, Collection, Iterator
+import importlib.util
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import brotli
-import pyppmd
-import zstandard
 
+from eval import compressors
 from harness.errors import RunFailure
 
 CHUNK_BYTES = 512
 """Chunk of the published tables, in bytes."""
-
-# A match finder allocates its dictionary for every chunk: the 64 MiB of preset 9 make that 250 times slower. Any
-# dictionary that holds the chunk gives the same bytes.
-_MIN_DICTIONARY_BYTES = 4096
-_LZMA_EXTREME = 9 | lzma.PRESET_EXTREME
-_ZSTD_CHUNK_LEVEL = 19
-_PPMD_ORDER = 12
-# Touched only as the model grows (0.15 GB for 6 MB of text). A model that outgrows it starts again from nothing.
-_PPMD_MEMORY_BYTES = 1 << 30
-# pyppmd 1.3 loses a byte when one call fills its first output block (32 kB), so it is fed and read in small pieces.
-_PPMD_PIECE_BYTES = 8192
-_PPMD_LENGTH_BYTES = 8
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -45,10 +30,21 @@ class Baseline:
     """The compressor and its setting, for people."""
     convention: Literal["chunk", "whole"]
     """What is coded on its own: every chunk, or the text as one file."""
-    encode: Callable[[bytes], bytes]
-    """The stream of one piece (a chunk, or the whole text)."""
-    decode: Callable[[bytes], bytes]
-    """The text, from the concatenated streams of its pieces."""
+    encode: compressors.Encoder
+    """The streams of the pieces (chunks, or the whole text); a dictionary is the first stream."""
+    decode: compressors.Decoder
+    """The text, from the concatenated streams."""
+    package: str
+    """The distribution whose version decides the streams; Python's own where empty."""
+    module: str = ""
+    """Where the package is an extra that may be missing: what it is imported as."""
+    learns: bool = False
+    """Whether a training text makes it shorter."""
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether it can run here."""
+        return not self.module or importlib.util.find_spec(self.module) is not None
 
     def context(self, chunk_bytes: int = CHUNK_BYTES) -> str:
         """What is coded on its own, in words."""
@@ -58,130 +54,143 @@ class Baseline:
         """Program and context, as in `LZMA2 / 512 B chunk`."""
         return f"{self.program} / {self.context(chunk_bytes)}"
 
-    def streams(self, data: bytes, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
+    def streams(self, data: bytes, chunk_bytes: int = CHUNK_BYTES, training: bytes = b"") -> Iterable[bytes]:
         """The streams of all pieces of `data` in order; the last chunk may be short, empty data have no chunk."""
-        if self.convention == "whole":
-            return iter([self.encode(data)])
-        return (self.encode(data[start : start + chunk_bytes]) for start in range(0, len(data), chunk_bytes))
+        step = chunk_bytes if self.convention == "chunk" else max(len(data), 1)
+        pieces = [data[start : start + step] for start in range(0, len(data), step)]
+        return self.encode(pieces or [data] * (self.convention == "whole"), training)
 
 
-def measure(data: bytes, chunk_bytes: int = CHUNK_BYTES, names: Collection[str] | None = None) -> dict[str, int]:
-    """Bytes that each baseline, or each of the named ones, needs for `data`, in the order of `BASELINES`.
+def measure(
+    data: bytes, chunk_bytes: int = CHUNK_BYTES, names: Collection[str] | None = None, training: bytes = b""
+) -> dict[str, int]:
+    """Bytes that each installed baseline, or each of the named ones, needs for `data`, in the order of `BASELINES`.
 
-    Nothing is sampled: about 1 MB/s for each chunked code, 0.3 MB/s for brotli. Every stream is decoded again; raises
-    RunFailure where that does not give `data` back, since such a size would be worth nothing.
+    `training` is a text that dictionaries may be made of; they count. Nothing is sampled: about 1 MB/s for each code,
+    0.2 MB/s for brotli, zpaq and a dictionary. Every stream is decoded again; raises RunFailure where that does not
+    give `data` back, since such a size would be worth nothing.
     """
-    return {b.name: _decodable_bytes(b, data, chunk_bytes) for b in BASELINES if names is None or b.name in names}
+    return {
+        b.name: _decodable_bytes(b, data, chunk_bytes, training)
+        for b in BASELINES
+        if b.is_installed and (names is None or b.name in names)
+    }
 
 
-def _decodable_bytes(baseline: Baseline, data: bytes, chunk_bytes: int) -> int:
-    coded = b"".join(baseline.streams(data, chunk_bytes))
+def _decodable_bytes(baseline: Baseline, data: bytes, chunk_bytes: int, training: bytes) -> int:
+    coded = b"".join(baseline.streams(data, chunk_bytes, training))
     if baseline.decode(coded) != data:
         raise RunFailure(f"{baseline.label(chunk_bytes)}: does not decode to what was coded; install another version")
     return len(coded)
 
 
-def _lzma2_filters(preset: int) -> list[dict[str, int]]:
-    return [{"id": lzma.FILTER_LZMA2, "preset": preset}]
-
-
-def _small_dictionary(preset: int, num_bytes: int) -> list[dict[str, int]]:
-    dictionary_bytes = max(_MIN_DICTIONARY_BYTES, num_bytes)
-    return [filter_ | {"dict_size": dictionary_bytes} for filter_ in _lzma2_filters(preset)]
-
-
-def _encode_lzma2_raw(chunk: bytes) -> bytes:
-    return lzma.compress(chunk, format=lzma.FORMAT_RAW, filters=_small_dictionary(_LZMA_EXTREME, len(chunk)))
-
-
-def _decode_lzma2_raw(stream: bytes) -> bytes:
-    return _decode_lzma(stream, format=lzma.FORMAT_RAW, filters=_lzma2_filters(_LZMA_EXTREME))
-
-
-def _decode_xz(stream: bytes) -> bytes:
-    return _decode_lzma(stream, format=lzma.FORMAT_XZ)
-
-
-def _decode_lzma(stream: bytes, **container: Any) -> bytes:
-    parts = []
-    while stream:
-        decoder = lzma.LZMADecompressor(**container)
-        parts.append(decoder.decompress(stream))
-        stream = decoder.unused_data
-    return b"".join(parts)
-
-
-def _encode_xz_chunk(chunk: bytes) -> bytes:
-    return lzma.compress(chunk, filters=_small_dictionary(lzma.PRESET_DEFAULT, len(chunk)))
-
-
-def _encode_xz_whole(data: bytes) -> bytes:
-    return lzma.compress(data, preset=_LZMA_EXTREME)
-
-
-@functools.cache
-def _zstd_chunk_compressor() -> zstandard.ZstdCompressor:
-    return zstandard.ZstdCompressor(level=_ZSTD_CHUNK_LEVEL)
-
-
-def _encode_zstd_chunk(chunk: bytes) -> bytes:
-    return _zstd_chunk_compressor().compress(chunk)
-
-
-def _encode_zstd_whole(data: bytes) -> bytes:
-    parameters = zstandard.ZstdCompressionParameters.from_level(22, window_log=27, enable_ldm=True)
-    return zstandard.ZstdCompressor(compression_params=parameters).compress(data)
-
-
-def _decode_zstd(stream: bytes) -> bytes:
-    with zstandard.ZstdDecompressor().stream_reader(io.BytesIO(stream), read_across_frames=True) as reader:
-        return reader.read()
-
-
-def _encode_brotli(data: bytes) -> bytes:
-    return brotli.compress(data, quality=11, lgwin=24)
-
-
-def _encode_ppmd(data: bytes) -> bytes:
-    encoder = pyppmd.Ppmd8Encoder(_PPMD_ORDER, _PPMD_MEMORY_BYTES, pyppmd.PPMD8_RESTORE_METHOD_RESTART)
-    starts = range(0, len(data), _PPMD_PIECE_BYTES)
-    parts = [encoder.encode(data[start : start + _PPMD_PIECE_BYTES]) for start in starts]
-    # The stream does not say where it ends, so a file needs the length.
-    return len(data).to_bytes(_PPMD_LENGTH_BYTES, "little") + b"".join(parts) + encoder.flush()
-
-
-def _decode_ppmd(stream: bytes) -> bytes:
-    missing_bytes = int.from_bytes(stream[:_PPMD_LENGTH_BYTES], "little")
-    decoder = pyppmd.Ppmd8Decoder(_PPMD_ORDER, _PPMD_MEMORY_BYTES, pyppmd.PPMD8_RESTORE_METHOD_RESTART)
-    parts, fresh_input = [], stream[_PPMD_LENGTH_BYTES:]
-    while missing_bytes:
-        parts.append(decoder.decode(fresh_input, min(missing_bytes, _PPMD_PIECE_BYTES)))
-        missing_bytes -= len(parts[-1])
-        # The decoder reads ahead of the last symbol; it asks for bytes that do not matter.
-        fresh_input = b"\0" if decoder.needs_input else b""
-    return b"".join(parts)
-
-
 BASELINES: tuple[Baseline, ...] = (
     Baseline(
-        name="lzma2_chunk", program="LZMA2", convention="chunk", encode=_encode_lzma2_raw, decode=_decode_lzma2_raw
+        name="lzma2_chunk",
+        program="LZMA2",
+        convention="chunk",
+        encode=compressors.each(compressors.encode_lzma2_raw),
+        decode=compressors.decode_lzma2_raw,
+        package="",
     ),
     Baseline(
-        name="lzma2_chunk_xz", program="LZMA2 .xz", convention="chunk", encode=_encode_xz_chunk, decode=_decode_xz
+        name="lzma2_chunk_xz",
+        program="LZMA2 .xz",
+        convention="chunk",
+        encode=compressors.each(compressors.encode_xz_chunk),
+        decode=compressors.decode_xz,
+        package="",
     ),
-    Baseline(name="zstd_chunk", program="zstd -19", convention="chunk", encode=_encode_zstd_chunk, decode=_decode_zstd),
-    Baseline(name="lzma2_whole", program="xz -9e", convention="whole", encode=_encode_xz_whole, decode=_decode_xz),
+    Baseline(
+        name="zstd_chunk",
+        program="zstd -19",
+        convention="chunk",
+        encode=compressors.each(compressors.encode_zstd_chunk),
+        decode=compressors.decode_zstd,
+        package="zstandard",
+    ),
+    Baseline(
+        name="zstd_chunk_dictionary",
+        program="zstd -19 with dictionary",
+        convention="chunk",
+        encode=compressors.encode_zstd_with_dictionary,
+        decode=compressors.decode_zstd_with_dictionary,
+        package="zstandard",
+        learns=True,
+    ),
+    Baseline(
+        name="brotli_chunk",
+        program="brotli -q 11",
+        convention="chunk",
+        encode=compressors.each(compressors.encode_brotli_chunk),
+        decode=compressors.decode_brotli_chunks,
+        package="brotli",
+    ),
+    Baseline(
+        name="ppmd_chunk",
+        program="PPMd order 5",
+        convention="chunk",
+        encode=compressors.each(compressors.encode_ppmd_chunk),
+        decode=compressors.decode_ppmd_chunks,
+        package="pyppmd",
+    ),
+    Baseline(
+        name="lzma2_whole",
+        program="xz -9e",
+        convention="whole",
+        encode=compressors.each(compressors.encode_xz_whole),
+        decode=compressors.decode_xz,
+        package="",
+    ),
     Baseline(
         name="zstd_whole",
         program="zstd -22 --long",
         convention="whole",
-        encode=_encode_zstd_whole,
-        decode=_decode_zstd,
+        encode=compressors.each(compressors.encode_zstd_whole),
+        decode=compressors.decode_zstd,
+        package="zstandard",
     ),
-    Baseline(name="bz2_whole", program="bzip2 -9", convention="whole", encode=bz2.compress, decode=bz2.decompress),
     Baseline(
-        name="brotli_whole", program="brotli -q 11", convention="whole", encode=_encode_brotli, decode=brotli.decompress
+        name="bz2_whole",
+        program="bzip2 -9",
+        convention="whole",
+        encode=compressors.each(bz2.compress),
+        decode=bz2.decompress,
+        package="",
     ),
-    Baseline(name="ppmd_whole", program="PPMd order 12", convention="whole", encode=_encode_ppmd, decode=_decode_ppmd),
+    Baseline(
+        name="brotli_whole",
+        program="brotli -q 11",
+        convention="whole",
+        encode=compressors.each(compressors.encode_brotli_whole),
+        decode=brotli.decompress,
+        package="brotli",
+    ),
+    Baseline(
+        name="ppmd_whole",
+        program="PPMd order 12",
+        convention="whole",
+        encode=compressors.each(compressors.encode_ppmd_whole),
+        decode=compressors.decode_ppmd_whole,
+        package="pyppmd",
+    ),
+    Baseline(
+        name="bzip3_whole",
+        program="bzip3",
+        convention="whole",
+        encode=compressors.each(compressors.encode_bzip3),
+        decode=compressors.decode_bzip3,
+        package="bzip3",
+        module="bz3",
+    ),
+    Baseline(
+        name="zpaq_whole",
+        program="zpaq -m5",
+        convention="whole",
+        encode=compressors.each(compressors.encode_zpaq),
+        decode=compressors.decode_zpaq,
+        package="zpaq",
+        module="zpaq",
+    ),
 )
-"""Every baseline, chunked ones first."""
+"""Every baseline, chunked ones first; those of extras last."""

@@ -15,10 +15,14 @@ from constriction import stream as ac
 
 from harness.compiled import unlocked
 from harness.errors import UsageError
+from harness.units import BITS_PER_BYTE
 
 PRECISION_BITS = 24
 MAX_TABLE = 256
 _FAMILY = ac.model.Categorical(perfect=False)
+_BYTES = ac.model.Uniform(256)
+# What a stream keeps back while it is written: two words of its state.
+_STATE_BITS = 64
 _SMALLEST = float(np.finfo(np.float32).smallest_subnormal)
 
 
@@ -45,6 +49,18 @@ class Known:
         digits = [_intervals(*digit) for digit in _digits(symbols, table)]
         self.intervals[positions, :, lanes] = np.stack(digits).reshape(-1, *shape, 2).transpose(2, 0, 1, 3)
 
+    def bits(self, active: np.ndarray) -> np.ndarray:
+        """What the symbols of each lane that are `active` (positions, lanes) take of a stream: float64 (lanes,).
+
+        Raises UsageError where the model overflows.
+        """
+        if not np.isfinite(self.chances).all():
+            raise UsageError("the model's probabilities are no numbers; its weights are too large")
+        bits = np.zeros(active.shape[1])
+        for interval, lanes in zip(self.intervals, active, strict=True):
+            bits[lanes] -= np.log2(np.diff(interval[:, lanes])[..., 0] / 2**PRECISION_BITS).sum(axis=0)
+        return bits
+
 
 class Encoder:
     """Appends symbols to one stream and adds up what they should cost."""
@@ -69,12 +85,7 @@ class Encoder:
             self._coder.encode(np.ascontiguousarray(digit, dtype=np.int32), _FAMILY, table)
 
     def encode_known(self, known: Known, active: np.ndarray) -> None:
-        """The symbols of `known` that are `active` (positions, lanes), as `encode` takes a position after another.
-
-        Raises UsageError where the model overflows.
-        """
-        if not np.isfinite(known.chances).all():
-            raise UsageError("the model's probabilities are no numbers; its weights are too large")
+        """The symbols of `known` that are `active` (positions, lanes), as `encode` takes a position after another."""
         for position, lanes in enumerate(active):
             self.ideal_bits -= float(np.log2(known.chances[position, lanes]).sum())
             for interval in known.intervals[position]:
@@ -90,21 +101,30 @@ class Encoder:
         table = np.stack([before, middle, total - 3 - before - middle], axis=1)
         self._coder.encode(symbols.astype(np.int32), _FAMILY, table)
 
+    def encode_bytes(self, content: bytes) -> None:
+        """Bytes as they are, 8 bits each."""
+        self.ideal_bits += BITS_PER_BYTE * len(content)
+        self.quantised_bits += BITS_PER_BYTE * len(content)
+        self._coder.encode(np.frombuffer(content, dtype=np.uint8).astype(np.int32), _BYTES)
+
     def stream(self) -> bytes:
         """The finished stream, little-endian 32-bit words."""
-        return self._coder.get_compressed().astype("<u4").tobytes()
+        return _finished(self._coder)
 
 
 class Decoder:
     """Reads symbols back from a stream with the same probabilities.
 
-    Raises UsageError where the stream cannot have been coded with them; other streams give other symbols.
+    What is read is coded again, so that a reader knows to the bit where the stream must end. Raises UsageError where
+    it has ended already, or cannot have been coded with these probabilities; other streams give other symbols.
     """
 
     def __init__(self, stream: bytes):
         if len(stream) % 4:
             raise UsageError("data section: not a stream of 32-bit words; fetch the archive again")
+        self._stream = stream
         self._coder = ac.queue.RangeDecoder(np.frombuffer(stream, dtype="<u4").astype(np.uint32))
+        self._again = ac.queue.RangeEncoder()
 
     def decode(self, probabilities: np.ndarray) -> np.ndarray:
         """Symbols (n,) int64 for `probabilities` (n, alphabet) of the type that they were coded with."""
@@ -117,12 +137,46 @@ class Decoder:
         high = self._decode_table(_high_table(digits))
         return high * base + self._decode_table(_low_table(digits, high))
 
+    def decode_bytes(self, count: int) -> bytes:
+        """Inverse of `Encoder.encode_bytes` for `count` bytes."""
+        self._check_length(BITS_PER_BYTE * count)
+        return self._decode(_BYTES, count=count).astype(np.uint8).tobytes()
+
+    def check_end(self) -> None:
+        """Raises UsageError unless the stream is the one that the symbols read so far make."""
+        if _finished(self._again) != self._stream:
+            raise UsageError("data section: does not end where its text ends; fetch the archive again")
+
     def _decode_table(self, table: np.ndarray) -> np.ndarray:
+        return self._decode(_FAMILY, _as_table(table)).astype(np.int64)
+
+    def _decode(self, model: ac.model.Model, *tables: np.ndarray, count: int = 0) -> np.ndarray:
+        """A symbol for each row of a table, or `count` of a model that needs none."""
         try:
-            symbols = self._coder.decode(_FAMILY, _as_table(table))
+            symbols = self._coder.decode(model, *(tables or (count,)))
+            self._again.encode(symbols, model, *tables)
         except (AssertionError, ValueError):  # constriction's for such a stream, and for probabilities that are NaN
             raise UsageError("data section: not coded with these weights; fetch the archive again") from None
-        return symbols.astype(np.int64)
+        self._check_length(0)
+        return symbols
+
+    def _check_length(self, more_bits: int) -> None:
+        """Raises UsageError where so many bits cannot follow those that were read."""
+        # The end of a stream takes one word or two.
+        if self._again.num_bits() + more_bits > BITS_PER_BYTE * len(self._stream) + _STATE_BITS:
+            raise UsageError("data section: ends before its text; fetch the archive again")
+
+
+def most_symbols(stream_bytes: int, alphabet: int) -> int:
+    """How many symbols a stream can hold at most: even a sure one leaves each other symbol a frequency."""
+    base = _digit_base(alphabet)
+    others = [alphabet - 1] if alphabet <= MAX_TABLE else [-(-alphabet // base) - 1, base - 1]
+    bits_per_symbol = -sum(math.log2(1 - other / 2**PRECISION_BITS) for other in others)
+    return int((BITS_PER_BYTE * stream_bytes + _STATE_BITS) / bits_per_symbol) if stream_bytes else 0
+
+
+def _finished(coder: ac.queue.RangeEncoder) -> bytes:
+    return coder.get_compressed().astype("<u4").tobytes()
 
 
 def quantised_bits(symbols: np.ndarray, table: np.ndarray) -> float:

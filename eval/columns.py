@@ -27,6 +27,11 @@ def ratio(part: float | None, whole: float | None) -> float | None:
     return None if part is None or not whole else part / whole
 
 
+def total(*parts: float | None) -> float | None:
+    """The sum, None where a part is missing."""
+    return None if None in parts else sum(parts)
+
+
 def in_words(value: Any) -> str:
     """Words in one line."""
     return "" if value is None else " ".join(str(value).split())
@@ -55,3 +60,13 @@ def verdict(value: bool | str | None) -> str:
 def checked(record: Record) -> bool | str | None:
     """What `verdict` says of a flat record."""
     return "ideal" if record["is_ideal"] else record["verified"]
+
+
+def shorter_codes(own: str, own_bytes: float | None, others: dict[str, float | None]) -> list[str]:
+    """A note that names the codes which are shorter than `own`, the shortest first; nothing where a size is missing."""
+    known = {name: size for name, size in others.items() if size is not None}
+    if not own_bytes or not known:
+        return []
+    shorter = sorted((size, name) for name, size in known.items() if size < own_bytes)
+    names = "; ".join(f"{name}, by {percent(1 - size / own_bytes)}" for size, name in shorter)
+    return [f"Shorter than {own}: {names or 'none of the other compressors'}."]

@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 MAX_LANES = 4096
 PREDICTORS = ("float", "portable")
 DEVICES = ("auto", "cpu", "cuda")
+# Tables of its positions are made by exact arithmetic, one after another.
+MAX_PORTABLE_CHUNK = 1 << 16
 EXPERTS = ("uniform", "frequencies", "ngram", "network")
 MAX_ORDER = 6
 MAX_CHECKPOINTS = 256
+MAX_MODELS = 16
 
 
 @dataclass(kw_only=True, slots=True)
@@ -43,6 +46,9 @@ class EvalConfig:
             found.append(f"eval.max_cache_bytes={self.max_cache_bytes}: must be positive")
         if self.predictor not in PREDICTORS:
             found.append(f"eval.predictor={self.predictor}: unknown; use one of {', '.join(PREDICTORS)}")
+        if self.predictor == "portable" and self.chunk_bytes > MAX_PORTABLE_CHUNK:
+            limit = f"must be at most {MAX_PORTABLE_CHUNK} with eval.predictor=portable"
+            found.append(f"eval.chunk_bytes={self.chunk_bytes}: {limit}")
         if self.device not in DEVICES:
             found.append(f"eval.device={self.device}: unknown; use one of {', '.join(DEVICES)}")
         return found
@@ -87,7 +93,9 @@ class OnlineConfig:
             found.append(f"online.experts={self.experts}: each can be named once")
         if "network" in self.experts and not (self.models or "ngram" in self.experts):
             found.append("online.experts=network: has nothing to mix; name ngram too, or online.models")
-        for shape in self.models:
+        if len(self.models) > MAX_MODELS:
+            found.append(f"online.models: names {len(self.models)}; must be at most {MAX_MODELS}")
+        for shape in self.models[:MAX_MODELS]:
             if not re.fullmatch(r"[1-9]\d{0,5}x[1-9]\d{0,3}x[1-9]\d{0,3}", shape):
                 found.append(f"online.models={shape}: must look like 64x2x1 (WIDTHxLAYERSxHEADS)")
         if not 1 <= self.ngram_order <= MAX_ORDER:

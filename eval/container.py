@@ -15,7 +15,8 @@ from pathlib import Path
 from harness.errors import UsageError
 
 MAGIC = b"CODELEN\0"
-VERSION = 3
+# The first that a release writes; docs/formats.md tells what changed, and what each version promises.
+VERSION = 4
 MAX_SECTIONS = 16
 MAX_HEADER_JSON_BYTES = 1 << 20
 CHECKSUM_BYTES = 32
@@ -55,7 +56,7 @@ def read_sections(path: Path) -> dict[str, bytes]:
     if hashlib.sha256(body).digest() != checksum:
         raise UsageError(f"{path}: damaged or cut short (its checksum differs); fetch it again")
     if version != VERSION:
-        raise UsageError(f"{path}: format version {version}, this program reads {VERSION}; use a matching release")
+        raise UsageError(f"{path}: format version {version}, this release reads {VERSION}; {_who_reads(version)}")
     if count > MAX_SECTIONS or len(body) < framing_bytes(count):
         raise UsageError(f"{path}: malformed section table; fetch it again")
     sections, offset = {}, framing_bytes(count)
@@ -66,6 +67,12 @@ def read_sections(path: Path) -> dict[str, bytes]:
     if offset != len(body) or len(sections) != count:
         raise UsageError(f"{path}: sections do not add up to the file; fetch it again")
     return sections
+
+
+def _who_reads(version: int) -> str:
+    if version > VERSION:
+        return "read it with a later release"
+    return "made before release 0.1.0: read it with the revision that wrote it (docs/formats.md)"
 
 
 def pack_json(content: dict) -> bytes:

@@ -146,7 +146,7 @@ def render(text: Measurement, control: Measurement, fmt: str) -> str:
     renderers = {
         "rich": lambda: to_rich(blocks, None),
         "md": lambda: to_markdown(blocks),
-        "json": lambda: json.dumps(record_of(text, control), indent=2, ensure_ascii=False) + "\n",
+        "json": lambda: json.dumps(record_of(text, control), indent=2) + "\n",
     }
     return renderers[fmt]()
 

@@ -3,21 +3,23 @@
 Positions become tokens and losses become nats per token here; nothing behind this file knows another unit.
 """
 
-import csv
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from eval.curve_csv import is_number, read_table
+from eval.curve_log import read_scalar
 from harness.errors import UsageError
 from harness.units import nats_from_bits
 
 UNITS = ("nats", "bits")
-MAX_CSV_BYTES = 64 * 1024 * 1024
 # Far beyond every corpus and model, and far from the ends of a float64.
 _LARGEST = 1e30
-_MAX_SHOWN = 12
+_MAX_DIGITS = 16
+# Where only every second step is logged, 1, 3, 5 is as likely from a trainer that counts from 1.
+_SHORTEST_INTERVAL = 3
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -30,8 +32,14 @@ class Curve:
     """Tokens read at each point: 1-D float64, increasing, at least 1."""
     loss_nats: np.ndarray
     """Loss per token at each point: 1-D float64, above 0."""
-    counts_from_zero: bool = False
-    """Whether the first step of the log is called 0."""
+    first_step: int | None = None
+    """What the first step is called; None where x counts tokens."""
+    num_replaced: int = 0
+    """Points of a log that a later writer replaced."""
+    num_skipped: int = 0
+    """Points without a usable loss that were left out."""
+    notes: tuple[str, ...] = ()
+    """What was assumed and left out, a line each."""
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -61,7 +69,7 @@ def read_amounts(texts: dict[str, str | None]) -> Amounts:
         if text is None:
             continue
         key, smallest = f"--{name.replace('_', '-')}", _SMALLEST.get(name, 0)
-        number = float(text) if _is_number(text) else math.nan
+        number = float(text) if is_number(text) else math.nan
         if math.isnan(number):
             raise UsageError(f"{key} {text}: is not a number; write it like 1.4e12")
         if number < smallest or number == 0 or number > _LARGEST:
@@ -76,35 +84,104 @@ def read_amounts(texts: dict[str, str | None]) -> Amounts:
     return Amounts(**numbers)
 
 
-def read_curve(
-    path: Path, unit: str | None, columns: str | None, tag: str | None, tokens_per_step: float | None
-) -> Curve:
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Options:
+    """How to read a curve, as users say it; None where they do not."""
+
+    columns: str | None = None
+    """The two columns "X,LOSS" of a CSV file."""
+    tag: str | None = None
+    """The scalar of a TensorBoard log."""
+    first_step: str | None = None
+    """What the trainer calls its first step."""
+    skip_nan: bool = False
+    """Leave out points whose loss is not a usable number."""
+    allow_damaged: bool = False
+    """Read what can be read of a log that is cut or damaged."""
+
+
+def read_curve(path: Path, unit: str | None, tokens_per_step: float | None, options: Options) -> Curve:
     """Read a CSV file or a TensorBoard log (a directory or an event file) whose losses are in `unit` per token.
 
-    `columns` names the two columns "X,LOSS" of a CSV file, `tag` the scalar of a log. A point's x counts units of
-    `tokens_per_step` tokens (default: tokens) and stands where its step ends. Raises UsageError for anything that is
-    not a curve of two points.
+    A point's x counts units of `tokens_per_step` tokens (default: tokens) and stands where its step ends. Raises
+    UsageError for anything that is not a curve of two points.
     """
     check_unit(unit)
     is_log = path.is_dir() or "tfevents" in path.name
+    first_step = _check_options(path, options, is_log, tokens_per_step)
+    if is_log:
+        scalar = read_scalar(path, options.tag, options.allow_damaged)
+        points = [(f"step {step}", float(step), loss) for step, loss in zip(scalar.steps, scalar.values, strict=True)]
+        name, num_replaced, notes = f"{path} {scalar.tag}", scalar.num_replaced, scalar.notes
+    else:
+        table = read_table(path, options.columns, options.skip_nan)
+        points = [(f"line {line}", *xy) for line, *xy in zip(table.lines, table.x, table.losses, strict=True)]
+        name, num_replaced, notes = str(path), 0, []
+        if table.num_blank:
+            notes.append(f"{table.num_blank:,} row(s) without a loss in this column are left out.")
+    num_all = len(points)
+    points = [point for point in points if not (options.skip_nan and _is_unusable(point[2]))]
+    if len(points) < num_all:
+        notes.append(f"--skip-nan: {num_all - len(points):,} point(s) without a usable loss are left out.")
+    if tokens_per_step is not None:
+        first_step, note = _first_step([x for _, x, _ in points], first_step, is_log)
+        notes += [note] if note else []
+    before_first = 1 if first_step is None else first_step
+    _check_points(path, points, before_first, tokens_per_step or 1.0, is_log)
+    x = np.array([x for _, x, _ in points])
+    return Curve(
+        name=name,
+        tokens=(x + (1 - before_first)) * (tokens_per_step or 1.0),
+        loss_nats=nats_of(np.array([loss for _, _, loss in points]), unit),
+        first_step=first_step,
+        num_replaced=num_replaced,
+        num_skipped=num_all - len(points),
+        notes=tuple(notes),
+    )
+
+
+def _check_options(path: Path, options: Options, is_log: bool, tokens_per_step: float | None) -> int | None:
+    """The first step, if it is given; raises UsageError for what does not fit the kind of file."""
+    columns, tag, first_step = options.columns, options.tag, options.first_step
     if is_log and columns:
         raise UsageError(f"--columns {columns}: is for a CSV file; name the scalar of a TensorBoard log with --tag")
     if tag and not is_log:
         raise UsageError(f"--tag {tag}: is for a TensorBoard log; name the columns of a CSV file with --columns X,LOSS")
+    if options.allow_damaged and not is_log:
+        raise UsageError("--allow-damaged: is for a TensorBoard log; mend the CSV file")
     if is_log and tokens_per_step is None:
         raise UsageError(f"{path}: a TensorBoard log counts steps; add --tokens-per-step N (sequences x length)")
-    places, steps, losses, tag = _read_log(path, tag) if is_log else (*_read_csv(path, columns), None)
-    _check_points(path, places, steps, losses, tokens_per_step, is_log)
-    x = np.array(steps)
-    # The batch that a log calls step 0 is read when its loss is known, and so is every later one.
-    counts_from_zero = is_log and x[0] == 0
-    loss = np.array(losses)
-    return Curve(
-        name=f"{path} {tag}" if tag else str(path),
-        tokens=(x + counts_from_zero) * (tokens_per_step or 1.0),
-        loss_nats=nats_of(loss, unit),
-        counts_from_zero=bool(counts_from_zero),
-    )
+    if first_step is None:
+        return None
+    if not (first_step.isdecimal() and len(first_step) < _MAX_DIGITS):
+        raise UsageError(f"--first-step {first_step}: must be a whole number, such as 0 or 1")
+    if tokens_per_step is None:
+        raise UsageError(f"--first-step {first_step}: is for an x that counts steps; add --tokens-per-step N")
+    return int(first_step)
+
+
+def _first_step(steps: list[float], given: int | None, is_log: bool) -> tuple[int, str]:
+    """What the first step is called, and what was assumed of it, in words."""
+    later, sooner = "step s ends after s + 1 times --tokens-per-step", "step s ends after s times --tokens-per-step"
+    if given is not None:
+        return given, ""
+    if is_log and steps[:1] == [0]:
+        return 0, f"The log starts at step 0, so {later} (otherwise: --first-step N)."
+    if is_log and _ends_of_intervals(steps):
+        shown = f"{steps[0]:g}, {steps[1]:g}, ..."
+        return 0, f"Steps {shown} end intervals that start at step 0, so {later} (otherwise: --first-step 1)."
+    if not is_log:
+        return 1, "Assumed: x ends after x times --tokens-per-step (if x counts steps from 0: --first-step 0)."
+    return 1, f"Assumed: the first step is called 1, so {sooner} (otherwise: --first-step 0)."
+
+
+def _ends_of_intervals(steps: list[float]) -> bool:
+    """Whether steps look like 49, 99, 149: logged at the end of every fifty, counted from 0."""
+    if len(steps) < 2 or steps[1] - steps[0] < _SHORTEST_INTERVAL:
+        return False
+    interval = steps[1] - steps[0]
+    # The last one may stand at the end of a run.
+    return steps[0] == interval - 1 and all((step + 1) % interval == 0 for step in steps[:-1])
 
 
 def check_unit(unit: str | None) -> None:
@@ -119,141 +196,38 @@ def nats_of(loss: np.ndarray | float, unit: str) -> np.ndarray | float:
     return nats_from_bits(loss) if unit == "bits" else loss
 
 
+def _is_unusable(loss: float) -> bool:
+    return not 0 < loss <= _LARGEST
+
+
 def _check_points(
-    path: Path, places: list[str], steps: list[float], losses: list[float], tokens_per_step: float | None, is_log: bool
+    path: Path, points: list[tuple[str, float, float]], first_step: int, tokens_per_step: float, is_log: bool
 ) -> None:
     """Raise UsageError at the first point that cannot belong to a curve, naming its line or step."""
     before = -math.inf
-    for place, x, loss in zip(places, steps, losses, strict=True):
-        for name, value in (("x", x), ("loss", loss)):
-            if not math.isfinite(value) or abs(value) > _LARGEST:
-                raise UsageError(f"{path}: {place}: {name} {value:g} is not a usable number; leave the point out")
-        if loss <= 0:
-            raise UsageError(f"{path}: {place}: loss {loss:g} must be above 0; leave the point out")
-        if x < 0 or (x == 0 and not is_log):
-            remedy = "leave the point out (what comes before the first point is estimated)"
+    # Nobody can edit an event file.
+    remedy = "add --skip-nan to leave such points out"
+    leave_out = remedy if is_log else f"remove the line, or {remedy}"
+    for place, x, loss in points:
+        if not math.isfinite(x) or abs(x) > _LARGEST:
+            raise UsageError(f"{path}: {place}: x {x:g} is not a usable number; leave the point out")
+        if _is_unusable(loss):
+            problem = "must be above 0" if -_LARGEST <= loss <= 0 else "is not a usable number"
+            raise UsageError(f"{path}: {place}: loss {loss:g} {problem}; {leave_out}")
+        tokens = (x + (1 - first_step)) * tokens_per_step
+        if x < first_step and (is_log or first_step != 1):
+            raise UsageError(f"{path}: {place}: comes before --first-step {first_step}; choose a smaller one")
+        if tokens <= 0:
+            remedy = "remove the line (what comes before the first point is estimated)"
+            if x == 0:
+                remedy = f"if x counts steps from 0, add --first-step 0 and --tokens-per-step N, otherwise {remedy}"
             raise UsageError(f"{path}: {place}: x {x:g} must be above 0; {remedy}")
         if x <= before:
             remedy = "put the points in order and keep one for each x"
             raise UsageError(f"{path}: {place}: x {x:g} comes after {before:g}; {remedy}")
-        if 0 < x * (tokens_per_step or 1.0) < 1:
+        if tokens < 1:
             remedy = "if x counts steps, or billions of tokens, add --tokens-per-step N (or 1e9)"
             raise UsageError(f"{path}: {place}: x {x:g} is less than one token; {remedy}")
         before = x
-    if len(steps) < 2:
-        raise UsageError(f"{path}: {len(steps)} point(s) with a loss; a curve needs at least two")
-
-
-def _read_csv(path: Path, columns: str | None) -> tuple[list[str], list[float], list[float]]:
-    """Lines, x and loss of every row; a header is optional where there are two columns."""
-    text = _text(path)
-    delimiter = next((d for d in "\t;," if d in text.split("\n", 1)[0]), ",")
-    reader = csv.reader(text.splitlines(), delimiter=delimiter)
-    try:
-        rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]
-    except csv.Error as error:
-        raise UsageError(f"{path}: line {reader.line_num}: not a CSV file ({error}); give two columns") from None
-    if not rows:
-        raise UsageError(f"{path}: the file is empty; give two columns, x and loss")
-    header = rows[0][1]
-    chosen = _chosen_columns(path, header, columns)
-    if not any(_is_number(cell) for cell in header):
-        rows = rows[1:]
-    places, steps, losses = [], [], []
-    for line, row in rows:
-        if len(row) != len(header):
-            raise UsageError(f"{path}: line {line}: {len(row)} column(s) instead of {len(header)}; mend the line")
-        values = []
-        for name, column in zip(("x", "loss"), chosen, strict=True):
-            if not _is_number(row[column]):
-                shown = row[column][:40]
-                raise UsageError(f"{path}: line {line}: {name} {shown!r} is not a number; write it like 1.54 or 2e9")
-            values.append(float(row[column]))
-        places.append(f"line {line}")
-        steps.append(values[0])
-        losses.append(values[1])
-    return places, steps, losses
-
-
-def _text(path: Path) -> str:
-    remedy = "give the path of a CSV file or of a TensorBoard log"
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_CSV_BYTES + 1)
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; {remedy}") from None
-    if len(content) > MAX_CSV_BYTES:
-        raise UsageError(f"{path}: larger than {MAX_CSV_BYTES >> 20} MB; keep fewer points (some thousands do)")
-    try:
-        # Spreadsheets put a byte-order mark first.
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise UsageError(f"{path}: not a text file; {remedy}") from None
-    if "\0" in text:
-        raise UsageError(f"{path}: not a text file; {remedy}")
-    return text
-
-
-def _chosen_columns(path: Path, header: list[str], columns: str | None) -> tuple[int, int]:
-    """Indices of x and loss in a row."""
-    shown = ", ".join(header[:_MAX_SHOWN])
-    if columns is None:
-        if len(header) != 2:
-            remedy = f"choose two with --columns X,LOSS from the first line: {shown}"
-            raise UsageError(f"{path}: {len(header)} column(s); {remedy}")
-        return 0, 1
-    names = [name.strip() for name in next(csv.reader([columns]), [])]
-    if len(names) != 2:
-        raise UsageError(f"--columns {columns}: must be two names, X,LOSS, from the first line: {shown}")
-    for name in names:
-        if header.count(name) != 1:
-            problem = "is not in" if name not in header else "stands more than once in"
-            raise UsageError(f"--columns {columns}: {name!r} {problem} the first line of {path}: {shown}")
-    return header.index(names[0]), header.index(names[1])
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
-def _read_log(path: Path, tag: str | None) -> tuple[list[str], list[float], list[float], str]:
-    """Steps and values of one scalar, in both ways that TensorBoard stores scalars; and its tag."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    from tensorboard.util.tensor_util import make_ndarray
-
-    if not path.exists():
-        raise UsageError(f"{path}: No such file or directory; give the path of a CSV file or of a TensorBoard log")
-    # 0 keeps every point; by default a thousand are drawn at random.
-    log = EventAccumulator(str(path), size_guidance={"scalars": 0, "tensors": 0})
-    try:
-        log.Reload()
-        tags = log.Tags()
-        tensors = [t for t in tags["tensors"] if log.SummaryMetadata(t).plugin_data.plugin_name == "scalars"]
-    except Exception as error:
-        # Whatever a foreign file makes of its reader, it is the file that is wrong.
-        raise UsageError(f"{path}: not a TensorBoard log ({type(error).__name__}); give another path") from None
-    found = sorted([*tags["scalars"], *tensors])
-    if not found:
-        remedy = "give the directory that holds its events.out.tfevents files"
-        raise UsageError(f"{path}: no scalar of a TensorBoard log in it; {remedy}")
-    if tag is None and len(found) > 1:
-        raise UsageError(f"{path}: holds {len(found)} scalars; choose one with --tag: {_shown_tags(found)}")
-    if tag is not None and tag not in found:
-        raise UsageError(f"--tag {tag}: is not in {path}; choose one of: {_shown_tags(found)}")
-    tag = tag or found[0]
-    if tag in tensors:
-        points = [(event.step, float(make_ndarray(event.tensor_proto).item())) for event in log.Tensors(tag)]
-    else:
-        points = [(event.step, float(event.value)) for event in log.Scalars(tag)]
-    return [f"step {s}" for s, _ in points], [float(s) for s, _ in points], [value for _, value in points], tag
-
-
-def _shown_tags(tags: list[str]) -> str:
-    """The tags that look like losses first; a large model can have thousands of others."""
-    ordered = sorted(tags, key=lambda tag: ("loss" not in tag.lower(), tag))
-    rest = len(ordered) - _MAX_SHOWN
-    return ", ".join(ordered[:_MAX_SHOWN]) + (f" and {rest:,} more" if rest > 0 else "")
+    if len(points) < 2:
+        raise UsageError(f"{path}: {len(points)} point(s) with a loss; a curve needs at least two")

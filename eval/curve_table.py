@@ -58,7 +58,12 @@ def curve_record(curve: Curve, online: OnlineLength, amounts: Amounts, unit: str
     record |= {"final_loss_nats": final_loss_nats, "final_loss_is_given": is_given}
     record |= {"fit_c_nats": law.c_nats, "fit_a_nats": law.a_nats, "fit_b": law.exponent}
     record |= {"fit_rms_nats": online.law_rms_nats, "points": online.num_points}
-    record |= {"points_beyond": online.num_points_beyond, "rises": online.num_rises}
+    record |= {"points_beyond": online.num_points_beyond, "rises": online.num_rises, "first_step": curve.first_step}
+    record |= {
+        "points_replaced": curve.num_replaced,
+        "points_skipped": curve.num_skipped,
+        "notes": " ".join(curve.notes),
+    }
     return record
 
 
@@ -75,7 +80,7 @@ def render(record: Record, curve: Curve, fmt: str, width: int | None = None) -> 
     """
     check_format(fmt)
     if fmt == "json":
-        return json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+        return json.dumps(record, indent=2) + "\n"
     if fmt == "csv":
         out = io.StringIO()
         writer = csv.DictWriter(out, fieldnames=list(record), lineterminator="\n")
@@ -182,8 +187,7 @@ def _fit_block(record: Record, curve: Curve) -> Block:
     values = ("fit_c_nats", "fit_a_nats", "fit_b", "fit_rms_nats", "first_loss_nats", "last_loss_nats")
     row = [_count(record["points"]), *(_significant(record[key]) for key in values)]
     notes = ["two points: the pure power law through them."] if record["points"] == 2 and record["fit_b"] else []
-    if curve.counts_from_zero:
-        notes.append("The log starts at step 0, so step s ends after s + 1 times --tokens-per-step.")
+    notes += curve.notes
     return Block(
         title="Fit l(t) = c + a t^-b, nats/token after t tokens",
         header=["points", "c", "a", "b", "residual RMS", "first loss", "last loss"],

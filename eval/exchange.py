@@ -15,14 +15,14 @@ import torch
 
 from eval.float_model import FloatModel
 from eval.predictor import Predictor
-from eval.sources import receiver_sources
+from eval.sources import receiver_sha256
 from eval.stream_coders import Coder, Hashing
 from harness.batches import Batches, MicroBatch
 from harness.blend import Blend, table_nats
 from harness.config import RunConfig
 from harness.distributed import Ranks
 from harness.experts import Experts, Weights
-from harness.hardware import code_sha256, git_commit, identity, isa_limits, resolve_precision
+from harness.hardware import c_library, git_commit, identity, isa_limits, resolve_precision
 from harness.lessons import Lessons
 from harness.schedule import plan_phases
 
@@ -243,7 +243,9 @@ def _environment(ranks: Ranks, dtype: torch.dtype, packages: tuple[str, ...]) ->
     """What decides the last bits; with the entries of `INFORMATIVE`."""
     return {
         **identity(ranks.device, dtype, (*packages, "constriction")),
-        "code": code_sha256(receiver_sources())[:16],
+        "code": receiver_sha256()[:16],
+        # Learning rates come from its functions.
+        "libc": c_library(),
         "world_size": str(ranks.world_size),
         "limits": " ".join(f"{name}={value}" for name, value in isa_limits().items()) or "none",
         "commit": git_commit() or "unknown",

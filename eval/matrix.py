@@ -8,7 +8,7 @@ from statistics import mean
 from typing import Any
 
 from eval.baselines import BASELINES
-from eval.columns import Column, Record, count, decimal, in_words, new_block
+from eval.columns import Column, Record, count, decimal, in_words, new_block, shorter_codes
 from eval.markup import Block
 from harness.units import bits_from_bytes, bits_per_byte, bytes_from_bits
 
@@ -23,7 +23,7 @@ _NOTES = [
     "held-out: ideal bits/byte of text that was not trained on, by the same rebuilt weights.",
     "online: the ideal code of the training text in the first pass over it, the area under the loss curve; not a file.",
 ]
-_WHOLE_BASELINES = {"lzma2_whole", "zstd_whole", "ppmd_whole"}
+_WHOLE_BASELINES = {"lzma2_whole", "zstd_whole", "ppmd_whole", "zpaq_whole"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +107,13 @@ def column_block(column: str, entries: list[Entry]) -> Block:
     best = best_of(entries)
     records = [_row(entry) | {"is_emphasised": entry is best} for entry in entries]
     first, raw_bytes, chunk_bytes = entries[0].record, entries[0].record["raw_bytes"], entries[0].record["chunk_bytes"]
-    for baseline in BASELINES:
-        size = first[f"{baseline.name}_bytes"]
-        if size is not None and (baseline.convention == "chunk" or baseline.name in _WHOLE_BASELINES):
-            records.append({"code": baseline.label(chunk_bytes), "total": size, "data": size, "file": "-"})
+    others = {
+        baseline.label(chunk_bytes): size
+        for baseline in BASELINES
+        if baseline.convention == "chunk" or baseline.name in _WHOLE_BASELINES
+        if (size := first[f"{baseline.name}_bytes"]) is not None
+    }
+    records += [{"code": code, "total": size, "data": size, "file": "-"} for code, size in others.items()]
     for record in records:
         record["rate"] = bits_per_byte(bits_from_bytes(record["total"]), raw_bytes)
     records.sort(key=lambda record: record["total"])
@@ -128,7 +131,8 @@ def column_block(column: str, entries: list[Entry]) -> Block:
         ("online bytes", "online", count),
         ("file", "file", in_words),
     ]
-    return new_block(f"{column}: {count(raw_bytes)} bytes to describe", columns, records, [])
+    notes = shorter_codes(best.label, best.record["total_bytes"], others)
+    return new_block(f"{column}: {count(raw_bytes)} bytes to describe", columns, records, notes)
 
 
 def summary_block(entries: list[Entry], published: dict[str, list[float]]) -> Block:

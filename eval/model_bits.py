@@ -28,12 +28,12 @@ from eval.ideal import ROWS_PER_FORWARD
 from eval.offline import load_weights
 from eval.table import load_reports
 from harness.config import RunConfig
-from harness.data import Data, open_data
+from harness.data import Data
 from harness.errors import UsageError
 from harness.ledger import OnlineCode, read_online_code, read_rows
 from harness.model import Transformer, token_nats
 from harness.order import Sequences
-from harness.rundir import load_run_config
+from harness.rundir import load_run_config, open_run_data
 from harness.shards import Shard
 from harness.units import bits_from_nats, bits_per_byte
 
@@ -113,7 +113,7 @@ def open_run(run_dir: Path) -> EvaluatedRun:
     split = report["data"]["eval_split"]
     if split != "heldout":
         raise UsageError(f"{run_dir}: eval.split={split}: the final loss must be a held-out one; use heldout")
-    data = open_data(config)
+    data = open_run_data(run_dir, config)
     num_sequences = Sequences(data.train, config.model.context).num_sequences
     online = read_online_code(run_dir, num_sequences, data.train.num_tokens)
     return EvaluatedRun(run_dir=run_dir, config=config, report=report, data=data, online=online)

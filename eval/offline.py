@@ -1,12 +1,9 @@
 """Evaluate a trained run: its archive, verified by a fresh process, and its report.json."""
 
-import io
 import json
-import lzma
 import os
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from dataclasses import asdict
@@ -22,16 +19,17 @@ from eval.baselines import BASELINES, CHUNK_BYTES
 from eval.grid import GridPoint, Search, choose_grid
 from eval.ideal import ideal_archive, ideal_bits, split
 from eval.online_report import send_and_receive
-from eval.sources import ROOT, receiver_sources
-from harness.config import RunConfig, config_sha256, dump_config
-from harness.data import Data, open_data
+from eval.sources import program_bytes
+from harness.config import RunConfig, config_sha256
+from harness.data import Data
 from harness.errors import RunFailure, UsageError
 from harness.files import write_json
 from harness.hardware import resolve_precision
 from harness.ledger import OnlineCode, read_online_code
+from harness.lock import locked
 from harness.model import Transformer
 from harness.order import Sequences
-from harness.rundir import GRID_KEY, WEIGHTS_FILE, check_done, load_run_config, read_members
+from harness.rundir import GRID_KEY, WEIGHTS_FILE, check_done, load_run_config, open_run_data, read_members
 from harness.sparsity.structure import DeadStructure, find_dead
 from harness.units import bits_from_bytes, bits_per_byte
 
@@ -97,12 +95,18 @@ def evaluate(run_dir: Path, overrides: list[str], threads: int, progress: Progre
 
     Processes that send and receive show their own progress unless `quiet`.
 
-    Raises UsageError for runs that cannot be evaluated and RunFailure where the archive does not decode.
+    Raises UsageError for runs that cannot be evaluated, or are being evaluated, and RunFailure where the archive does
+    not decode.
     """
     config = load_run_config(run_dir, overrides)
     # Before the ledger is read, whose own words would be about a run that has not ended.
     check_done(run_dir)
-    data = open_data(config, verify=True)
+    with locked(run_dir):
+        return _evaluate(run_dir, config, threads, progress, quiet)
+
+
+def _evaluate(run_dir: Path, config: RunConfig, threads: int, progress: Progress, quiet: bool) -> dict:
+    data = open_run_data(run_dir, config, verify=True)
     sequences = Sequences(data.train, config.model.context)
     online = read_online_code(run_dir, sequences.num_sequences, data.train.num_tokens)
     text = text_to_code(config.eval.split, data)
@@ -121,7 +125,7 @@ def evaluate(run_dir: Path, overrides: list[str], threads: int, progress: Progre
     online_report = online_section(online, archive, len(text), config) | {"baselines": corpus_baselines(data, config)}
     online_report |= {"members": read_members(run_dir)}
     if config.eval.online:
-        online_report |= send_and_receive(run_dir, online.ideal_bits, quiet)
+        online_report |= send_and_receive(run_dir, config, online.ideal_bits, quiet)
     report = {
         "run": config.name,
         "config_sha256": config_sha256(config),
@@ -138,7 +142,7 @@ def evaluate(run_dir: Path, overrides: list[str], threads: int, progress: Progre
         | {"heldout_ideal_bits": heldout_bits, "decode_seconds": decode_seconds},
         "projected": projected_section(archive, len(text), data.train.raw_bytes),
         "conventions": conventions_section(model.integers),
-        "baselines": measured(text, config.eval.chunk_bytes, baseline_folder(config)),
+        "baselines": measured(text, config.eval.chunk_bytes, baseline_folder(data), training=training_text(data)),
     }
     write_json(run_dir / REPORT_FILE, report)
     return report
@@ -176,13 +180,18 @@ def online_section(online: OnlineCode, archive: ArchiveReport, raw_bytes: int, c
         "raw_bytes": online.raw_bytes,
         "bits_per_byte": online.bits_per_byte,
         "above_final_bits": online.aulc_bits - final_bits if is_heldout else None,
-        "code_bytes": code_bytes(config),
+        "code_bytes": program_bytes(),
     }
 
 
-def baseline_folder(config: RunConfig) -> Path:
+def baseline_folder(data: Data) -> Path:
     """Where sizes by other compressors are kept."""
-    return Path(config.data_dir) / "baselines"
+    return data.directory.parent / "baselines"
+
+
+def training_text(data: Data) -> bytes:
+    """What a dictionary may be made of: the training text, or the first part of a large one."""
+    return data.tokenizer.decode(data.train.tokens[:MAX_CORPUS_BASELINE_BYTES])
 
 
 def corpus_baselines(data: Data, config: RunConfig) -> dict[str, int] | None:
@@ -190,7 +199,7 @@ def corpus_baselines(data: Data, config: RunConfig) -> dict[str, int] | None:
     if data.train.raw_bytes > MAX_CORPUS_BASELINE_BYTES:
         return None
     names = [b.name for b in BASELINES if b.convention == "whole" and b.name != "brotli_whole"]
-    return measured(data.tokenizer.decode(data.train.tokens), CHUNK_BYTES, baseline_folder(config), names)
+    return measured(data.tokenizer.decode(data.train.tokens), CHUNK_BYTES, baseline_folder(data), names)
 
 
 def offline_section(
@@ -247,19 +256,3 @@ def csr_bytes(weights: np.ndarray) -> int:
     columns = weights.shape[-1]
     index_bytes = 1 if columns <= 1 << 8 else 2 if columns <= 1 << 16 else 4
     return int(np.count_nonzero(weights)) * (4 + index_bytes) + 4 * (weights.size // columns + 1)
-
-
-def code_bytes(config: RunConfig) -> int:
-    """Bytes of the program that a receiver of the online code needs: the sources and the configuration, xz -9e."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for path in receiver_sources():
-            _add(tar, str(path.relative_to(ROOT)), path.read_bytes())
-        _add(tar, "config.yaml", dump_config(config).encode())
-    return len(lzma.compress(buffer.getvalue(), preset=9 | lzma.PRESET_EXTREME))
-
-
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    entry = tarfile.TarInfo(name)
-    entry.size = len(content)
-    tar.addfile(entry, io.BytesIO(content))

@@ -24,13 +24,12 @@ from eval.online_file import (
     write_online_file,
 )
 from eval.online_job import Costs, OnlineJob, Progress
+from eval.online_sizes import check_batch, check_receiver, check_sizes
 from eval.stream_coders import Decoding, Encoding
-from harness.blend import mixture_bytes
 from harness.config import RunConfig
 from harness.distributed import Ranks, on_first_rank
 from harness.errors import UsageError
 from harness.files import sha256, write_file
-from harness.hardware import check_memory
 from harness.rundir import open_on_all_ranks
 from harness.shards import token_fingerprint
 from harness.tokenizer import from_model_bytes, train_tokenizer
@@ -99,9 +98,10 @@ def open_input(config: RunConfig, path: Path | None, ranks: Ranks) -> Input:
 def send(config: RunConfig, sent: Input, output: Path, ranks: Ranks, progress: Progress) -> SendReport:
     """Write the online code of a text to `output`; on all ranks, each with a stream of its own.
 
-    Raises UsageError where OUTPUT.part is in use or belongs to something else, RunFailure where the work fails, and
-    Stopped where it was asked to.
+    Raises UsageError where batches are too large for the text, or OUTPUT.part is in use or belongs to something else,
+    RunFailure where the work fails, and Stopped where it was asked to.
     """
+    check_batch(config, sent.source.num_tokens)
     with closing(Exchange(config, sent.source, sent.tokenizer.vocab_size, ranks)) as exchange:
         return _send(config, sent, exchange, output, progress)
 
@@ -141,27 +141,37 @@ def _send(config: RunConfig, sent: Input, exchange: Exchange, output: Path, prog
     return _report(head, sums.over_all(ranks), sizes, costs)
 
 
-def receive(path: Path, output: Path, ranks: Ranks, progress: Progress) -> Costs:
+def open_file(
+    path: Path, processes: int, max_memory_bytes: int | None
+) -> tuple[OnlineHead, RunConfig, Tokenizer, list[Segment]]:
+    """The parts of an online code that `processes` on this machine are to receive.
+
+    Raises UsageError where it is foreign, damaged or made to mislead, or needs more memory than is free or allowed.
+    """
+    head, config, tokenizer, segments = read_online_file(path)
+    try:
+        check_sizes(head, config, tokenizer, segments)
+        check_receiver(head, config, tokenizer, processes, max_memory_bytes)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+    return head, config, tokenizer, segments
+
+
+def receive(path: Path, output: Path, ranks: Ranks, progress: Progress, max_memory_bytes: int | None = None) -> Costs:
     """Rebuild the text of an online code at `output`; on all ranks, of which there must be as many as have sent.
 
     Raises UsageError where the file is foreign or damaged, or this machine computes otherwise than the sender's; no
     output is written then. Raises RunFailure where the work fails, and Stopped where it was asked to.
     """
-    head, config, tokenizer, segments = read_online_file(path)
+    head, config, tokenizer, segments = open_file(path, ranks.num_on_this_machine, max_memory_bytes)
     if ranks.world_size != head.world_size:
         raise UsageError(
             f"{path}: world_size: {head.world_size} in the file, {ranks.world_size} here; receive it with "
             f"{head.world_size} process(es)"
         )
-    try:
-        check_memory(ranks.num_on_this_machine * _memory_bytes(head, config, tokenizer))
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from None
     source = Source(np.zeros(head.num_tokens, dtype=np.uint16), head.raw_bytes, head.fingerprint)
     with closing(Exchange(config, source, tokenizer.vocab_size, ranks)) as exchange:
         _check_setting(path, head, exchange)
-        if len(segments) != len(exchange.segments):
-            raise UsageError(f"{path}: {len(segments)} segments where {len(exchange.segments)} are due; fetch it again")
         identity = {"file": sha256(path), "arithmetic": head.arithmetic}
         with closing(OnlineJob(exchange, output, identity, progress)) as job:
             text = _receive_text(path, head, segments, tokenizer, job)
@@ -196,6 +206,7 @@ def _receive_segment(segment: Segment, steps: tuple[int, int], job: OnlineJob, w
     share = segment.shares[ranks.rank]
     decoding = Decoding(share.stream)
     checksum = exchange.run(*steps, decoding, Sums(), job.report)
+    decoding.finish()
     weights = exchange.weights_digest()
     problem = ""
     if decoding.has_failed or checksum != share.checksum:
@@ -228,18 +239,6 @@ def _differences(sent: dict[str, str], here: dict[str, str]) -> str:
     keys = [key for key in here if sent.get(key) != here[key]]
     found = ", ".join(f"{key}: {sent.get(key)} -> {here[key]}" for key in keys)
     return found or "no recorded setting differs (" + ", ".join(f"{k} {v}" for k, v in here.items()) + ")"
-
-
-def _memory_bytes(head: OnlineHead, config: RunConfig, tokenizer: Tokenizer) -> int:
-    """Memory of a rank for weights with their optimizers, activations, the mixture, text and tokens, roughly."""
-    micro_batch, vocab_size = config.train.micro_batch(head.world_size), tokenizer.vocab_size
-    total = 6 * head.num_tokens + 2 * head.raw_bytes
-    for index, model in enumerate(config.expert_models()):
-        num_weights = 12 * model.layers * model.width**2 + (2 * vocab_size + model.context) * model.width
-        per_token = 4 * (34 * model.layers * model.width + 4 * vocab_size)
-        copies = 6 + bool(config.online.ema) + (0 if index else config.online.checkpoints - 1)
-        total += 4 * copies * num_weights + micro_batch * model.context * per_token
-    return total + mixture_bytes(config.online, head.num_tokens)
 
 
 def _tensor(content: bytes) -> torch.Tensor:

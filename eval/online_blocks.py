@@ -1,6 +1,6 @@
 """The online code of a run in its table: the bits of its file, and who predicts."""
 
-from eval.columns import Column, Record, count, decimal, in_words, new_block, ratio, verdict
+from eval.columns import Column, Record, count, decimal, in_words, new_block, ratio, total, verdict
 from eval.markup import Block
 from harness.units import bits_from_bytes, bits_per_byte, bytes_from_bits
 
@@ -12,6 +12,9 @@ SENT_PARTS = {
     "header": "header, tokenizer and checksum of the file",
 }
 """What the file of an online code adds to the losses of the training steps."""
+
+PROGRAM = "the sources that receiving runs, without docstrings and comments, packed by xz -9e"
+"""What is counted of a receiver; Python and installed packages are not, as with other compressors."""
 
 SENT_COSTS = ("seconds", "learning_seconds", "memory_bytes")
 """What sending and receiving take: in all, of it for learning, and the memory of all processes at most."""
@@ -47,7 +50,11 @@ def sent_runs_block(records: list[Record]) -> Block:
     rows = []
     for record in records:
         size, raw_bytes = record["online_file_bytes"], record["online_raw_bytes"]
+        with_program = total(size, record["online_code_bytes"])
         row = record | {"file_bits_per_byte": bits_per_byte(bits_from_bytes(size), raw_bytes)}
+        row |= {"with_program": with_program}
+        if with_program is not None:
+            row["program_bits_per_byte"] = bits_per_byte(bits_from_bytes(with_program), raw_bytes)
         for end in ("send", "receive"):
             memory_bytes = record[f"online_{end}_memory_bytes"]
             row[f"{end}_megabytes"] = None if memory_bytes is None else memory_bytes / 1e6
@@ -57,13 +64,16 @@ def sent_runs_block(records: list[Record]) -> Block:
         ("raw bytes", "online_raw_bytes", count),
         ("file bytes", "online_file_bytes", count),
         ("bits/byte", "file_bits_per_byte", decimal),
+        ("with program", "with_program", count),
+        ("bits/byte", "program_bits_per_byte", decimal),
         ("sent in s", "online_send_seconds", count),
         ("MB", "send_megabytes", count),
         ("received in s", "online_receive_seconds", count),
         ("MB", "receive_megabytes", count),
         ("verified", "online_verified", verdict),
     ]
-    return new_block("Online codes of the training corpora as files", columns, rows, [])
+    notes = [f"with program: and the receiver's program, {PROGRAM}."]
+    return new_block("Online codes of the training corpora as files", columns, rows, notes)
 
 
 def members_block(record: Record, member_bits: dict[str, float]) -> Block:

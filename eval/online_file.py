@@ -22,7 +22,7 @@ from harness.errors import UsageError
 from harness.files import write_file
 from harness.tokenizer import ByteTokenizer, SentencePieceTokenizer, from_model_bytes
 
-MAX_WORLD_SIZE = 1 << 16
+_WORLD_SIZE_DIGITS = 5
 MAX_TOKENS = 1 << 40
 # Settings of the corpus and of what follows the first epoch decide nothing of what is sent.
 _UNSENT = ("corpus.", "prune.")
@@ -149,7 +149,7 @@ def _parse_head(content: dict) -> OnlineHead:
         key.startswith("online.") or (decides_training(key) and not key.startswith(_UNSENT)) for key in settings
     )
     world_size = environment.get("world_size", "") if in_order else ""
-    in_order = in_order and world_size.isdecimal() and 1 <= int(world_size[:9]) <= MAX_WORLD_SIZE
+    in_order = in_order and world_size.isdecimal() and len(world_size) <= _WORLD_SIZE_DIGITS and int(world_size) >= 1
     if not in_order or not (0 <= content["num_tokens"] <= MAX_TOKENS and 0 <= content["raw_bytes"] <= MAX_TOKENS):
         raise UsageError("malformed header; fetch the file again")
     return OnlineHead(**content)
@@ -157,6 +157,9 @@ def _parse_head(content: dict) -> OnlineHead:
 
 def _parse_segments(packed: bytes, world_size: int) -> list[Segment]:
     segments, at = [], 0
+    # So that a small file cannot make a receiver count to many ranks.
+    if packed and len(packed) < _SEGMENT.size + world_size * _SHARE.size:
+        raise UsageError(f"world_size={world_size}: more ranks than its segments have streams; fetch the file again")
     try:
         while at < len(packed):
             (weights,) = _SEGMENT.unpack_from(packed, at)

@@ -1,24 +1,30 @@
 """What a sender or a receiver has done so far, kept beside its output in OUTPUT.part, segment by segment."""
 
-import fcntl
+import hashlib
 import pickle
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 from eval.exchange import INFORMATIVE, Exchange
 from harness.checkpoint import RunState, newest_checkpoint, read_rank_state, read_state
 from harness.checkpoint_writer import save_checkpoint
 from harness.distributed import on_first_rank
 from harness.errors import Stopped, UsageError
+from harness.files import temporary_path
 from harness.hardware import peak_memory_bytes
+from harness.lock import DirectoryLock
 from harness.stop import StopRequest
 
 KEPT_CHECKPOINTS = 2
+MARKER = "CODELENGTH-PART"
+"""In each folder that this program has made: no other is gone on with, or removed."""
+_MARKER_TEXT = "Work of codelength send or receive that is not finished; the same command goes on with it.\n"
+_LONGEST_NAME = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,22 +49,22 @@ class OnlineJob:
     def __init__(self, exchange: Exchange, output: Path, identity: dict[str, str], progress: Progress):
         """`identity` is what a job that goes on must share with the stopped one, besides its environment.
 
-        Raises UsageError where another job is at work.
+        Raises UsageError where another job is at work, or the folder was not made by this program.
         """
         self.exchange, self.ranks, self.progress = exchange, exchange.ranks, progress
-        self.folder = output.with_name(f"{output.name}.part")
+        self.folder = part_folder(output)
         environment = {key: value for key, value in exchange.environment.items() if key not in INFORMATIVE}
         self._state = RunState(identity=identity | environment)
-        self._stop = StopRequest(self.folder)
         self._tokens_done = 0
         self._seconds_before = 0.0
-        self._lock: TextIO | None = None
+        self._lock: DirectoryLock | None = None
         on_first_rank(self.ranks, self._hold)
+        self._stop = StopRequest(self.folder)
 
     def close(self) -> None:
         """Let others at the folder."""
         if self._lock:
-            self._lock.close()
+            self._lock.release()
 
     def resume(self) -> dict | None:
         """Go on from the newest checkpoint; returns what this rank gave to `save`, None at the start of a job.
@@ -115,16 +121,47 @@ class OnlineJob:
 
     def finish(self) -> None:
         """Remove what was kept."""
-        on_first_rank(self.ranks, shutil.rmtree, self.folder, True)
+        on_first_rank(self.ranks, self._remove)
 
     def _seconds(self) -> float:
         return self._seconds_before + time.perf_counter() - self.exchange.started
 
     def _hold(self) -> None:
         """Keep other jobs out for as long as this process lives: ranks can outlive a command that was killed."""
-        self.folder.mkdir(exist_ok=True)
-        self._lock = (self.folder / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"{self.folder}: another process is at work on it; wait for its end, or stop it") from None
+        _adopt(self.folder)
+        lock = DirectoryLock(self.folder)
+        if message := lock.acquire():
+            print(message, file=sys.stderr, flush=True)
+        self._lock = lock
+
+    def _remove(self) -> None:
+        """Of the folder only what this program writes: what else lies there is left, and the folder with it."""
+        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+        self._lock.release()
+        (self.folder / MARKER).unlink(missing_ok=True)
+        with suppress(OSError):
+            self.folder.rmdir()
+
+
+def part_folder(output: Path) -> Path:
+    """OUTPUT.part, or a shorter name where this one would be too long for a file system."""
+    name = f"{output.name}.part"
+    if len(name.encode()) > _LONGEST_NAME:
+        name = f"{output.name[:40]}.{hashlib.sha256(output.name.encode()).hexdigest()[:16]}.part"
+    return output.with_name(name)
+
+
+def _adopt(folder: Path) -> None:
+    """Make the folder, marked as this program's from its first moment, or go on with one that is.
+
+    Raises UsageError where it is somebody else's.
+    """
+    if not folder.is_symlink() and not folder.exists():
+        made = temporary_path(folder)
+        made.mkdir()
+        (made / MARKER).write_text(_MARKER_TEXT)
+        made.rename(folder)
+    if folder.is_symlink() or not (folder / MARKER).is_file():
+        raise UsageError(
+            f"{folder}: not made by this program, which would keep its work there; move it, or choose another -o"
+        )

@@ -8,11 +8,11 @@ import numpy as np
 from eval.baselines import BASELINES
 from eval.figures import loss_curve, online_curve, sparsity_per_layer
 from eval.table import load_reports
-from harness.data import open_data
 from harness.errors import UsageError
+from harness.files import read_file
 from harness.ledger import read_online_code
 from harness.order import Sequences
-from harness.rundir import load_run_config
+from harness.rundir import load_run_config, open_run_data
 from harness.units import bits_from_bytes, bits_per_byte
 
 FIGURES_DIR = "figures"
@@ -25,7 +25,7 @@ def plot_run(run_dir: Path) -> list[Path]:
     """
     config = load_run_config(run_dir)
     report = load_reports([run_dir])[0]
-    train = open_data(config).train
+    train = open_run_data(run_dir, config).train
     online = read_online_code(run_dir, Sequences(train, config.model.context).num_sequences, train.num_tokens)
     steps, losses, phases = read_metrics(run_dir)
     folder = run_dir / FIGURES_DIR
@@ -58,12 +58,12 @@ def read_metrics(run_dir: Path) -> tuple[np.ndarray, np.ndarray, list[tuple[str,
     """
     path = run_dir / "metrics.jsonl"
     try:
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        lines = [json.loads(line) for line in read_file(path).splitlines()]
         steps = np.array([line["step"] for line in lines])
         losses = np.array([line["loss_bits_per_byte"] for line in lines])
         phases: dict[str, int] = {}
         for line in lines:
             phases.setdefault(line["phase"], line["step"])
-    except (OSError, ValueError, KeyError):
+    except (FileNotFoundError, ValueError, KeyError):
         raise UsageError(f"{path}: missing or damaged; train again") from None
     return steps, losses, list(phases.items())

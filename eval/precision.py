@@ -21,9 +21,8 @@ from eval.grid import Search
 from eval.markup import to_rich
 from eval.offline import grid_search, text_to_code
 from eval.plot import FIGURES_DIR
-from harness.data import open_data
 from harness.files import write_file
-from harness.rundir import load_run_config
+from harness.rundir import load_run_config, open_run_data
 from harness.units import bits_from_bytes
 
 LOG2_FACTORS = np.arange(-6, 2.5, 0.5)
@@ -42,7 +41,7 @@ def sweep_precision(run_dir: Path, overrides: list[str], threads: int) -> str:
     Raises UsageError for a run that cannot be evaluated, and RunFailure where a file cannot be written.
     """
     config = load_run_config(run_dir, overrides)
-    data = open_data(config)
+    data = open_run_data(run_dir, config)
     text = text_to_code(config.eval.split, data)
     records = precision_records(grid_search(run_dir, config, data, text, threads))
     (run_dir / CSV_FILE).parent.mkdir(exist_ok=True)

@@ -76,6 +76,13 @@ class Decoding:
             self.has_failed = True
             return symbols
 
+    def finish(self) -> None:
+        """A stream that goes on, or ends before the text, has failed too."""
+        try:
+            self.decoder.check_end()
+        except UsageError:
+            self.has_failed = True
+
 
 class Hashing:
     """Takes a digest of the probabilities."""

@@ -8,18 +8,31 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from eval.baselines import BASELINES, CHUNK_BYTES
-from eval.columns import Column, Record, checked, count, decimal, in_words, new_block, percent, ratio, verdict
+from eval.baselines import BASELINES, CHUNK_BYTES, Baseline
+from eval.columns import (
+    Column,
+    Record,
+    checked,
+    count,
+    decimal,
+    in_words,
+    new_block,
+    percent,
+    ratio,
+    shorter_codes,
+    total,
+    verdict,
+)
 from eval.markup import Block, to_latex, to_markdown, to_rich
-from eval.online_blocks import SENT_COSTS, SENT_PARTS, members_block, sent_block, sent_runs_block
+from eval.online_blocks import PROGRAM, SENT_COSTS, SENT_PARTS, members_block, sent_block, sent_runs_block
 from harness.errors import UsageError
 from harness.units import bits_from_bytes, bits_per_byte, bytes_from_bits
 
 FORMATS = ("rich", "md", "csv", "json", "latex")
-_IDEAL_NOTE = "ideal: the sum of the ledger, without the sources; not a file."
+_IDEAL_NOTE = "ideal: the sum of the ledger, without settings and program; not a file."
 _PROJECTED_NOTE = "projected: model bytes plus data bits/byte of the coded text times the dataset; not a file."
 _VERIFIED_NOTE = (
     "verified: a fresh process decoded the file, compared by SHA-256; "
@@ -35,12 +48,14 @@ _DEAD_PARTS = {
     "weights": "non-zero weights",
 }
 
-_FIELDS: dict[str, tuple[str, str]] = {
+_WHOLE = [baseline for baseline in BASELINES if baseline.convention == "whole"]
+_FIELDS: dict[str, tuple[str, ...]] = {
     **{
         key: ("data", key)
         for key in ("corpus", "train_bytes", "heldout_bytes", "eval_split", "raw_bytes", "chunk_bytes")
     },
     **{f"{baseline.name}_bytes": ("baselines", baseline.name) for baseline in BASELINES},
+    **{f"corpus_{baseline.name}_bytes": ("online", "baselines", baseline.name) for baseline in _WHOLE},
     **{key: ("offline", key) for key in ("method", "parameters", "nonzeros", "model_bytes", "tokenizer_bytes")},
     **{key: ("offline", key) for key in ("header_bytes", "checksum_bytes", "data_bytes", "total_bytes")},
     **{f"dead_{part}": ("offline", f"dead_{part}") for part in _DEAD_PARTS},
@@ -93,7 +108,7 @@ def render(reports: list[dict], fmt: str, width: int | None = None) -> str:
         "md": lambda: to_markdown(_blocks(reports)),
         "latex": lambda: to_latex(_blocks(reports)),
         "csv": lambda: _csv([flat_record(report) for report in reports]),
-        "json": lambda: json.dumps([flat_record(r) for r in reports], indent=2, ensure_ascii=False) + "\n",
+        "json": lambda: json.dumps([flat_record(r) for r in reports], indent=2) + "\n",
     }
     if fmt not in renderers:
         raise UsageError(f"format: {fmt!r} is unknown; choose one of {', '.join(FORMATS)}")
@@ -115,12 +130,13 @@ def flat_record(report: dict) -> Record:
     return record
 
 
-def _value(report: dict, section: str, key: str) -> str | float | bool | None:
+def _value(report: dict, *keys: str) -> str | float | bool | None:
     """A text, a truth value or a finite number; anything else counts as missing."""
-    entries = report.get(section)
-    value = entries.get(key) if isinstance(entries, dict) else None
+    value = report
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
     is_number = isinstance(value, int | float) and math.isfinite(value)
-    expects_text = key in ("corpus", "eval_split", "method", "sha256")
+    expects_text = keys[-1] in ("corpus", "eval_split", "method", "sha256")
     return value if (isinstance(value, str) if expects_text else is_number) else None
 
 
@@ -168,26 +184,43 @@ def _codes_block(record: Record) -> Block:
     ]
     parts = [(part, record[f"{part}_bytes"]) for part in ("tokenizer", "header", "checksum")]
     extra = ", ".join(f"{part} {count(size)}" for part, size in parts if size is not None)
-    notes = [f"The total of codelength includes, in bytes: {extra}."] if extra else []
+    notes = _shorter_than(record, BASELINES)
+    notes += [f"The total of codelength includes, in bytes: {extra}."] if extra else []
     text, corpus, run = (in_words(record[key]) for key in ("eval_split", "corpus", "run"))
     title = f"Description length of {text or 'text'}: {count(raw_bytes)} bytes of {corpus} (run {run})"
     return new_block(title, columns, codes, [*notes, _VERIFIED_NOTE])
 
 
+def _shorter_than(record: Record, baselines: Sequence[Baseline]) -> list[str]:
+    """Which of these compressors take fewer bytes for the text of a run."""
+    chunk_bytes = record["chunk_bytes"] or CHUNK_BYTES
+    return shorter_codes(
+        "codelength", record["total_bytes"], {b.label(chunk_bytes): record[f"{b.name}_bytes"] for b in baselines}
+    )
+
+
 def _corpus_block(record: Record) -> Block:
-    """What is known about the training corpus of one run; lengths that no file stands behind say so."""
-    online_raw_bytes = record["online_raw_bytes"] or record["train_bytes"]
-    dataset_bytes = record["projected_dataset_bytes"]
-    codes = [
-        {"code": "online code", "kind": "ideal", "bytes": record["online_ideal_bytes"], "raw": online_raw_bytes},
-        {"code": "compressed sources, which online adds", "kind": "file", "bytes": record["online_code_bytes"]},
-        {"code": "online code as sent", "kind": "file", "bytes": record["online_file_bytes"], "raw": online_raw_bytes},
-        {"code": "offline code", "kind": "projected", "bytes": record["projected_total_bytes"], "raw": dataset_bytes},
+    """Every code of the training corpus of one run, the shortest first; what no file stands behind says so."""
+    raw_bytes = record["online_raw_bytes"] or record["train_bytes"]
+    online_bytes = record["online_ideal_bytes"] if record["online_file_bytes"] is None else record["online_file_bytes"]
+    name, kind = ("online code", "ideal") if record["online_file_bytes"] is None else ("online code as sent", "file")
+    own = [
+        ("online code", "ideal", record["online_ideal_bytes"], raw_bytes),
+        ("online code as sent", "file", record["online_file_bytes"], raw_bytes),
+        (f"{name}, with the receiver's program", kind, total(online_bytes, record["online_code_bytes"]), raw_bytes),
+        ("offline code", "projected", record["projected_total_bytes"], record["projected_dataset_bytes"]),
     ]
-    codes = [code for code in codes if code["bytes"] is not None]
-    for code in codes:
-        code["bits_per_byte"] = _rate(code["bytes"], code.get("raw"))
-        code["of_raw"] = ratio(code["bytes"], code.get("raw"))
+    others = {f"{b.program} / whole file": record[f"corpus_{b.name}_bytes"] for b in _WHOLE}
+    rows = [(*row, True) for row in own] + [(other, "file", size, raw_bytes, False) for other, size in others.items()]
+    codes = [
+        {"code": code, "kind": kind, "raw": raw, "bytes": size, "bits_per_byte": _rate(size, raw)}
+        | {"of_raw": ratio(size, raw), "is_emphasised": is_own}
+        for code, kind, size, raw, is_own in rows
+        if size is not None
+    ]
+    codes.sort(key=lambda code: code["bytes"])
+    program = record["online_code_bytes"]
+    notes = [] if program is None else [f"The receiver's program, {count(program)} bytes: {PROGRAM}."]
     columns: list[Column] = [
         ("code", "code", in_words),
         ("kind", "kind", in_words),
@@ -196,7 +229,8 @@ def _corpus_block(record: Record) -> Block:
         ("bits/byte", "bits_per_byte", decimal),
         ("of raw", "of_raw", percent),
     ]
-    return new_block(f"Training corpus of {in_words(record['run'])}", columns, codes, [_IDEAL_NOTE, _PROJECTED_NOTE])
+    notes = [*shorter_codes(f"the {name}", online_bytes, others), *notes, _IDEAL_NOTE, _PROJECTED_NOTE]
+    return new_block(f"Training corpus of {in_words(record['run'])}", columns, codes, notes)
 
 
 def _model_block(record: Record) -> Block:
@@ -246,10 +280,7 @@ def _runs_blocks(records: list[Record]) -> list[Block]:
         ("online bytes (ideal)", "online_ideal_bytes", count),
         ("offline bytes (projected)", "projected_total_bytes", count),
     ]
-    others: list[Column] = [("run", "run", in_words), ("raw bytes", "raw_bytes", count)]
-    others += [(f"{b.program} {b.convention}", f"{b.name}_bytes", count) for b in BASELINES]
     sent = [record for record in records if record["online_file_bytes"] is not None]
-    others_note = "chunk: every chunk coded alone, as codelength does; whole: the text as one file."
     return [
         new_block(
             "Offline code of the text",
@@ -259,8 +290,19 @@ def _runs_blocks(records: list[Record]) -> list[Block]:
         ),
         new_block("Model and training corpus", training, records, [_IDEAL_NOTE, _PROJECTED_NOTE]),
         *([sent_runs_block(sent)] if sent else []),
-        new_block("Other compressors of the same text, bytes", others, records, [others_note]),
+        _others_block("Compressors that code every chunk alone, as codelength does, bytes", records, "chunk"),
+        _others_block("Compressors that code the text as one file, bytes", records, "whole"),
     ]
+
+
+def _others_block(title: str, records: list[Record], convention: str) -> Block:
+    """What other compressors take for the texts of several runs, and which of them are shorter."""
+    known = [b for b in BASELINES if any(record[f"{b.name}_bytes"] is not None for record in records)]
+    shown = [b for b in known if b.convention == convention]
+    columns: list[Column] = [("run", "run", in_words), ("raw bytes", "raw_bytes", count)]
+    columns += [(b.program, f"{b.name}_bytes", count) for b in shown]
+    notes = [f"{in_words(record['run'])}. {note}" for record in records for note in _shorter_than(record, shown)]
+    return new_block(title, columns, records, notes)
 
 
 def _csv(records: list[Record]) -> str:

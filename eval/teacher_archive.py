@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from eval.coder import most_symbols
 from eval.container import CHECKSUM_BYTES, framing_bytes, pack_sections, read_sections
-from eval.teacher_cells import decode_values, encode_values, tanh
+from eval.teacher_cells import DIGIT_SIZE, DIGITS, decode_values, encode_values, tanh
 from eval.weights import decode_weights, encode_weights, rebuild
 from harness.errors import UsageError
 from harness.files import write_file
@@ -71,13 +72,18 @@ def read_archive(path: Path) -> np.ndarray:
     if list(sections) != ["HEAD", "MODL", "DATA"]:
         raise UsageError(f"{path}: no archive of a student and its targets; give one that `codelength teacher` wrote")
     seed, num_targets, widths, digest = _read_head(sections["HEAD"], path)
+    if num_targets > most_symbols(len(sections["DATA"]), DIGIT_SIZE) // DIGITS:
+        raise UsageError(f"{path}: more targets than its data can hold; fetch it again")
     shapes = {f"layer{i}": shape for i, shape in enumerate(layer_shapes(widths))}
     sigma = _SIGMA.unpack_from(sections["MODL"])[0] if len(sections["MODL"]) >= _SIGMA.size else math.nan
     if not (math.isfinite(sigma) and sigma > 0):
         raise UsageError(f"{path}: malformed weights; fetch it again")
-    integers, steps = decode_weights(sections["MODL"][_SIGMA.size :], shapes)
-    means = predict(rebuild(integers, steps), make_inputs(seed, num_targets, widths[0]))
-    targets = decode_values(sections["DATA"], means, sigma)
+    try:
+        integers, steps = decode_weights(sections["MODL"][_SIGMA.size :], shapes)
+        means = predict(rebuild(integers, steps), make_inputs(seed, num_targets, widths[0]))
+        targets = decode_values(sections["DATA"], means, sigma)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
     if hashlib.sha256(target_bytes(targets)).digest() != digest:
         raise UsageError(f"{path}: the decoded targets are not those that were coded; use the release that wrote it")
     return targets

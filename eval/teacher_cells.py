@@ -83,11 +83,12 @@ def encode_values(values: np.ndarray, means: np.ndarray, sigma: float) -> bytes:
 def decode_values(stream: bytes, means: np.ndarray, sigma: float) -> np.ndarray:
     """Inverse of `encode_values`: float32 (n,).
 
-    Raises UsageError where the stream cannot have been coded with these means.
+    Raises UsageError where the stream cannot have been coded with these means, or does not end with the values.
     """
     decoder, prefixes = Decoder(stream), np.zeros(len(means), dtype=np.int64)
     for digit in range(DIGITS):
         prefixes = prefixes * DIGIT_SIZE + decoder.decode(digit_tables(prefixes, digit, means, sigma))
+    decoder.check_end()
     return from_ordered(prefixes)
 
 

@@ -12,10 +12,12 @@ from pathlib import Path
 from eval.teacher_archive import read_archive, target_bytes
 from harness.errors import CodelengthError
 from harness.files import write_file
+from harness.output import print_anything
 
 
 def main() -> int:
     """Decode; returns the exit status: 0, or 1 or 2 with one line of what is wrong."""
+    print_anything()
     parser = argparse.ArgumentParser(prog="python -m eval.teacher_decode", description=__doc__)
     parser.add_argument("archives", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("-o", "--output", type=Path, metavar="OUT", help="little-endian float32 targets of one FILE")

@@ -20,7 +20,7 @@ import torch
 
 from harness.distributed import Ranks, on_first_rank
 from harness.errors import RunFailure, UsageError
-from harness.files import patiently, sha256, sync_directory
+from harness.files import naming, patiently, read_file, sha256, sync_directory
 
 FORMAT_VERSION = 5
 MARKER, DAMAGED = "COMMITTED", "damaged"
@@ -97,7 +97,7 @@ def read_state(checkpoint: Path, identity: dict[str, str], remedy: str) -> RunSt
 
     Raises UsageError naming what differs, and the `remedy` besides going back to what was.
     """
-    content = json.loads(patiently((checkpoint / STATE_FILE).read_bytes))
+    content = json.loads(read_file(checkpoint / STATE_FILE))
     version, saved = content.get("format_version"), content.get("identity", {})
     changed = [
         f"{key}: {saved.get(key)} -> {identity.get(key)}"
@@ -116,20 +116,21 @@ def read_state(checkpoint: Path, identity: dict[str, str], remedy: str) -> RunSt
 def read_rank_state(checkpoint: Path, rank: int) -> dict:
     """What a rank gave to `save_checkpoint`."""
     path = checkpoint / f"rank-{rank:05d}.pt"
-    return patiently(functools.partial(torch.load, path, map_location="cpu", weights_only=True))
+    with naming(path):
+        return patiently(functools.partial(torch.load, path, map_location="cpu", weights_only=True))
 
 
 def _damage(checkpoint: Path, ranks: Ranks, other_damage: Callable[[dict], str]) -> tuple[str, str]:
     """What is wrong with this rank's share of the files, and why they could not be read; or nothing."""
     try:
-        digests = json.loads(patiently((checkpoint / MARKER).read_bytes))
+        digests = json.loads(read_file(checkpoint / MARKER))
         if STATE_FILE not in digests:
             return f"{MARKER} is incomplete", ""
         own = sorted(digests)[ranks.rank :: ranks.world_size]
         for name in {STATE_FILE, *own}:
             if patiently(functools.partial(sha256, checkpoint / name)) != digests[name]:
                 return f"{name} is not what was written", ""
-        return other_damage(json.loads(patiently((checkpoint / STATE_FILE).read_bytes))), ""
+        return other_damage(json.loads(read_file(checkpoint / STATE_FILE))), ""
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         return f"{Path(error.filename).name} is missing", ""
     except OSError as error:

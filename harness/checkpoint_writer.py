@@ -18,7 +18,7 @@ import torch
 from harness.checkpoint import MARKER, STATE_FILE, RunState, checkpoint_path, committed_checkpoints, step_directories
 from harness.distributed import Ranks
 from harness.errors import RunFailure
-from harness.files import make_directory, sync_directory
+from harness.files import make_directory, naming, sync_directory
 
 SMALL_FILE_BYTES = 1 << 16
 
@@ -134,7 +134,7 @@ class _Hashed:
 
 def _write(path: Path, write: Callable[[_Hashed], object]) -> str:
     """Write a file durably; returns its digest."""
-    with path.open("wb") as file:
+    with naming(path), path.open("wb") as file:
         hashed = _Hashed(file)
         write(hashed)
         file.flush()

@@ -18,8 +18,9 @@ _SOURCES = (
 def _cache_directory() -> Path:
     """A folder for these sources alone: numba does not notice changes in functions that a function calls."""
     digest = hashlib.sha256()
-    for name in _SOURCES:
-        digest.update((Path(__file__).parents[1] / name).read_bytes())
+    for path in (Path(__file__).parents[1] / name for name in _SOURCES):
+        # A program that only receives lacks some.
+        digest.update(path.read_bytes() if path.exists() else b"")
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
     folder = home / "codelength" / digest.hexdigest()[:16]
     with suppress(OSError):

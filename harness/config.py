@@ -2,28 +2,23 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from eval.config import EvalConfig, OnlineConfig
 from harness.backends.base import BackendConfig
 from harness.convergence import StoppingConfig
 from harness.corpus import CorpusConfig
-from harness.errors import UsageError
 from harness.model import ModelConfig
 from harness.optimizer import OptimizerConfig
 from harness.schedule import TrainConfig
+from harness.settings import leaves, load_settings, name_problems, resolved
 from harness.sparsity.prune import PruneConfig
 from harness.sparsity.rules import RuleConfig
 from harness.tokenizer import TokenizerConfig
 
-MAX_INCLUDE_DEPTH = 8
-T = TypeVar("T")
 # Keys, or sections with their dot, that decide no bit of what training computes: they may change in its middle.
 FREE_KEYS = (
     "name",
@@ -75,8 +70,10 @@ class RunConfig:
     def problems(self) -> list[str]:
         """Every bad value of every section, a line each."""
         found = []
-        if not self.name or Path(self.name).name != self.name:
-            found.append(f"name={self.name}: must be a plain directory name")
+        found.extend(name_problems(self.name))
+        found.extend(
+            f"{key}=: empty; name a directory" for key in ("runs_dir", "data_dir") if not getattr(self, key).strip()
+        )
         sections = (self.corpus, self.tokenizer, self.model, self.train, self.optimizer, self.rule, self.prune)
         for section in (*sections, self.stopping, self.backend, self.eval, self.online):
             found.extend(section.problems())
@@ -133,20 +130,11 @@ class RunConfig:
 
 
 def load_config(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
-    """Read a YAML file and `key=value` overrides.
+    """Read a YAML file and `key=value` overrides; see `load_settings`.
 
-    A top-level `include:` lists other files, relative to the file, that are read before it.
-
-    Raises UsageError with one line per problem: unknown keys, wrong types and bad values of all sections together.
+    Raises UsageError with one line per problem.
     """
     return load_settings(RunConfig, path, overrides)
-
-
-def load_settings(kind: type[T], path: Path | str | None, overrides: list[str] | tuple[str, ...]) -> T:
-    """`load_config` for any dataclass with `problems()`; without a file its defaults count."""
-    problems: list[str] = []
-    layers = [*(_read_layers(Path(path)) if path else []), *(_parse_override(text, problems) for text in overrides)]
-    return _resolve([leaf for layer in layers for leaf in leaves(layer)], problems, kind)
 
 
 def config_from(settings: dict[str, object]) -> RunConfig:
@@ -154,7 +142,7 @@ def config_from(settings: dict[str, object]) -> RunConfig:
 
     Raises UsageError with one line per problem.
     """
-    return _resolve(list(settings.items()), [], RunConfig)
+    return resolved(list(settings.items()), [], RunConfig)
 
 
 def settings_of(config: RunConfig) -> dict[str, object]:
@@ -163,23 +151,8 @@ def settings_of(config: RunConfig) -> dict[str, object]:
     return {key: value for key, value in _leaves_of(config) if value != default[key]}
 
 
-def _resolve(settings: list[tuple[str, object]], problems: list[str], kind: type[T]) -> T:
-    """Defaults with `settings` one after another; `problems` are those found before."""
-    merged = OmegaConf.structured(kind)
-    for dotted, value in settings:
-        try:
-            OmegaConf.update(merged, dotted, value)
-        except (OmegaConfBaseException, TypeError) as error:
-            problems.append(f"{dotted}={value}: {_reason(error, dotted, kind)}")
-    config = OmegaConf.to_object(merged)
-    problems.extend(config.problems())
-    if problems:
-        raise UsageError("\n".join(problems))
-    return config
-
-
 def dump_config(config: object) -> str:
-    """The resolved configuration as YAML: what `load_config` reads back to an equal object."""
+    """The resolved configuration as YAML: what `load_settings` reads back to an equal object."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
@@ -209,62 +182,4 @@ def _deciding(config: RunConfig) -> dict[str, object]:
 
 
 def _leaves_of(config: RunConfig) -> list[tuple[str, object]]:
-    return leaves(OmegaConf.to_container(OmegaConf.structured(config)))
-
-
-def read_yaml(path: Path, what: str, content_words: str, remedy: str) -> dict:
-    """The mapping in a YAML file; `what` the file is and `content_words` what it holds go into the errors.
-
-    Raises UsageError where it is missing, not YAML or not a mapping.
-    """
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such {what}; {remedy}") from None
-    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
-        raise UsageError(f"{path}: not readable as YAML ({' '.join(str(error).split())[:160]})") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"{path}: must be a YAML mapping of {content_words}; {remedy}")
-    return content
-
-
-def _read_layers(path: Path, depth: int = 0) -> list[dict]:
-    if depth > MAX_INCLUDE_DEPTH:
-        raise UsageError(f"{path}: includes are nested deeper than {MAX_INCLUDE_DEPTH}; does a file include itself?")
-    content = read_yaml(path, "configuration file", "sections", "see configs/ for examples")
-    includes = content.pop("include", [])
-    includes = [includes] if isinstance(includes, str) else includes
-    return [layer for name in includes for layer in _read_layers(path.parent / name, depth + 1)] + [content]
-
-
-def _parse_override(text: str, problems: list[str]) -> dict:
-    key, equals, _ = text.partition("=")
-    if not equals or not key:
-        problems.append(f"{text}: an override must look like key=value, for example train.epochs=2")
-        return {}
-    try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist([text]), resolve=True)
-    except (YAMLError, OmegaConfBaseException) as error:
-        problems.append(f"{text}: not readable ({' '.join(str(error).split())[:120]})")
-        return {}
-
-
-def leaves(tree: dict, prefix: str = "") -> list[tuple[str, object]]:
-    """Dotted keys of a tree of mappings with what is not a mapping itself."""
-    found = []
-    for key, value in tree.items():
-        dotted = f"{prefix}{key}"
-        found.extend(leaves(value, f"{dotted}.") if isinstance(value, dict) else [(dotted, value)])
-    return found
-
-
-def _reason(error: Exception, dotted: str, kind: type) -> str:
-    text = str(error).splitlines()[0]
-    if "not in" in text:
-        known = OmegaConf.structured(kind)
-        for part in dotted.split(".")[:-1]:
-            if part not in known or not OmegaConf.is_dict(known[part]):
-                break
-            known = known[part]
-        return f"unknown key; known here: {', '.join(known)}"
-    return text
+    return leaves(asdict(config))

@@ -14,10 +14,10 @@ from harness.corpus import CorpusConfig, list_corpus
 from harness.encode import MODEL_FILE
 from harness.errors import RunFailure, UsageError
 from harness.files import make_directory, reason, sync_directory
-from harness.interrupt import ended_by_signals
 from harness.lock import DirectoryLock
 from harness.preparation import HELDOUT_FILE, TRAIN_FILE, clear, prepare
 from harness.shards import Shard, open_shard
+from harness.stop import keeping
 from harness.tokenizer import ByteTokenizer, SentencePieceTokenizer, from_model_bytes
 
 
@@ -81,11 +81,11 @@ def prepare_data(config: RunConfig, repair: bool = False, check: Callable[[Path]
 
     One process prepares and the others wait for it. The directory appears at once; what an earlier preparation has
     completed is used. `check` is called with the folder of the work before it begins. Raises UsageError where the
-    corpus cannot be read, RunFailure where the work fails, and Stopped where a signal ended it.
+    corpus cannot be read, RunFailure where the work fails, and Interrupted where a signal ended it.
     """
     directory = data_directory(config)
     work = work_directory(directory)
-    with ended_by_signals(f"{directory}: preparation ended by"):
+    with keeping(f"{directory}: what is prepared is kept, and the same command goes on"):
         while not directory.exists() or (repair and _damage(config)):
             try:
                 make_directory(work)

@@ -1,6 +1,7 @@
 """Ranks: who am I, how many are we, and the few sums that everybody must agree on."""
 
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,10 +13,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from harness.errors import CodelengthError, RunFailure, UsageError
+from harness.errors import CodelengthError, OtherRankFailed, RunFailure, UsageError
 
 T = TypeVar("T")
 
+MAX_PORT = 65_535
+"""Of numbers that describe a rank, ports are the largest."""
 DEVICES = ("auto", "cuda", "cpu")
 # Without them NCCL chooses algorithms by what it measures and finds, so that a run that goes on elsewhere in a cluster
 # may sum in another order. What users have set counts.
@@ -110,6 +113,47 @@ def on_first_rank(ranks: Ranks, work: Callable[..., T], *arguments: object) -> T
     return result
 
 
+def check_launch() -> None:
+    """Raises UsageError where the environment describes this process's place among others badly, or not at all."""
+    environment = os.environ
+    tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")
+    if "WORLD_SIZE" not in environment and tasks.isdecimal() and int(tasks) > 1 and "SLURM_STEP_ID" in environment:
+        if environment.get("SLURM_PROCID", "0") != "0":
+            raise OtherRankFailed("")
+        raise UsageError(
+            f"SLURM_STEP_NUM_TASKS={tasks}: srun has started this command {tasks} times, each to train the same run "
+            "alone; start one task a node with --processes or torchrun in it, or use `codelength submit`"
+        )
+    for name, least in {"WORLD_SIZE": 1, "RANK": 0, "LOCAL_WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_PORT": 0}.items():
+        text = environment.get(name, str(least))
+        if not (text.isascii() and text.isdecimal() and least <= int(text[:9]) <= MAX_PORT and len(text) < 9):
+            raise UsageError(f"{name}={text}: must be a whole number from {least} to {MAX_PORT}; torchrun sets it")
+    world_size = int(environment.get("WORLD_SIZE", "1"))
+    if int(environment.get("RANK", "0")) >= world_size:
+        raise UsageError(f"RANK={environment['RANK']}: must be below WORLD_SIZE={world_size}; torchrun sets both")
+    if world_size == 1:
+        return
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not environment.get(name)]
+    if missing:
+        raise UsageError(
+            f"WORLD_SIZE={world_size}: says that this process is one of {world_size}, but {' and '.join(missing)} are "
+            "not set; start it with torchrun or --processes, or unset WORLD_SIZE"
+        )
+
+
+def _check_address() -> None:
+    """Raises RunFailure where the first rank's address is no address: on this machine, so that this rank says so."""
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    try:
+        socket.getaddrinfo(address, int(port))
+    except (OSError, UnicodeError, OverflowError) as error:
+        raise RunFailure(
+            f"rank {os.environ['RANK']}: MASTER_ADDR={address}: cannot be resolved here "
+            f"({getattr(error, 'strerror', None) or error}); name the first rank's machine by what all "
+            "machines know, such as its IP address"
+        ) from None
+
+
 def choose_device(wanted: str) -> torch.device:
     """The device of this process for `backend.device`: `auto` takes a GPU where every process here has one of its own.
 
@@ -149,8 +193,9 @@ def joined_ranks(timeout_seconds: float, wanted_device: str = "cpu") -> Iterator
     """Join the process group that torchrun (or srun through torchrun) describes; one process needs none.
 
     A group that this process is in already is used and left as it is. Raises RunFailure where contact is lost, and
-    UsageError where there is no such device.
+    UsageError where there is no such device, or the environment does not say which rank this is.
     """
+    check_launch()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     device = choose_device(wanted_device)
     if world_size == 1:
@@ -159,6 +204,7 @@ def joined_ranks(timeout_seconds: float, wanted_device: str = "cpu") -> Iterator
     is_own_group = not dist.is_initialized()
     try:
         if is_own_group:
+            _check_address()
             init_process_group(device, timeout_seconds)
         rank = dist.get_rank()
         yield Ranks(rank=rank, world_size=world_size, device=device)

@@ -2,6 +2,9 @@
 
 import os
 
+# EX_TEMPFAIL: nothing has failed, and the same command is wanted again. Job scripts queue themselves again by it.
+PAUSED_STATUS = 75
+
 
 class CodelengthError(Exception):
     """Base of both kinds; `exit_status` is what the command ends with."""
@@ -19,6 +22,12 @@ class Stopped(CodelengthError):
     """The run was asked to stop, and has saved; every rank says the same."""
 
 
+class Paused(Stopped):
+    """The run was asked to make room and has saved: whoever started it may start it again."""
+
+    exit_status = PAUSED_STATUS
+
+
 class RunFailure(CodelengthError):
     """The work itself failed (a full disk, a dead rank, a loss that is not finite)."""
 
@@ -29,8 +38,14 @@ class OtherRankFailed(RunFailure):
     """What another rank failed of, which it says itself."""
 
 
-def is_said_here(error: CodelengthError) -> bool:
+def is_said_here(error: BaseException) -> bool:
     """Whether this rank prints an error: what every rank would say, the first one says."""
     if isinstance(error, OtherRankFailed):
         return False
-    return os.environ.get("RANK", "0") == "0" or not isinstance(error, UsageError | Stopped)
+    return speaks_for_all() or not isinstance(error, UsageError | Stopped | KeyboardInterrupt)
+
+
+def speaks_for_all() -> bool:
+    """Whether this process is the first rank, or has no proper place among others."""
+    rank, world_size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    return not (rank.isdecimal() and world_size.isdecimal() and 0 < int(rank) < int(world_size))

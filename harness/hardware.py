@@ -11,11 +11,9 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-import psutil
 import torch
 
 from harness.distributed import NCCL_SETTINGS
-from harness.errors import UsageError
 from harness.gpus import known_gpu
 
 # Variables by which users choose other kernels than their processor's best.
@@ -99,15 +97,20 @@ def matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
     return 2 * size**3 / best
 
 
-def identity(device: torch.device, dtype: torch.dtype, packages: tuple[str, ...]) -> dict[str, str]:
-    """What decides the last bits of a run besides its configuration and data, and must not change in its middle."""
+def identity(
+    device: torch.device, dtype: torch.dtype, packages: tuple[str, ...], host_computes: bool = True
+) -> dict[str, str]:
+    """What decides the last bits of a run besides its configuration and data, and must not change in its middle.
+
+    The host's instructions and threads do where `host_computes`; beside a GPU it may only read and write.
+    """
+    host = {"cpu_capability": torch.backends.cpu.get_cpu_capability(), "threads": str(torch.get_num_threads())}
     return {
         "precision": str(dtype).removeprefix("torch."),
         "muon_precision": str(muon_precision(dtype, device)).removeprefix("torch."),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         **({"nccl": nccl_settings(device)} if device.type == "cuda" else {}),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": str(torch.get_num_threads()),
+        **(host if host_computes or device.type == "cpu" else {}),
         "code": code_sha256()[:16],
         **{name: metadata.version(name) for name in packages},
     }
@@ -157,16 +160,6 @@ def peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def check_memory(needed_bytes: int) -> None:
-    """Raises UsageError where so much is not free, before anything is allocated."""
-    free = psutil.virtual_memory().available
-    if needed_bytes > free:
-        raise UsageError(
-            f"needs about {needed_bytes / 1e9:.1f} GB of memory to decode, {free / 1e9:.1f} GB are free; decode it on "
-            "a larger machine"
-        )
-
-
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error of PyTorch says that memory has run out; on a CPU it is a plain RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
@@ -194,6 +187,11 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def c_library() -> str:
+    """Name and version of the C library, whose functions differ in last bits; of the system where it is unknown."""
+    return " ".join(platform.libc_ver()).strip() or platform.platform(terse=True)
 
 
 def git_commit() -> str | None:

@@ -22,7 +22,7 @@ from harness.batches import MicroBatch
 from harness.checkpoint import FORMAT_VERSION
 from harness.distributed import Ranks, on_first_rank
 from harness.errors import RunFailure, UsageError
-from harness.files import make_directory, patiently, replacing, sha256
+from harness.files import make_directory, naming, patiently, replacing, sha256
 from harness.units import bits_from_nats, bits_per_byte
 
 SCHEMA = pa.schema(
@@ -228,8 +228,11 @@ def read_rows(run_dir: Path, columns: list[str]) -> Iterator[pa.Table]:
         raise UsageError(f"{run_dir}: no ledger; run `codelength train` first")
     for path in paths:
         try:
-            yield pq.read_table(path, columns=columns)
+            with naming(path):
+                yield patiently(functools.partial(pq.read_table, path, columns=columns))
         except (pa.ArrowInvalid, OSError) as error:
+            if isinstance(error, OSError) and error.errno:
+                raise
             words = str(error).splitlines()[0][:100]
             raise UsageError(f"{path}: damaged ledger part, or one of another version ({words}); train again") from None
 

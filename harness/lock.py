@@ -19,7 +19,7 @@ from pathlib import Path
 from secrets import token_hex
 
 from harness.errors import RunFailure, UsageError
-from harness.files import temporary_path
+from harness.files import naming, patiently, temporary_path
 
 LOCK_FILE = "LOCK"
 SECONDS_BETWEEN_SIGNS = 10.0
@@ -82,7 +82,8 @@ class DirectoryLock:
 
     def check(self) -> None:
         """Raises RunFailure where somebody has taken the lock over, as from a process that was suspended for long."""
-        if _read_holder(self.path) != self._me:
+        # A file system that does not answer is an error of its own, and no other process.
+        if patiently(lambda: _read_holder(self.path)) != self._me:
             raise RunFailure(f"{self.path}: another process has taken this directory over; this one stops")
 
     def release(self) -> None:
@@ -90,8 +91,10 @@ class DirectoryLock:
         if self._descriptor is None:
             return
         self._released.set()
-        if _read_holder(self.path) == self._me:
-            self.path.unlink(missing_ok=True)
+        # One that cannot be removed now is that of a dead process soon.
+        with suppress(OSError):
+            if _read_holder(self.path) == self._me:
+                self.path.unlink(missing_ok=True)
         os.close(self._descriptor)
         self._descriptor = None
 
@@ -100,7 +103,8 @@ class DirectoryLock:
         temporary = temporary_path(self.path)
         descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
         try:
-            os.write(descriptor, json.dumps(asdict(self._me)).encode())
+            with naming(self.path), open(descriptor, "wb", closefd=False) as file:
+                file.write(json.dumps(asdict(self._me)).encode())
             # A file system without locks: exclusive creation and the signs of life decide alone.
             with suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -211,6 +215,7 @@ def locked(directory: Path) -> Iterator[DirectoryLock]:
 def _read_holder(path: Path) -> Holder | None:
     """Who a lock names; None where it has gone or is no lock."""
     try:
-        return Holder(**json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError):
+        with naming(path):
+            return Holder(**json.loads(path.read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
         return None

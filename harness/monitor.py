@@ -6,6 +6,7 @@ They are views: the ledger is the record. Other ranks hold a `NullMonitor`, so t
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Self
 
 import torch
 
-from harness.files import replacing
+from harness.files import naming, replacing
 from harness.units import bits_per_byte as per_byte
 from harness.units import bytes_from_bits
 
@@ -79,13 +80,15 @@ class Monitor(NullMonitor):
         self._line_width = 0
         self._last_line_at = -_SECONDS_BETWEEN_LINES
         run_dir.mkdir(parents=True, exist_ok=True)
-        metrics_path = run_dir / _METRICS_FILE
+        self._metrics_path = metrics_path = run_dir / _METRICS_FILE
         if purge_step is not None and metrics_path.exists():
             _drop_lines_from(metrics_path, purge_step)
         self._metrics_file = metrics_path.open("a", encoding="utf-8")
         # A restart purges only what a marked start came before, so the first start is marked too, as a purge from 0.
-        log_dir = str(run_dir / _TENSORBOARD_DIR)
-        self._writer = SummaryWriter(log_dir=log_dir, purge_step=purge_step or 0, flush_secs=10)
+        self._log_dir = run_dir / _TENSORBOARD_DIR
+        threading.excepthook = _say_once
+        with naming(self._log_dir):
+            self._writer = SummaryWriter(log_dir=str(self._log_dir), purge_step=purge_step or 0, flush_secs=10)
 
     def close(self) -> None:
         """Finish the progress line and close the files."""
@@ -93,27 +96,33 @@ class Monitor(NullMonitor):
             print(file=sys.stderr, flush=True)
             self._line_width = 0
         self._metrics_file.close()
-        self._writer.close()
+        with naming(self._log_dir):
+            self._writer.flush()
+            self._writer.close()
 
     def log_step(self, step: int, phase: str, metrics: dict[str, float]) -> None:
         """Append one JSON line, at once on its way to disk, and one TensorBoard scalar a metric."""
         line = {"step": step, "phase": phase} | {name: _json_number(value) for name, value in metrics.items()}
-        print(json.dumps(line, allow_nan=False), file=self._metrics_file, flush=True)
-        for name, value in metrics.items():
-            self._add_scalar(name, value, step)
+        with naming(self._metrics_path):
+            print(json.dumps(line, allow_nan=False), file=self._metrics_file, flush=True)
+        with naming(self._log_dir):
+            for name, value in metrics.items():
+                self._add_scalar(name, value, step)
 
     def log_tensors(self, step: int, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Record the number of non-zeros of every tensor that has elements, and the histogram of a sample of it."""
         for name, tensor in named_tensors:
             values = tensor.detach()
-            self._add_scalar(f"nonzeros/{name}", int(values.count_nonzero()), step)
+            with naming(self._log_dir):
+                self._add_scalar(f"nonzeros/{name}", int(values.count_nonzero()), step)
             # An odd stride visits all columns of matrices whose width is a power of two.
             stride = -(-values.numel() // _LARGEST_SAMPLE) | 1
             values = values.reshape(-1)[::stride].float().cpu()
             # The writer's bins end at 1e20 and it fails where none of the values is inside them.
             counted_values = values[values.abs() < _LARGEST_IN_HISTOGRAM]
             if counted_values.numel():
-                self._writer.add_histogram(f"weights/{name}", counted_values.numpy(), step)
+                with naming(self._log_dir):
+                    self._writer.add_histogram(f"weights/{name}", counted_values.numpy(), step)
 
     def progress(
         self,
@@ -162,6 +171,12 @@ class Monitor(NullMonitor):
     def _add_scalar(self, name: str, value: float, step: int) -> None:
         # TensorBoard's fast loader shows no float64 scalar at all; metrics.jsonl and the ledger have every digit.
         self._writer.add_scalar(name, value, step, new_style=True)
+
+
+def _say_once(problem: threading.ExceptHookArgs) -> None:
+    """A `threading.excepthook` without TensorBoard's writer, whose errors its next call raises again."""
+    if not type(problem.thread).__module__.startswith("tensorboard."):
+        threading.__excepthook__(problem)
 
 
 def make_monitor(run_dir: Path, total_steps: int, rank: int, purge_step: int | None = None) -> NullMonitor:

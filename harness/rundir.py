@@ -1,21 +1,24 @@
 """A run directory: made for one configuration, marked DONE at the end, never reused for another."""
 
 import json
+import os
+import re
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import chdir, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from harness.config import RunConfig, changed_keys, dump_config, load_config
-from harness.data import Data, open_data
+from harness.data import Data, data_directory, open_data
 from harness.distributed import Ranks, on_first_rank
 from harness.errors import UsageError
-from harness.files import make_directory, replacing, sha256, write_file, write_json
+from harness.files import make_directory, read_file, replacing, sha256, write_file, write_json
 from harness.hardware import environment
 from harness.ledger import Part, part_problem
 from harness.lock import DirectoryLock
@@ -95,7 +98,7 @@ def check_done(run_dir: Path) -> None:
         raise UsageError(f"{run_dir}: training is not complete; run `codelength train` with the same configuration")
     try:
         # Earlier releases left it empty.
-        text = (run_dir / DONE_MARKER).read_text()
+        text = read_file(run_dir / DONE_MARKER)
         written = json.loads(text) if text else {"ledger": [], "weights": sha256(run_dir / WEIGHTS_FILE)}
         problems = [part_problem(run_dir, rank, parts) for rank, parts in enumerate(written["ledger"])]
         if sha256(run_dir / WEIGHTS_FILE) != written["weights"]:
@@ -113,7 +116,13 @@ def write_weights(run_dir: Path, weights: dict[str, Tensor], grid_steps: dict[st
     # Adding zero turns -0.0 into 0.0, as gathering shares does: the file is the same on every backend.
     tensors = {name: tensor.float().add(0.0).cpu().contiguous() for name, tensor in weights.items()}
     with replacing(run_dir / WEIGHTS_FILE) as file:
-        save_file(tensors, file.name, {GRID_KEY: json.dumps(grid_steps)})
+        try:
+            save_file(tensors, file.name, {GRID_KEY: json.dumps(grid_steps)})
+        except SafetensorError as error:
+            number = re.search(r"os error (\d+)", str(error))
+            if not number:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
 
 
 def write_members(run_dir: Path, member_bits: dict[str, float]) -> None:
@@ -125,7 +134,7 @@ def write_members(run_dir: Path, member_bits: dict[str, float]) -> None:
 def read_members(run_dir: Path) -> dict[str, float]:
     """What `write_members` wrote."""
     path = run_dir / MEMBERS_FILE
-    return json.loads(path.read_text()) if path.exists() else {}
+    return json.loads(read_file(path)) if path.exists() else {}
 
 
 def load_run_config(run_dir: Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
@@ -136,6 +145,33 @@ def load_run_config(run_dir: Path, overrides: list[str] | tuple[str, ...] = ()) 
     if not (run_dir / CONFIG_FILE).exists():
         raise UsageError(f"{run_dir}: not a run directory (no {CONFIG_FILE}); run `codelength train` first")
     return load_config(run_dir / CONFIG_FILE, overrides)
+
+
+def run_base(run_dir: Path, config: RunConfig) -> Path:
+    """The folder that the relative paths of a run's configuration begin in: one where its data are found.
+
+    This folder, the one that the run was started in, or the one that its runs were moved to together with its data.
+    """
+    bases, own, absolute = [Path.cwd()], config.run_dir, run_dir.absolute()
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        bases.append(Path(json.loads((run_dir / ENVIRONMENT_FILE).read_text())["folder"]))
+    if not own.is_absolute() and absolute.parts[-len(own.parts) :] == own.parts:
+        bases.append(Path(*absolute.parts[: -len(own.parts)]))
+    for base in bases:
+        with suppress(OSError), chdir(base):
+            if data_directory(config).exists():
+                return base
+    return bases[0]
+
+
+def open_run_data(run_dir: Path, config: RunConfig, verify: bool = False) -> Data:
+    """The data that a run was trained on, also from another folder; `verify` reads them whole.
+
+    Raises UsageError where they are missing or damaged.
+    """
+    base = run_base(run_dir, config)
+    with chdir(base):
+        return open_data(replace(config, data_dir=str(base / config.data_dir)), verify)
 
 
 def check_same_run(config: RunConfig) -> None:
@@ -166,5 +202,6 @@ def _open(config: RunConfig, ranks: Ranks, dtype: torch.dtype, locks: list[Direc
     if is_done(run_dir):
         return True
     write_file(run_dir / CONFIG_FILE, dump_config(config).encode())
-    write_json(run_dir / ENVIRONMENT_FILE, environment(ranks.world_size, ranks.device, dtype))
+    made_with = environment(ranks.world_size, ranks.device, dtype) | {"folder": str(Path.cwd())}
+    write_json(run_dir / ENVIRONMENT_FILE, made_with)
     return False

@@ -86,8 +86,8 @@ class TrainConfig:
             found.append(f"train.replays={self.replays}: must be between 0 and {MAX_REPLAYS}")
         if not all(0 < fraction < 1 for fraction in at) or sorted(set(at)) != at:
             found.append(f"train.retrain_at={at}: must be fractions between 0 and 1, each larger than the one before")
-        if not (math.isfinite(self.retrain_epochs) and self.retrain_epochs > 0):
-            found.append(f"train.retrain_epochs={self.retrain_epochs}: must be positive")
+        if not 0 < self.retrain_epochs <= MAX_REPLAYS:
+            found.append(f"train.retrain_epochs={self.retrain_epochs}: must be positive and at most {MAX_REPLAYS}")
         if at and self.replays:
             found.append(f"train.replays={self.replays}: nothing is learnt between the blocks of retrain_at; use 0")
         if at and self.epochs != 1:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from harness.settings import name_problems
 from harness.sparsity.rules import COUPLINGS, RULES
 from harness.teacher_inputs import layer_shapes, make_inputs
 
@@ -88,8 +89,7 @@ class TeacherConfig:
     def problems(self) -> list[str]:
         """Every bad value, a line each."""
         found = []
-        if not self.name or Path(self.name).name != self.name:
-            found.append(f"name={self.name}: must be a plain directory name")
+        found.extend(name_problems(self.name))
         for key in ("teacher", "student"):
             widths = getattr(self, key)
             if len(widths) < 2 or not all(1 <= width <= MAX_WIDTH for width in widths) or widths[-1] != 1:

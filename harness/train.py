@@ -5,14 +5,21 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from harness.stop import PAUSE_SIGNAL, Interrupted, end_at_signals, interruptible, outlive_terminal
+
+if __name__ == "__main__":
+    # The imports below take seconds.
+    end_at_signals(PAUSE_SIGNAL)
+
 import torch
 
 from harness.config import RunConfig, load_config
 from harness.data import Data
-from harness.distributed import Ranks, choose_device, joined_ranks, leave
+from harness.distributed import Ranks, check_launch, choose_device, joined_ranks, leave
 from harness.errors import CodelengthError, RunFailure, UsageError, is_said_here
 from harness.hardware import compute_deterministically, is_out_of_memory, resolve_precision
 from harness.order import SequenceOrder
+from harness.output import print_anything
 from harness.rundir import open_on_all_ranks, opened_run_directory
 from harness.schedule import plan_phases
 from harness.trainer import Trainer
@@ -44,6 +51,7 @@ def train_run(config: RunConfig) -> None:
 
     Raises UsageError for wrong input, RunFailure where the work fails, and Stopped where it was asked to.
     """
+    check_launch()
     # What would be refused afterwards is refused before hours of preparation.
     choose_device(config.backend.device)
     config.train.micro_batch(int(os.environ.get("WORLD_SIZE", "1")))
@@ -80,13 +88,17 @@ def _train(
 
 def main(arguments: Sequence[str]) -> int:
     """Entry point of one rank: CONFIG and `key=value` overrides; returns the exit status."""
+    print_anything()
+    outlive_terminal()
     try:
         if not arguments:
             raise UsageError("usage: torchrun --nproc-per-node N -m harness.train CONFIG [key=value ...]")
-        train_run(load_config(arguments[0], arguments[1:]))
-    except CodelengthError as error:
+        with interruptible(PAUSE_SIGNAL):
+            train_run(load_config(arguments[0], arguments[1:]))
+    except (CodelengthError, Interrupted) as error:
         if is_said_here(error):
-            print(error, file=sys.stderr)
+            for line in str(error).splitlines():
+                print(f"codelength: {line}", file=sys.stderr)
         return error.exit_status
     except OSError as error:
         print(f"{error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)

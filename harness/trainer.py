@@ -22,7 +22,7 @@ from harness.config import RunConfig, training_sha256
 from harness.convergence import Convergence
 from harness.data import Data
 from harness.distributed import Ranks, on_first_rank
-from harness.errors import RunFailure, Stopped, UsageError
+from harness.errors import Paused, RunFailure, Stopped, UsageError
 from harness.experts import Experts
 from harness.hardware import identity, peak_flops, peak_memory_bytes
 from harness.ledger import LedgerWriter, check_ledger, ledger_damage
@@ -58,6 +58,7 @@ class Trainer:
         if config.train.retrain_at or not config.online.trains_plainly:
             self.prequential = Prequential(self.experts, data.tokenizer.vocab_size, data.train.num_tokens, ranks, dtype)
         packages = self.prequential.blend.packages if self.prequential else ()
+        host_computes = bool(packages) or config.backend.offload_optimizer
         self.phases = plan_phases(config.train, self.batches.order.steps, config.prune.prunings)
         self.num_steps = self.phases[-1].end_step
         self.state = RunState(
@@ -66,7 +67,7 @@ class Trainer:
                 "config": training_sha256(config)[:16],
                 "data": data.train.fingerprint,
                 "world_size": str(ranks.world_size),
-                **ranks.agreed(identity(ranks.device, dtype, (*self.backend.packages, *packages))),
+                **ranks.agreed(identity(ranks.device, dtype, (*self.backend.packages, *packages), host_computes)),
             },
         )
         self.meter, self.ledger = Meter(), None
@@ -138,7 +139,7 @@ class Trainer:
                 # once in a while: a checkpoint
                 if asked.is_written == ranks.world_size:
                     self.saver.finish()
-                must_stop = (asked.stop_by_signal or asked.stop_by_file) and self.state.step < self.num_steps
+                must_stop = (asked.stop_by_signal or asked.pause) and self.state.step < self.num_steps
                 if asked.save or must_stop:
                     path, self.saved_at = self._save(), time.monotonic()
                 if must_stop:
@@ -146,9 +147,8 @@ class Trainer:
                     text = f"stopped after step {self.state.step}, saved in {path}; the same command goes on"
                     if asked.stop_by_signal:
                         raise Stopped(text)
-                    on_first_rank(ranks, stop.fulfil)
-                    self.monitor.message(text)
-                    return
+                    on_first_rank(ranks, stop.withdraw)
+                    raise Paused(text)
             if self.state.prunings < self.config.prune.prunings:
                 self._prune()
             self._finish(stop)
@@ -167,7 +167,7 @@ class Trainer:
         return Asked(
             save=is_first and now - self.saved_at > 60 * self.config.train.checkpoint_minutes,
             stop_by_signal=stop.by_signal,
-            stop_by_file=is_first and stop.by_file,
+            pause=stop.by_pause_signal or (is_first and stop.by_file),
             histograms=is_first and now - self.histograms_at > SECONDS_BETWEEN_HISTOGRAMS,
             is_written=self.saver.is_written,
         )

@@ -16,10 +16,10 @@ import psutil
 
 from harness.config import RunConfig
 from harness.data import data_directory, prepare_data, work_directory
-from harness.errors import CodelengthError, OtherRankFailed, RunFailure, Stopped, UsageError
+from harness.errors import PAUSED_STATUS, CodelengthError, OtherRankFailed, Paused, RunFailure, Stopped, UsageError
 from harness.files import temporary_path, write_json
-from harness.interrupt import ended_by_signals
 from harness.lock import LOCK_FILE, SECONDS_OF_SILENCE
+from harness.stop import Interrupted, keeping
 
 SECONDS_BETWEEN_LOOKS = 0.2
 # By these a job is told from others, and from its own starts before this one.
@@ -31,7 +31,7 @@ _JOB_VARIABLES = (
     "SLURM_JOB_ID",
     "SLURM_RESTART_COUNT",
 )
-_ERRORS = {kind.__name__: kind for kind in (UsageError, Stopped, RunFailure)}
+_ERRORS = {kind.__name__: kind for kind in (UsageError, Paused, Stopped, RunFailure)}
 
 
 def prepare_for_job(config: RunConfig) -> None:
@@ -50,10 +50,10 @@ def prepare_for_job(config: RunConfig) -> None:
         prepare_data(config, check=_raise_failure_of_others)
     except OtherRankFailed:
         raise
-    except CodelengthError as error:
+    except (CodelengthError, Interrupted) as error:
         with suppress(CodelengthError, OSError):
             work.mkdir(parents=True, exist_ok=True)
-            write_json(_failure_path(work), {"kind": type(error).__name__, "message": str(error)})
+            write_json(_failure_path(work), {"kind": _kind_of(error).__name__, "message": str(error)})
         raise
 
 
@@ -63,7 +63,7 @@ def _wait(config: RunConfig) -> None:
     work = work_directory(directory)
     patience = max(config.backend.timeout_seconds, SECONDS_OF_SILENCE)
     sign, since = None, time.monotonic()
-    with ended_by_signals(f"{directory}: waiting for its preparation was ended by"):
+    with keeping(f"{directory}: what is prepared is kept, and the same command goes on"):
         while not directory.exists():
             _raise_failure_of_others(work)
             seen = _sign_of(work / LOCK_FILE)
@@ -98,6 +98,13 @@ def _raise_failure_of_others(work: Path) -> None:
         return
     # What every rank would say, the first one says; what only one can know, that one has said.
     raise (OtherRankFailed if kind is RunFailure else kind)(message)
+
+
+def _kind_of(error: CodelengthError | Interrupted) -> type[CodelengthError]:
+    """What the other ranks end with."""
+    if isinstance(error, Interrupted):
+        return Paused if error.exit_status == PAUSED_STATUS else Stopped
+    return type(error)
 
 
 def _failure_path(work: Path) -> Path:

@@ -20,10 +20,13 @@ SECONDS_BEFORE_PROGRESS_LINES, SECONDS_BETWEEN_PROGRESS_LINES = 2.0, 10.0
 
 def data_command(options: Namespace) -> None:
     """Prepare tokenizer and shards."""
-    from harness.config import load_config
-    from harness.data import prepare_data
+    from harness.stop import PAUSE_SIGNAL, interruptible
 
-    data = prepare_data(load_config(options.config, options.overrides), repair=True)
+    with interruptible(PAUSE_SIGNAL):
+        from harness.config import load_config
+        from harness.data import prepare_data
+
+        data = prepare_data(load_config(options.config, options.overrides), repair=True)
     for name, shard in (("train", data.train), ("heldout", data.heldout)):
         print(f"{name:8}{shard.raw_bytes:>16,} bytes = {shard.num_tokens:,} tokens, SHA-256 {shard.fingerprint[:16]}")
     print(f"shards are in {data.directory}")
@@ -31,17 +34,20 @@ def data_command(options: Namespace) -> None:
 
 def train_command(options: Namespace) -> int:
     """Train a run; returns the exit status."""
-    from harness.config import load_config
+    from harness.stop import PAUSE_SIGNAL, interruptible
 
-    config = load_config(options.config, options.overrides)
-    if options.processes > 1:
-        from launch.workers import run_here
+    with interruptible(PAUSE_SIGNAL):
+        from harness.config import load_config
 
-        config.train.micro_batch(options.processes)
-        return run_here("harness.train", [options.config, *options.overrides], options.processes)
-    from harness.train import train_run
+        config = load_config(options.config, options.overrides)
+        if options.processes > 1:
+            from launch.workers import run_here
 
-    train_run(config)
+            config.train.micro_batch(options.processes)
+            return run_here("harness.train", [options.config, *options.overrides], options.processes)
+        from harness.train import train_run
+
+        train_run(config)
     return 0
 
 
@@ -95,7 +101,7 @@ def plot_command(options: Namespace) -> None:
 
 def curve_command(options: Namespace) -> None:
     """Code lengths of a loss curve."""
-    from eval.curve_input import Amounts, check_unit, read_amounts, read_curve
+    from eval.curve_input import Amounts, Options, check_unit, read_amounts, read_curve
     from eval.curve_table import check_format, curve_record, render
 
     check_unit(options.unit)
@@ -107,7 +113,8 @@ def curve_command(options: Namespace) -> None:
         check_figure_path(options.figure)
     from eval.curve import online_length
 
-    curve = read_curve(options.curve, options.unit, options.columns, options.tag, amounts.tokens_per_step)
+    reading = Options(**{field.name: getattr(options, field.name) for field in fields(Options)})
+    curve = read_curve(options.curve, options.unit, amounts.tokens_per_step, reading)
     online = online_length(curve, amounts.tokens, amounts.vocab_size)
     text = render(curve_record(curve, online, amounts, options.unit), curve, options.format)
     if options.figure:
@@ -150,42 +157,47 @@ def doctor_command(options: Namespace) -> None:
 def compress_command(options: Namespace) -> None:
     """Code a file."""
     from eval.offline import compress
-    from harness.data import open_data
-    from harness.rundir import load_run_config
+    from harness.rundir import load_run_config, open_run_data
+    from launch.streams import opened
 
     config = load_run_config(options.run_dir)
-    try:
-        text = options.input.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{options.input}: {error.strerror}; give the path of a file") from None
-    check_output(options.output, options.force)
-    progress = show_progress(options.quiet)
-    report = compress(options.run_dir, config, open_data(config), text, options.output, options.threads, progress)
-    print(
-        f"{options.output}: {report.total_bytes:,} bytes for {len(text):,} (header {report.header_bytes:,}, model "
-        f"{report.model_bytes:,}, tokenizer {report.tokenizer_bytes:,}, data {report.data_bytes:,}, checksum "
-        f"{report.checksum_bytes})"
-    )
+    with opened(options.input, options.output, options.force) as (source, output):
+        try:
+            text = source.read_bytes()
+        except OSError as error:
+            raise UsageError(f"{options.input}: {error.strerror}; give the path of a file") from None
+        progress = show_progress(options.quiet)
+        data = open_run_data(options.run_dir, config)
+        report = compress(options.run_dir, config, data, text, output, options.threads, progress)
+        print(
+            f"{options.output}: {report.total_bytes:,} bytes for {len(text):,} (header {report.header_bytes:,}, model "
+            f"{report.model_bytes:,}, tokenizer {report.tokenizer_bytes:,}, data {report.data_bytes:,}, checksum "
+            f"{report.checksum_bytes})"
+        )
 
 
 def decompress_command(options: Namespace) -> None:
     """Rebuild a text."""
     from eval.archive import read_archive
     from harness.files import write_file
+    from launch.streams import opened
 
-    check_output(options.output, options.force)
-    text = read_archive(options.archive, options.threads, show_progress(options.quiet))
-    write_file(options.output, text)
-    if not options.quiet:
-        print(f"{options.output}: {len(text):,} bytes, SHA-256 verified")
+    with opened(options.archive, options.output, options.force) as (archive, output):
+        text = read_archive(archive, options.threads, show_progress(options.quiet), options.max_memory)
+        write_file(output, text)
+        if not options.quiet:
+            print(f"{options.output}: {len(text):,} bytes, SHA-256 verified")
 
 
 def submit_command(options: Namespace) -> None:
     """Submit a job."""
     from launch import submit
+    from launch.resources import Resources
 
-    names = ("nodes", "gpus_per_node", "processes_per_node", "cpus_per_task", "time", "mem", "partition", "account")
-    resources = submit.Resources(**{name: getattr(options, name) for name in (*names, "name")})
+    names = [field.name for field in fields(Resources) if not field.name.startswith("gpu")]
+    gpu_type, gpus = options.gpus_per_node
+    asked = {name: getattr(options, name) for name in names}
+    resources = Resources(gpu_type=gpu_type, gpus_per_node=gpus, **asked)
     if options.at_a_time and not options.sweep:
         raise UsageError(f"--at-a-time {options.at_a_time}: is for --sweep FILE")
     if options.sweep and options.eval:
@@ -201,17 +213,9 @@ def submit_command(options: Namespace) -> None:
     if submission is None:
         print("training is complete; nothing to submit")
     elif options.dry_run:
-        print(submission.text, end="")
+        print("".join(job.text for job in (submission, *submission.needs)), end="")
     else:
-        print(submit.describe(submit.submit(submission), submission))
-
-
-def check_output(path: Path, force: bool) -> None:
-    """Raises UsageError where `path` is no place for a file, or is one already and not to be replaced."""
-    if (path.exists() and not path.is_file()) or not path.parent.is_dir():
-        raise UsageError(f"{path}: not a place for a file; give the path of a file in an existing directory")
-    if path.exists() and not force:
-        raise UsageError(f"{path}: exists already; remove it, choose another -o, or add --force")
+        print(submit.describe(*submit.submit(submission), submission))
 
 
 def show_progress(quiet: bool) -> Callable[[int, int], None]:

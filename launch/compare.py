@@ -6,7 +6,7 @@ from eval.matrix_figures import heldout_figure, totals_figure
 from eval.table import flat_record, load_reports
 from harness.files import write_file
 from launch.grid import Run, Sweep, repeated, with_file
-from launch.running import finish_runs, stopped
+from launch.running import check_finished, finish_runs
 
 Labelled = list[tuple[str, Run]]
 """Runs with the labels of their methods."""
@@ -15,10 +15,10 @@ Labelled = list[tuple[str, Run]]
 def compare(grid: Sweep, at_a_time: int, processes: int) -> list[str]:
     """Repeat the best with other seeds, write the files of the best of all; then tables and pictures.
 
-    No run of the grid must have failed. Returns a line per run that has failed since, or was stopped.
+    No run of the grid must have failed. Returns a line per run that has failed since; raises Paused where one was
+    stopped.
     """
-    if unfinished := stopped(list(grid.runs)):
-        return unfinished
+    check_finished(list(grid.runs))
     runs = [(grid.method(run), run) for run in grid.runs]
     repetitions = [
         (f"{label}, seed {seed}", repeated(grid, run, seed))
@@ -26,14 +26,16 @@ def compare(grid: Sweep, at_a_time: int, processes: int) -> list[str]:
         for seed in grid.comparison.seeds
     ]
     again = [run for _, run in repetitions]
-    if failures := finish_runs(grid, again, at_a_time, processes) or stopped(again):
+    if failures := finish_runs(grid, again, at_a_time, processes):
         return failures
+    check_finished(again)
     runs += repetitions
     # A file's data are a little longer or shorter than the ideal ones, so that another run may be the best after it.
     while ideal := [best for best in _best_of_columns(grid, runs) if best.record["is_ideal"]]:
         files = [with_file(grid, _run_of(grid, runs, best)[1]) for best in ideal]
-        if failures := finish_runs(grid, files, at_a_time, processes) or stopped(files):
+        if failures := finish_runs(grid, files, at_a_time, processes):
             return failures
+        check_finished(files)
     _write(grid, _entries(grid, runs))
     return []
 

@@ -60,7 +60,7 @@ def run_and_control(config_path: str, overrides: list[str]) -> "Sweep":
     if problems:
         raise UsageError("\n".join(problems))
     runs = []
-    for settings in ([], [f"name={json.dumps(config.name + CONTROL_SUFFIX)}", "corpus.shuffle=true"]):
+    for settings in ([], [f"name={config.name}{CONTROL_SUFFIX}", "corpus.shuffle=true"]):
         chosen = load_config(config_path, [*overrides, *settings])
         texts = {"labels": (), "settings": tuple(settings), "overrides": (*overrides, *settings)}
         runs.append(Run(name=chosen.name, config=chosen, **texts))

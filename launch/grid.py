@@ -5,14 +5,16 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from eval.baselines import BASELINES
 from eval.matrix import family_of
-from harness.config import RunConfig, leaves, load_config, read_yaml
+from harness.config import RunConfig, load_config
 from harness.errors import UsageError
+from harness.settings import is_text, leaves, read_yaml, setting, shown
 
 KEYS = ("name", "config", "settings", "grid", "compare")
 MAX_RUNS = 1000
@@ -94,8 +96,11 @@ def read_sweep(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Sweep
         overrides.remove(text)
         content["name"] = text.removeprefix("name=")
     name, config = (content.get(key) for key in ("name", "config"))
-    if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name):
-        problems.append(f"name={name}: must be a plain name of letters, digits and . _ , + -")
+    if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name) or len(name) > MAX_NAME_CHARS:
+        problems.append(
+            f"name={shown(name)}: must be a plain name of at most {MAX_NAME_CHARS} letters, digits and . _ , + -, in "
+            "quotes where YAML takes it for something else"
+        )
     if not isinstance(config, str):
         problems.append(f"config={config}: must be the path of a configuration, relative to {path.name}")
     common = [*_common_settings(content.get("settings"), problems), *overrides]
@@ -123,7 +128,7 @@ def read_sweep(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Sweep
 def repeated(sweep: Sweep, run: Run, seed: int) -> Run:
     """The same run with another seed."""
     name = f"{run.name}_seed-{seed}"
-    overrides = (*run.overrides, f"seed={seed}", _setting("name", name))
+    overrides = (*run.overrides, f"seed={seed}", setting("name", name))
     config = load_config(sweep.config_path, overrides)
     return replace(run, name=name, settings=(*run.settings, f"seed={seed}"), overrides=overrides, config=config)
 
@@ -146,7 +151,8 @@ def _common_settings(settings: Any, problems: list[str]) -> list[str]:
     if settings is None:
         return []
     if isinstance(settings, dict):
-        return [_setting(key, value) for key, value in leaves(settings)]
+        problems += [f"settings.{line}" for line in _unquoted(leaves(settings))]
+        return [setting(key, value) for key, value in leaves(settings)]
     if isinstance(settings, list) and all(isinstance(text, str) for text in settings):
         return settings
     problems.append(f"settings={settings}: must be a mapping of settings, or a list of key=value")
@@ -211,6 +217,10 @@ def _read_axis(axis: str, values: Any, axes: list[str], problems: list[str]) -> 
         points = [_Point(_text(v), f"{shown}-{_as_name(_text(v))}", ((axis, v),)) for v in values]
     elif isinstance(values, dict) and values and all(isinstance(v, dict) and v for v in values.values()):
         points = [_Point(str(label), str(label), tuple(leaves(settings))) for label, settings in values.items()]
+        wrong = [label for label in values if not isinstance(label, str) and type(label) is not int]
+        problems += [
+            f"grid.{axis}: {label}: must be text, and is something else to YAML; put it in quotes" for label in wrong
+        ]
     else:
         problems.append(
             f"grid.{axis}={values}: must be a key of the configuration with a list of values, "
@@ -218,12 +228,22 @@ def _read_axis(axis: str, values: Any, axes: list[str], problems: list[str]) -> 
         )
         return []
     for point in points:
+        problems += [f"grid.{axis}: {line}" for line in _unquoted(point.settings)]
         if not _PLAIN_NAME.fullmatch(point.name):
             problems.append(f"grid.{axis}: {point.name}: must be a plain name of letters, digits and . _ , + -")
     names = [point.name for point in points]
     for name in dict.fromkeys(name for name in names if names.count(name) > 1):
         problems.append(f"grid.{axis}: two values are named {name}; give them labels of their own")
     return points
+
+
+def _unquoted(settings: Iterable[tuple[str, Any]]) -> list[str]:
+    """Text that YAML has read as something else."""
+    return [
+        f"{key}={shown(value)}: must be text, and is something else to YAML; put it in quotes"
+        for key, value in settings
+        if is_text(RunConfig, key) and not isinstance(value, str | None)
+    ]
 
 
 def _conflicts(grid: dict[str, list[_Point]], common: list[str]) -> list[str]:
@@ -253,7 +273,7 @@ def _make_runs(sweep: str, config_path: Path, common: list[str], axes: list[list
     points = list(itertools.product(*axes))
     for combination in points:
         name = "_".join(point.name for point in combination)
-        settings = [_setting(key, value) for point in combination for key, value in point.settings]
+        settings = [setting(key, value) for point in combination for key, value in point.settings]
         lines = []
         try:
             config = load_config(config_path, [*common, *settings])
@@ -265,7 +285,7 @@ def _make_runs(sweep: str, config_path: Path, common: list[str], axes: list[list
             refusals.setdefault(line, []).append(name)
         if not lines:
             config.name, config.runs_dir = name, str(Path(config.runs_dir) / sweep)
-            place = (_setting("runs_dir", config.runs_dir), _setting("name", name))
+            place = (setting("runs_dir", config.runs_dir), setting("name", name))
             labels, overrides = tuple(point.label for point in combination), (*common, *settings, *place)
             runs.append(Run(name=name, labels=labels, settings=tuple(settings), overrides=overrides, config=config))
     problems = [_attributed(line, names, len(points)) for line, names in refusals.items()]
@@ -281,11 +301,6 @@ def _attributed(line: str, names: list[str], num_runs: int) -> str:
     if len(names) == num_runs:
         return line
     return f"{line} (run {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''})"
-
-
-def _setting(key: str, value: Any) -> str:
-    """`key=value` that reads back as the same value: JSON is YAML."""
-    return f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
 def _text(value: Any) -> str:

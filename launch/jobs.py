@@ -13,10 +13,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import IO
 
-from harness.errors import RunFailure
+from harness.errors import PAUSED_STATUS, RunFailure
+from harness.stop import SIGNALS, handle
 
 SECONDS_BETWEEN_LOOKS = 0.1
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Lines that torchrun adds below the words of the process that failed.
 _TORCHRUN_MARKS = ("torch.distributed.elastic", "torch/distributed/elastic", "torch.multiprocessing")
 
@@ -104,6 +104,8 @@ class JobQueue:
 
     def _advance(self, active: _Active) -> None:
         """Start the next command, or end the job."""
+        if active.process and active.process.returncode == PAUSED_STATUS:
+            return self._end(active, "stopped")
         if active.process and active.process.returncode:
             output = active.job.log_path.read_bytes()[active.log_start :].decode(errors="replace")
             self.failures[active.job.name] = last_words(output) or f"ended with status {active.process.returncode}"
@@ -141,7 +143,8 @@ class JobQueue:
         """Tell what is running to save and end, and wait for it."""
         running = [active.process for active in self.active if active.process]
         for process in running:
-            process.send_signal(signal.SIGINT)
+            # SIGINT may be ignored in a job of the background, and with it in all that this process has started.
+            process.send_signal(signal.SIGTERM)
         for process in running:
             process.wait()
         for active in self.active:
@@ -152,7 +155,7 @@ class JobQueue:
 def stop_request() -> Iterator[Callable[[], bool]]:
     """Whether a signal has asked to stop; the handlers only note it."""
     received: list[int] = []
-    before = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in _SIGNALS}
+    before = handle(SIGNALS, lambda number, frame: received.append(number))
     try:
         yield lambda: bool(received)
     finally:

@@ -1,27 +1,25 @@
 """The `codelength` command: one subcommand per step of the work."""
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
 
 from harness.errors import CodelengthError, is_said_here
-from launch.parser import make_parser
+from harness.output import print_anything
+from harness.stop import Interrupted, interruptible, outlive_terminal
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a subcommand; returns the exit status: 0, 1 (the work failed) or 2 (usage or input)."""
-    parser = make_parser()
-    options, unknown = parser.parse_known_args(arguments)
-    # argparse takes no more positionals once an option has come; settings may stand anywhere.
-    if unknown and (not hasattr(options, "overrides") or any(text.startswith("-") for text in unknown)):
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    if unknown:
-        options.overrides += unknown
+    """Run a subcommand; returns the exit status.
+
+    0, 1 (the work failed), 2 (usage or input), 75 (asked to make room: to be started again) or 130 (interrupted).
+    """
+    print_anything()
+    outlive_terminal()
     try:
-        status = options.run(options)
-        sys.stdout.flush()
-    except CodelengthError as error:
+        with interruptible():
+            return _run(arguments)
+    except (CodelengthError, Interrupted) as error:
         if is_said_here(error):
             for line in str(error).splitlines():
                 print(f"codelength: {line}", file=sys.stderr)
@@ -36,7 +34,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MemoryError:
         print("codelength: out of memory", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("codelength: interrupted; nothing half-written is left", file=sys.stderr)
-        return 128 + signal.SIGINT
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    # Inside, where a signal finds somebody who listens.
+    from launch.parser import make_parser, with_passed_options
+
+    parser = make_parser()
+    options, unknown = parser.parse_known_args(with_passed_options(sys.argv[1:] if arguments is None else arguments))
+    # argparse takes no more positionals once an option has come; settings may stand anywhere.
+    if unknown and (not hasattr(options, "overrides") or any(text.startswith("-") for text in unknown)):
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if unknown:
+        options.overrides += unknown
+    status = options.run(options)
+    sys.stdout.flush()
     return status or 0

@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import RunFailure, UsageError
-from launch.commands import check_output, show_progress
+from launch.commands import show_progress
 
 if TYPE_CHECKING:
     from eval.online import SendReport
     from eval.online_job import Costs
+    from harness.config import RunConfig
+
+# A file may have so many processes started without being asked, however few cores there are.
+MOST_PROCESSES = 8
 
 
 def send_command(options: Namespace) -> int:
@@ -25,22 +29,30 @@ def send_command(options: Namespace) -> int:
     if len(inputs) > 1:
         raise UsageError(f"{' '.join(inputs)}: send takes one INPUT; settings look like key=value")
     config = load_config(options.config, [text for text in options.overrides if "=" in text])
-    check_output(options.output, options.force)
+    from launch.streams import opened
+
+    with opened(Path(inputs[0]) if inputs else None, options.output, options.force) as (source, output):
+        return _send(options, config, source, output)
+
+
+def _send(options: Namespace, config: "RunConfig", source: Path | None, output: Path) -> int:
     if options.processes > 1 and not _is_rank():
         from launch.workers import run_here
 
         config.train.micro_batch(options.processes)
-        return run_here("launch", ["send", options.config, *options.overrides, *_shared(options)], options.processes)
+        settings = [text for text in options.overrides if "=" in text]
+        arguments = ["send", options.config, *([str(source)] if source else []), *settings, *_shared(options, output)]
+        return run_here("launch", arguments, options.processes)
     from eval.online import open_input, send
     from harness.train import joined_job
     from harness.waiting import prepare_for_job
 
-    if not inputs:
+    if source is None:
         prepare_for_job(config)
     with joined_job(config) as ranks:
         config.train.micro_batch(ranks.world_size)
-        sent = open_input(config, Path(inputs[0]) if inputs else None, ranks)
-        report = send(config, sent, options.output, ranks, show_progress(options.quiet or not ranks.is_first))
+        sent = open_input(config, source, ranks)
+        report = send(config, sent, output, ranks, show_progress(options.quiet or not ranks.is_first))
         if ranks.is_first:
             print(json.dumps(asdict(report)) if options.json else describe(report, options.output), flush=True)
     return 0
@@ -48,25 +60,46 @@ def send_command(options: Namespace) -> int:
 
 def receive_command(options: Namespace) -> int:
     """Rebuild a text; returns the exit status."""
-    from eval.online import receive
+    from launch.streams import opened
+
+    with opened(options.file, options.output, options.force) as (file, output):
+        return _receive(options, file, output)
+
+
+def _receive(options: Namespace, file: Path, output: Path) -> int:
+    from eval.online import open_file, receive
     from eval.online_file import read_online_file
     from harness.train import joined_job
 
-    check_output(options.output, options.force)
-    head, config, *_ = read_online_file(options.file)
-    processes = options.processes or head.world_size
-    if processes > 1 and not _is_rank():
-        from launch.workers import run_here
+    head, config, *_ = read_online_file(file)
+    if not _is_rank():
+        processes = options.processes or _usual_processes(file, head.world_size)
+        open_file(file, processes, options.max_memory)
+        if processes > 1:
+            from launch.workers import run_here
 
-        return run_here("launch", ["receive", str(options.file), *_shared(options)], processes)
+            limit = ["--max-memory", str(options.max_memory)] if options.max_memory else []
+            return run_here("launch", ["receive", str(file), *limit, *_shared(options, output)], processes)
     with joined_job(config) as ranks:
-        costs = receive(options.file, options.output, ranks, show_progress(options.quiet or not ranks.is_first))
+        progress = show_progress(options.quiet or not ranks.is_first)
+        costs = receive(file, output, ranks, progress, options.max_memory)
         if ranks.is_first and options.json:
             told = {"raw_bytes": head.raw_bytes, "sha256": head.sha256, "costs": asdict(costs)}
             print(json.dumps(told), flush=True)
         elif ranks.is_first and not options.quiet:
             print(f"{options.output}: {head.raw_bytes:,} bytes, SHA-256 verified; {describe_costs(costs)}", flush=True)
     return 0
+
+
+def _usual_processes(path: Path, world_size: int) -> int:
+    """As many as have sent; more than this machine is good for are not started because a file says so."""
+    most = max(MOST_PROCESSES, os.cpu_count() or 1)
+    if world_size > most:
+        raise UsageError(
+            f"{path}: sent by {world_size} processes, this machine has {os.cpu_count()} cores; "
+            f"add --processes {world_size} to start as many"
+        )
+    return world_size
 
 
 def audit_command(options: Namespace) -> None:
@@ -113,10 +146,10 @@ def describe_costs(costs: "Costs") -> str:
     )
 
 
-def _shared(options: Namespace) -> list[str]:
-    """Options that every rank gets as they are."""
+def _shared(options: Namespace, output: Path) -> list[str]:
+    """Output and options that every rank gets."""
     flags = [f"--{name}" for name in ("force", "quiet", "json") if getattr(options, name)]
-    return ["-o", str(options.output), *flags]
+    return ["-o", str(output), *flags]
 
 
 def _is_rank() -> bool:

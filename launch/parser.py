@@ -2,11 +2,19 @@
 
 import argparse
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launch import commands, crossover, online, teacher
 
+PASSED_OPTIONS = {
+    "--sbatch": 'more options of sbatch, such as "--constraint=a100"',
+    "--data-sbatch": "the same for the job that prepares data",
+    "--srun": 'more options of srun, such as "--container-image=IMAGE"',
+}
+"""Flags of `submit` whose values are options themselves."""
+MAX_DIGITS = 15
 AddCommand = Callable[[str, Callable[[argparse.Namespace], int | None], str], argparse.ArgumentParser]
 
 
@@ -26,6 +34,17 @@ def make_parser() -> argparse.ArgumentParser:
     for add in (_add_runs, _add_files, _add_online, _add_curve, _add_crossover, _add_teacher, _add_machines):
         add(command)
     return parser
+
+
+def with_passed_options(arguments: Sequence[str]) -> list[str]:
+    """`--sbatch --exclusive` as `--sbatch=--exclusive`: argparse takes what begins with dashes for a flag."""
+    joined: list[str] = []
+    for text in arguments:
+        if joined and joined[-1] in PASSED_OPTIONS and text.startswith("-") and text != "--":
+            joined[-1] += f"={text}"
+        else:
+            joined.append(text)
+    return joined
 
 
 def _add_runs(command: AddCommand) -> None:
@@ -68,6 +87,7 @@ def _add_files(command: AddCommand) -> None:
     sub = command("decompress", commands.decompress_command, "rebuild the text from an archive alone")
     sub.add_argument("archive", type=Path, metavar="FILE.cl")
     _add_output(sub)
+    _add_max_memory(sub)
     _add_work_options(sub)
 
 
@@ -75,10 +95,17 @@ def _add_curve(command: AddCommand) -> None:
     """Loss curves of others."""
     text = "online and offline code lengths that follow from a published loss curve or a TensorBoard log"
     sub = command("curve", commands.curve_command, text)
-    sub.add_argument("curve", type=Path, metavar="CSV", help="x and loss in two columns, or a TensorBoard log")
+    sub.add_argument(
+        "curve", type=Path, metavar="CSV", help="x and loss in two columns (CSV or JSON lines), or a TensorBoard log"
+    )
     sub.add_argument("--unit", metavar="nats|bits", help="of the losses, per token (or byte, if x counts bytes)")
     sub.add_argument("--columns", metavar="X,LOSS", help="names in the first line, where there are more than two")
     sub.add_argument("--tag", metavar="TAG", help="scalar of a TensorBoard log, where there are several")
+    shown = "what the trainer calls its first step, 0 or 1 (default: as the steps look, and the table says how)"
+    sub.add_argument("--first-step", metavar="N", help=shown)
+    sub.add_argument("--skip-nan", action="store_true", help="leave out and count points without a usable loss")
+    shown = "use what can be read of a TensorBoard log that is cut or damaged"
+    sub.add_argument("--allow-damaged", action="store_true", help=shown)
     # Read as text: what is wrong with a number is said in one line, like all that is wrong with the curve.
     for name, shown in (
         ("tokens", "different tokens of the dataset; points beyond are further epochs (default: the last x)"),
@@ -132,6 +159,7 @@ def _add_online(command: AddCommand) -> None:
     sub.add_argument("--processes", type=_positive, help="processes (default: as many as have sent)")
     sub.add_argument("--json", action="store_true", help="print digest, time and memory for programs")
     _add_output(sub)
+    _add_max_memory(sub)
     sub.add_argument("--quiet", action="store_true", help="no progress")
     sub = command("audit", online.audit_command, "which threads, lanes, processes and instruction sets keep every bit")
     sub.add_argument("--format", default="rich", choices=["rich", "md", "json"], help="(default: rich)")
@@ -162,12 +190,24 @@ def _add_machines(command: AddCommand) -> None:
     sub.add_argument("--at-a-time", type=_positive, metavar="K", help="runs of a sweep at a time (default: all)")
     sub.add_argument("--eval", nargs="+", metavar="RUN", help="evaluate trained runs; eval.* settings may follow")
     sub.add_argument("--nodes", type=_positive, default=1, metavar="N", help="(default: 1)")
-    sub.add_argument("--gpus-per-node", type=_positive, default=0, metavar="N", help="(default: none)")
+    sub.add_argument(
+        "--gpus-per-node", type=_gpus, default=(None, 0), metavar="[TYPE:]N", help="such as h100:8 (default: none)"
+    )
     sub.add_argument("--processes-per-node", type=_positive, metavar="N", help="(default: one a GPU, or 1)")
-    sub.add_argument("--cpus-per-task", type=_positive, metavar="N", help="CPUs on each node (default: one a process)")
-    for name, shown in (("time", "D-HH:MM:SS"), ("mem", "64G"), ("partition", "NAME"), ("account", "NAME")):
+    sub.add_argument("--cpus-per-gpu", type=_positive, default=8, metavar="N", help="(default: %(default)s)")
+    text = "CPUs on each node (default: those of its GPUs, or one a process)"
+    sub.add_argument("--cpus-per-task", type=_positive, metavar="N", help=text)
+    sub.add_argument("--whole-nodes", action="store_true", help="share them with nobody, and take all their memory")
+    text = "when to save before the time is over, in seconds (default: 180)"
+    sub.add_argument("--save-seconds", type=_positive, metavar="N", help=text)
+    options = {"time": "D-HH:MM:SS", "mem": "64G", "partition": "NAME", "account": "NAME", "qos": "NAME"}
+    for name, shown in options.items():
         sub.add_argument(f"--{name}", metavar=shown, help="(default: the cluster's)")
     sub.add_argument("--name", metavar="NAME", help="name of the job (default: the run's)")
+    for flag, shown in PASSED_OPTIONS.items():
+        sub.add_argument(flag, default="", metavar="OPTIONS", help=shown)
+    text = "commands that every job begins with, such as module load"
+    sub.add_argument("--setup", type=Path, metavar="FILE", help=text)
     sub.add_argument("--dry-run", action="store_true", help="print the job script and submit nothing")
 
 
@@ -185,14 +225,34 @@ def _add_config(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_output(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
-    sub.add_argument("--force", action="store_true", help="replace FILE if it exists")
+    sub.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="`-`: standard output")
+    sub.add_argument("--force", action="store_true", help="replace FILE if it exists; its mode and a link to it stay")
+
+
+def _add_max_memory(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--max-memory", type=_size, metavar="BYTES", help="refuse files that need more, such as 500M or 4G"
+    )
+
+
+def _size(text: str) -> int:
+    units = {"k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1)
+    return _positive(number) * unit
 
 
 def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be a whole number, at least 1")
+    if not _is_number(text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text[:40]}: must be a whole number, at least 1")
     return int(text)
+
+
+def _gpus(text: str) -> tuple[str | None, int]:
+    """Type and number."""
+    kind, _, number = text.rpartition(":")
+    if not number.isdecimal() or int(number) < 1 or (":" in text and not re.fullmatch(r"[A-Za-z0-9._-]+", kind)):
+        raise argparse.ArgumentTypeError(f"{text}: must be a number, or a type with a number such as h100:8")
+    return kind or None, int(number)
 
 
 def _share(text: str) -> float:
@@ -206,6 +266,11 @@ def _share(text: str) -> float:
 
 
 def _natural(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text}: must be a whole number, 0 or more")
+    if not _is_number(text):
+        raise argparse.ArgumentTypeError(f"{text[:40]}: must be a whole number, 0 or more")
     return int(text)
+
+
+def _is_number(text: str) -> bool:
+    """Whether this is a whole number that anything can be counted with."""
+    return text.isdecimal() and len(text) <= MAX_DIGITS

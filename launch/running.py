@@ -11,8 +11,10 @@ import torch
 from eval.offline import REPORT_FILE
 from harness.config import changed_keys, config_sha256
 from harness.data import data_directory, prepare_data
-from harness.errors import UsageError
+from harness.errors import Paused, UsageError
 from harness.rundir import CONFIG_FILE, is_done, load_run_config
+from harness.settings import setting
+from harness.stop import PAUSE_SIGNAL, interruptible
 from launch.grid import Run, Sweep
 from launch.jobs import Job, JobQueue
 
@@ -35,9 +37,11 @@ def finish_runs(grid: Sweep, runs: list[Run], at_a_time: int, processes: int) ->
     return [f"{run}: {line} (see {_log_path(grid, run)})" for run, line in failures.items()]
 
 
-def stopped(runs: list[Run]) -> list[str]:
-    """A line for each run that is not finished, although none failed: somebody has asked it to stop."""
-    return [f"{run.name}: stopped; the same command goes on" for run in runs if state_of(run) != "done"]
+def check_finished(runs: list[Run]) -> None:
+    """Raises Paused with a line for each run that is not finished, although none failed: it was asked to stop."""
+    lines = [f"{run.name}: stopped; the same command goes on" for run in runs if state_of(run) != "done"]
+    if lines:
+        raise Paused("\n".join(lines))
 
 
 def state_of(run: Run) -> str:
@@ -100,13 +104,14 @@ def _prepare_data(runs: list[Run]) -> None:
         if not directory.exists():
             print(f"data     {directory}", flush=True)
         # Tasks of a job array start together; one of them prepares and the others wait.
-        prepare_data(config)
+        with interruptible(PAUSE_SIGNAL):
+            prepare_data(config)
 
 
 def _job(grid: Sweep, run: Run, processes: int, at_a_time: int) -> Job:
     codelength = [sys.executable, "-m", "launch"]
     train = [*codelength, "train", "--processes", str(processes), str(grid.config_path), *run.overrides]
-    settings = [f"eval.{key}={json.dumps(value)}" for key, value in asdict(run.config.eval).items()]
+    settings = [setting(f"eval.{key}", value) for key, value in asdict(run.config.eval).items()]
     threads = max(1, len(os.sched_getaffinity(0)) // at_a_time)
     evaluate = [*codelength, "eval", "--quiet", "--threads", str(threads), str(run.config.run_dir), *settings]
 

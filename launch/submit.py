@@ -9,62 +9,21 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness.config import dump_config, load_config
-from harness.errors import CodelengthError, RunFailure, UsageError
+from harness.config import RunConfig, dump_config, load_config
+from harness.data import data_directory
+from harness.errors import RunFailure, UsageError
 from harness.files import write_file
 from harness.rundir import check_same_run, is_done, load_run_config
+from launch.resources import Resources, words_of
 
 TEMPLATES = Path(__file__).parents[1] / "slurm"
 DIRECTIVE = "#SBATCH --"
 # sbatch puts these variables above the lines of a script; most are named after their option.
 SBATCH_VARIABLES = {"time": "TIMELIMIT", "array": "ARRAY_INX", "mem": "MEM_PER_NODE", "requeue": "NO_REQUEUE"}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Resources:
-    """What a job asks the cluster for; None leaves it to the cluster."""
-
-    nodes: int = 1
-    """Nodes of the job, or of each task of an array."""
-    gpus_per_node: int = 0
-    """GPUs on each node."""
-    processes_per_node: int | None = None
-    """Processes on each node; None: one a GPU, or 1 where there are none."""
-    cpus_per_task: int | None = None
-    """CPUs on each node; None: one a process."""
-    time: str | None = None
-    """Longest time of one start, as D-HH:MM:SS."""
-    mem: str | None = None
-    """Memory on each node, as 64G."""
-    partition: str | None = None
-    """Partition of the cluster."""
-    account: str | None = None
-    """Account that is charged."""
-    name: str | None = None
-    """Name of the job; None: made from the run's."""
-
-    @property
-    def processes(self) -> int:
-        """Processes on each node."""
-        return self.processes_per_node or self.gpus_per_node or 1
-
-    def directives(self) -> dict[str, str]:
-        """The options of sbatch that are set."""
-        options = {
-            "job-name": self.name,
-            "nodes": self.nodes,
-            "gpus-per-node": self.gpus_per_node or None,
-            "cpus-per-task": self.cpus_per_task or self.processes,
-            "time": self.time,
-            "mem": self.mem,
-            "partition": self.partition,
-            "account": self.account,
-        }
-        return {option: str(value) for option, value in options.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +36,8 @@ class Submission:
     """Its `#SBATCH` lines by option."""
     files: dict[Path, str]
     """What must lie beside it, by path."""
+    needs: tuple["Submission", ...] = ()
+    """Jobs that must have succeeded before."""
 
 
 def prepare_training(path: Path | str, overrides: Sequence[str], resources: Resources) -> Submission | None:
@@ -95,10 +56,26 @@ def prepare_training(path: Path | str, overrides: Sequence[str], resources: Reso
     frozen = run_dir / "submit.yaml"
     directives = {"job-name": f"codelength-{config.name}", "output": _pattern(run_dir, "slurm-%j.out")}
     # One job at a time by this name: where the same run is submitted twice, the second waits, and finds it complete.
-    directives |= {"dependency": "singleton"} | resources.directives()
-    variables = {"CODELENGTH_PROCESSES": str(resources.processes), "CODELENGTH_RUN_DIR": str(run_dir)}
-    script = run_dir / "submit.sbatch"
-    return _filled("pretrain", script, directives, variables, [str(frozen)], {frozen: dump_config(config)})
+    directives |= {"dependency": "singleton"}
+    script = _filled("pretrain", run_dir / "submit.sbatch", directives, resources, [str(frozen)])
+    needs = _preparations([config], run_dir, resources)
+    return replace(script, files={frozen: dump_config(config)}, needs=needs)
+
+
+def _preparations(configs: Iterable[RunConfig], directory: Path, resources: Resources) -> tuple[Submission, ...]:
+    """A job for each set of data that is not prepared; `directory` gets their scripts."""
+    found = []
+    for data, config in {data_directory(config): config for config in configs}.items():
+        if data.exists():
+            continue
+        # Submitted for several runs, the first of these jobs prepares, and the others find that it is done.
+        directives = {"job-name": f"codelength-data-{data.name}", "dependency": "singleton"}
+        directives |= {"output": _pattern(directory, "slurm-data-%j.out")}
+        frozen = directory / f"submit-{data.name}.yaml"
+        script = directory / f"submit-{data.name}.sbatch"
+        job = _filled("data", script, directives, resources.for_data(), [str(frozen)])
+        found.append(replace(job, files={frozen: dump_config(config)}))
+    return tuple(found)
 
 
 def prepare_sweep(path: Path, overrides: Sequence[str], at_a_time: int | None, resources: Resources) -> Submission:
@@ -116,10 +93,10 @@ def prepare_sweep(path: Path, overrides: Sequence[str], at_a_time: int | None, r
     directory = grid.directory.absolute()
     limit = f"%{at_a_time}" if at_a_time else ""
     directives = {"job-name": f"codelength-{grid.name}", "output": _pattern(directory, "slurm-%A_%a.out")}
-    directives |= {"array": f"0-{len(grid.runs) - 1}{limit}"} | resources.directives()
-    variables = {"CODELENGTH_PROCESSES": str(resources.processes)}
+    directives |= {"array": f"0-{len(grid.runs) - 1}{limit}"}
     arguments = [str(path.absolute()), *overrides]
-    return _filled("sweep", directory / "submit.sbatch", directives, variables, arguments, {})
+    job = _filled("sweep", directory / "submit.sbatch", directives, resources, arguments)
+    return replace(job, needs=_preparations([run.config for run in grid.runs], directory, resources))
 
 
 def prepare_evaluation(runs_and_settings: Sequence[str], resources: Resources) -> Submission:
@@ -148,23 +125,41 @@ def prepare_evaluation(runs_and_settings: Sequence[str], resources: Resources) -
         raise UsageError("\n".join(dict.fromkeys(problems)))
     directory = runs[0].absolute()
     directives = {"job-name": f"codelength-eval-{directory.name}", "output": _pattern(directory, "slurm-eval-%j.out")}
-    directives |= resources.directives()
     arguments = [*map(str, runs), *settings]
-    return _filled("eval", directory / "submit-eval.sbatch", directives, {}, arguments, {})
+    # It does not save in between.
+    resources = replace(resources, save_seconds=None)
+    return _filled("eval", directory / "submit-eval.sbatch", directives, resources, arguments)
 
 
-def submit(submission: Submission) -> str:
-    """Write the script, hand it to sbatch and return the job's id.
+def submit(submission: Submission) -> tuple[str, list[str]]:
+    """Write the scripts and hand them to sbatch; returns the id of the job, and those of the jobs that it waits for.
 
-    Raises RunFailure with sbatch's own words where it refuses.
+    Raises RunFailure with sbatch's own words where it refuses; nothing is queued then.
     """
+    needed: list[str] = []
+    try:
+        for job in submission.needs:
+            needed.append(_hand_over(job, []))
+        return _hand_over(submission, needed), needed
+    except RunFailure:
+        if needed:
+            subprocess.run(["scancel", *needed], capture_output=True)
+        raise
+
+
+def _hand_over(submission: Submission, needed: list[str]) -> str:
     for path, text in {**submission.files, submission.script_path: submission.text}.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, text.encode())
     # What the script says was asked for just now; a variable set long ago must not outdo it.
     hidden = {f"SBATCH_{SBATCH_VARIABLES.get(o, o.upper().replace('-', '_'))}" for o in submission.directives}
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
-    command = ["sbatch", "--parsable", str(submission.script_path)]
+    command = ["sbatch", "--parsable"]
+    if needed:
+        conditions = [submission.directives.get("dependency"), f"afterok:{':'.join(needed)}"]
+        # Where preparing fails, a job that waits for it would wait for ever.
+        command += [f"--dependency={','.join(filter(None, conditions))}", "--kill-on-invalid-dep=yes"]
+    command.append(str(submission.script_path))
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
     except FileNotFoundError:
@@ -175,31 +170,32 @@ def submit(submission: Submission) -> str:
     return done.stdout.strip().partition(";")[0]
 
 
-def describe(job_id: str, submission: Submission) -> str:
+def describe(job_id: str, needed: list[str], submission: Submission) -> str:
     """What was submitted, where its output goes and how to stop it."""
     meanings = {"%": "%", "j": job_id, "A": job_id, "a": "TASK"}
-    output = re.sub("%(.)", lambda found: meanings[found[1]], submission.directives["output"])
-    return (
-        f"job {job_id} is queued ({submission.directives['job-name']}); squeue --jobs {job_id} shows its state\n"
-        f"script  {submission.script_path}\n"
-        f"output  {output}\n"
-        f"stop    scancel {job_id}; the same submit goes on from there"
-    )
+    output = re.sub("%(.)", lambda found: meanings.get(found[1], found[0]), submission.directives["output"])
+    lines = [
+        f"job {job_id} is queued ({submission.directives['job-name']}); squeue --jobs {job_id} shows its state",
+        f"script  {submission.script_path}",
+        f"output  {output}",
+        f"stop    scancel {' '.join([job_id, *needed])}; the same submit goes on from there",
+    ]
+    if needed:
+        lines.insert(1, f"data    prepared by job {', '.join(needed)} before")
+    return "\n".join(lines)
 
 
 def _filled(
-    template: str,
-    script_path: Path,
-    directives: dict[str, str],
-    variables: dict[str, str],
-    arguments: list[str],
-    files: dict[Path, str],
+    template: str, script_path: Path, directives: dict[str, str], resources: Resources, arguments: list[str]
 ) -> Submission:
-    directives = directives | {"chdir": str(Path.cwd())}
+    asked = resources.directives()
+    if "dependency" in directives and "dependency" in asked:
+        asked["dependency"] = f"{directives['dependency']},{asked['dependency']}"
+    directives = directives | asked | {"chdir": str(Path.cwd())}
     problems = [
         f"--{option} {value!r}: must be printable characters"
         for option, value in directives.items()
-        if not value.isprintable()
+        if not f"{option}{value}".isprintable()
     ]
     if problems:
         raise UsageError("\n".join(problems))
@@ -213,11 +209,24 @@ def _filled(
     header, body = lines[:first], [line for line in lines[first:] if not line.startswith(DIRECTIVE)]
     directives = given | directives
     filled = [f"{DIRECTIVE}{option}{value and '=' + shlex.quote(value)}" for option, value in directives.items()]
-    variables = {"CODELENGTH_PYTHON": sys.executable} | variables
-    filled += [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
-    filled.append(f"set -- {shlex.join(arguments)}")
+    variables = {"CODELENGTH_PYTHON": sys.executable, "CODELENGTH_PROCESSES": str(resources.processes)}
+    variables |= {"CODELENGTH_SRUN": shlex.join(words_of("--srun", resources.srun))}
+    filled += [f"{name}={shlex.quote(value)}" for name, value in variables.items() if value and name in "\n".join(body)]
+    filled += [*_setup(resources.setup), f"set -- {shlex.join(arguments)}"]
     text = "\n".join([*header, *filled, *body]) + "\n"
-    return Submission(script_path=script_path, text=text, directives=directives, files=files)
+    return Submission(script_path=script_path, text=text, directives=directives, files={})
+
+
+def _setup(path: Path | None) -> list[str]:
+    """The lines of a file of commands, as it is now."""
+    if path is None:
+        return []
+    try:
+        return [f"# from {shlex.quote(path.name)}", *path.read_text().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"--setup {path}: {getattr(error, 'strerror', None) or 'not text'}; give a file of shell commands"
+        ) from None
 
 
 def _option(line: str) -> str:
@@ -227,27 +236,3 @@ def _option(line: str) -> str:
 def _pattern(directory: Path, name: str) -> str:
     """A path for sbatch, which takes `%` for the beginning of a pattern."""
     return f"{str(directory).replace('%', '%%')}/{name}"
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Print the run directory of a job, which job scripts ask for; returns the exit status."""
-    try:
-        kind, *rest = arguments
-        if kind == "pretrain":
-            config = load_config(rest[0], rest[1:])
-        else:
-            from launch.grid import read_sweep
-            from launch.sweep import chosen_runs
-
-            index, path, *overrides = rest
-            (run,) = chosen_runs(read_sweep(Path(path), overrides), int(index))
-            config = run.config
-    except CodelengthError as error:
-        print(error, file=sys.stderr)
-        return error.exit_status
-    print(config.run_dir.absolute())
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -12,7 +12,7 @@ from harness.errors import RunFailure, UsageError
 from harness.files import write_file
 from launch.compare import compare
 from launch.grid import Run, Sweep, read_sweep
-from launch.running import finish_runs, state_of
+from launch.running import check_finished, finish_runs, state_of
 
 _COLUMNS = {
     "online bits/byte": ("online_ideal_bits_per_byte", ".3f"),
@@ -35,7 +35,8 @@ _NOTES = [
 def sweep(path: Path, overrides: list[str], at_a_time: int, processes: int, index: int | None) -> None:
     """Run what is not finished of the sweep, or of its run number `index` alone; then write and print the table.
 
-    Raises UsageError before anything starts, and RunFailure with a line per failed run.
+    Raises UsageError before anything starts, RunFailure with a line per failed run, and Paused with one per
+    stopped run.
     """
     grid = read_sweep(path, overrides)
     runs = chosen_runs(grid, index)
@@ -47,6 +48,7 @@ def sweep(path: Path, overrides: list[str], at_a_time: int, processes: int, inde
         failures = compare(grid, min(at_a_time, len(runs)), processes)
     if failures:
         raise RunFailure("\n".join(failures))
+    check_finished(runs)
 
 
 def describe(path: Path, overrides: list[str], index: int | None) -> None:

@@ -18,7 +18,7 @@ FREE_KEYS = ("name", "runs_dir", "methods", "losses", "targets")
 
 def teacher_command(options: Namespace) -> None:
     """Do what is not finished, then write and print the table."""
-    from harness.config import load_settings
+    from harness.settings import load_settings
     from harness.teacher import TeacherConfig, all_jobs
 
     path, overrides = None, list(options.overrides)
@@ -42,10 +42,11 @@ def _open_directory(config: "TeacherConfig") -> None:
     """Make the directory, or check that what lies there belongs to the same experiment."""
     import torch
 
-    from harness.config import dump_config, load_settings
+    from harness.config import dump_config
     from harness.files import write_file, write_json
     from harness.hardware import environment
     from harness.rundir import CONFIG_FILE, ENVIRONMENT_FILE
+    from harness.settings import load_settings
     from harness.teacher import TeacherConfig
 
     saved = config.directory / CONFIG_FILE

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from harness.errors import PAUSED_STATUS
+from harness.stop import PAUSE_SIGNAL, Interrupted, handle
 from launch.jobs import stop_request
 
 # A rank that is told to stop has this long to write its checkpoint.
@@ -47,15 +49,23 @@ def rank_environments(processes: int) -> Iterator[list[dict[str, str]]]:
 def run_here(module: str, arguments: list[str], processes: int) -> int:
     """Run `python -m module arguments` in `processes` processes; returns the exit status of the one that failed.
 
-    SIGINT, SIGTERM and SIGHUP tell them all to save and end.
+    SIGINT, SIGTERM and SIGHUP tell them all to save and end, SIGUSR1 does so for now. Raises UsageError where srun has
+    started this process several times.
     """
+    from harness.distributed import check_launch
+
+    check_launch()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     command = [sys.executable, "-u", "-m", module, *arguments]
+    ranks: list[subprocess.Popen] = []
     with rank_environments(processes) as environments, stop_request() as is_stopped:
-        ranks = [start_rank(command, environment) for environment in environments]
+        before = handle((PAUSE_SIGNAL,), lambda number, frame: [process.send_signal(number) for process in ranks])
         try:
+            for environment in environments:
+                ranks.append(start_rank(command, environment))
             return _Watch(ranks).until_end(is_stopped)
         finally:
+            signal.signal(PAUSE_SIGNAL, before[PAUSE_SIGNAL])
             for process in ranks:
                 process.kill()
                 process.wait()
@@ -68,7 +78,7 @@ def start_rank(command: list[str], environment: dict[str, str], **pipes: int) ->
         env=os.environ | environment,
         # Ctrl-C in a terminal reaches this process alone, which then tells the ranks once.
         start_new_session=True,
-        preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        preexec_fn=_before_rank,
         **({"stdin": subprocess.DEVNULL} | pipes),
     )
 
@@ -87,26 +97,32 @@ class _Watch:
         told = False
         while True:
             statuses = [process.poll() for process in self.ranks]
-            if not self._has_failed and any(statuses):
+            if not self._has_failed and any(status not in (None, 0, PAUSED_STATUS) for status in statuses):
                 self._note_failure(statuses, told)
             if None not in statuses:
                 break
             if is_stopped() and not told:
                 told = True
-                self._plan((0.0, signal.SIGINT), (SECONDS_TO_SAVE, signal.SIGKILL))
+                # Not SIGINT, which may be ignored in a job of the background, and of which Python dies with many words
+                # in its first moments.
+                self._plan((0.0, signal.SIGTERM), (SECONDS_TO_SAVE, signal.SIGKILL))
             self._send_what_is_due()
             time.sleep(SECONDS_BETWEEN_LOOKS)
+        if told and statuses[0] == -signal.SIGTERM:
+            print(f"codelength: {Interrupted(signal.SIGTERM)}", file=sys.stderr, flush=True)
         # Where one rank was refused its input, others may have been ended for that.
-        return next((status for status in (2, 1) if status in statuses), int(any(statuses) or told))
+        return next((status for status in (2, 1, PAUSED_STATUS) if status in statuses), int(any(statuses) or told))
 
     def _note_failure(self, statuses: list[int | None], told: bool) -> None:
         """Say which signal has ended a rank, and end what is left; ranks that were told to stop are left to save."""
         self._has_failed = True
+        # Of what ranks are told, one may die before it listens.
+        expected = -signal.SIGTERM if told else None
         # A rank that loses contact aborts after the one that was the reason.
-        killed = [rank for rank, status in enumerate(statuses) if (status or 0) < 0]
+        killed = [rank for rank, status in enumerate(statuses) if (status or 0) < 0 and status != expected]
         if killed:
             rank = min(killed, key=lambda rank: statuses[rank] == -signal.SIGABRT)
-            print(_words_about(rank, -statuses[rank]), file=sys.stderr, flush=True)
+            print(words_about(rank, -statuses[rank]), file=sys.stderr, flush=True)
         if killed or not told:
             later = SECONDS_TO_NOTICE + SECONDS_TO_END
             self._plan((SECONDS_TO_NOTICE, signal.SIGTERM), (later, signal.SIGKILL))
@@ -123,7 +139,7 @@ class _Watch:
                 process.send_signal(number)
 
 
-def _words_about(rank: int, number: int) -> str:
+def words_about(rank: int, number: int) -> str:
     """A line about a rank that a signal has ended: the likely cause and the remedy."""
     try:
         name = signal.Signals(number).name
@@ -133,6 +149,9 @@ def _words_about(rank: int, number: int) -> str:
     return f"codelength: rank {rank} was ended by {name}: {cause}; the same command goes on"
 
 
-def _end_with_parent() -> None:
-    """Ask the kernel for SIGTERM, upon which a rank saves, when the process that started it is gone."""
-    ctypes.CDLL(None).prctl(_DEATH_SIGNAL_OF_PARENT, signal.SIGTERM)
+def _before_rank() -> None:
+    """What a rank starts with: until it listens, it does not die of being asked to make room."""
+    signal.signal(PAUSE_SIGNAL, signal.SIG_IGN)
+    if sys.platform == "linux":
+        # Ask the kernel for SIGTERM, upon which a rank saves, when the process that started it is gone.
+        ctypes.CDLL(None).prctl(_DEATH_SIGNAL_OF_PARENT, signal.SIGTERM)

@@ -37,7 +37,21 @@ def make_model(tokenizer=None, architecture="modern", context=CHUNK_BYTES, seed=
         values = rng.laplace(size=tuple(parameter.shape)).astype(np.float32) * 0.4
         weights[name] = np.where(rng.random(values.shape) < 0.5, values, np.float32(0))
     steps = {name: np.float32(0.05) for name in weights}
-    return QuantisedModel(config, tokenizer, quantise(weights, steps), steps)
+    return fitting(QuantisedModel(config, tokenizer, quantise(weights, steps), steps))
+
+
+def fitting(model: QuantisedModel, text: bytes = TEXT) -> QuantisedModel:
+    """The model with symbols of `text` made likely: chunks that a model lengthens would be stored."""
+    integers = {name: q.copy() for name, q in model.integers.items()}
+    for name, q in integers.items():
+        if name.endswith(("qkv.weight", "up.weight")):
+            q[:, 0] = 0
+        elif name in ("norm.weight", "norm.bias"):
+            q //= 4
+            q[0] = 20 if name == "norm.weight" else 0
+    integers["embed.weight"][:, 0] = 240
+    integers["head.weight"][np.unique(model.tokenizer.encode(text)), 0] += 40
+    return replace(model, integers=integers)
 
 
 def settings(blocks=100, chunk_bytes=CHUNK_BYTES, lanes=LANES) -> EvalConfig:
@@ -84,6 +98,11 @@ def refusal(path: Path) -> str:
     assert message.startswith(f"{path}: ")
     assert message.isprintable()
     return message
+
+
+def flag_bits(num_chunks: int) -> float:
+    """What it takes to say that none of so many chunks is stored."""
+    return float(np.log2((np.arange(num_chunks) + 1) / (np.arange(num_chunks) + 0.5)).sum())
 
 
 RANDOM = np.random.default_rng(9).bytes(100)
@@ -144,7 +163,7 @@ def test_the_data_take_the_loss_of_the_rebuilt_model_first_bytes_included(tmp_pa
             chunk = torch.tensor(list(TEXT[start : start + CHUNK_BYTES]))
             logits = model.transformer().eval()(chunk[None])[0]
             nats_sum += F.cross_entropy(logits.double(), chunk, reduction="sum").item()
-    assert report.ideal_data_bits == pytest.approx(nats_sum / np.log(2), rel=1e-5)
+    assert report.ideal_data_bits - flag_bits(10) == pytest.approx(nats_sum / np.log(2), rel=1e-5)
     assert report.quantised_data_bits == pytest.approx(report.ideal_data_bits, rel=1e-3)
     assert -64 <= 8 * report.data_bytes - report.quantised_data_bits <= 2e-4 * report.quantised_data_bits + 64
 
@@ -153,12 +172,31 @@ def test_chunks_are_coded_independently_of_each_other(tmp_path, sentencepiece):
     model = make_model(sentencepiece)
 
     def bits(text):
-        return write(tmp_path / "a.cl", text, model).quantised_data_bits
+        report = write(tmp_path / "a.cl", text, model)
+        return report.quantised_data_bits - flag_bits(-(-len(text) // CHUNK_BYTES))
 
-    first, other, second = TEXT[:CHUNK_BYTES], RANDOM[:CHUNK_BYTES], TEXT[CHUNK_BYTES : 2 * CHUNK_BYTES]
+    first, second, other = (TEXT[at : at + CHUNK_BYTES] for at in (0, CHUNK_BYTES, 3 * CHUNK_BYTES))
     assert bits(first) != pytest.approx(bits(other), rel=1e-3)
-    assert bits(first + second) == pytest.approx(bits(first) + bits(second), rel=1e-12)
-    assert bits(other + second) == pytest.approx(bits(other) + bits(second), rel=1e-12)
+    assert bits(first + second) == pytest.approx(bits(first) + bits(second), rel=1e-6)
+    assert bits(other + second) == pytest.approx(bits(other) + bits(second), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "sentencepiece"])
+def test_what_the_model_lengthens_is_stored(tmp_path, kind, sentencepiece):
+    path, noise = tmp_path / "a.cl", np.random.default_rng(1).bytes(40 * CHUNK_BYTES + 5)
+    model, config = make_model(sentencepiece if kind == "sentencepiece" else None), settings(blocks=2)
+    # All of it: a flag for all chunks together, and a word or two of the coder's own.
+    report = write(path, noise, model, config)
+    assert read_archive(path, 1, silent) == noise
+    assert len(noise) <= report.data_bytes <= len(noise) + 8
+    # Some of it, between chunks that are not: at most a flag each, and the others as long as alone.
+    mixed = b"".join(
+        TEXT[:CHUNK_BYTES] + noise[at : at + CHUNK_BYTES] for at in range(0, 10 * CHUNK_BYTES, CHUNK_BYTES)
+    )
+    alone = write(path, TEXT[:CHUNK_BYTES] * 10, model, config).quantised_data_bits - flag_bits(10)
+    report = write(path, mixed, model, config)
+    assert read_archive(path, 1, silent) == mixed
+    assert report.quantised_data_bits <= alone + 8 * 10 * CHUNK_BYTES + 20 + 3
 
 
 def test_progress_ends_at_the_whole_text(tmp_path):
@@ -197,7 +235,7 @@ def test_other_arithmetic_is_refused_with_both_environments(tmp_path, archive):
 
     message = refusal(repacked(archive, tmp_path / "a.cl", other_machine))
     assert "torch 1.2.3, cpu ABACUS[31m" in message
-    assert f"here torch {torch.__version__}, numpy {np.__version__}, cpu " in message
+    assert f"here torch {torch.__version__}, numpy {np.__version__}, constriction " in message
 
 
 def test_other_weights_or_other_data_are_refused(tmp_path, archive):
@@ -218,17 +256,23 @@ def test_other_weights_or_other_data_are_refused(tmp_path, archive):
         "data of an odd length": lambda head, s: s.update(DATA=s["DATA"][:-1]),
         "data of noise": lambda head, s: s.update(DATA=noise),
         "data of ones": lambda head, s: s.update(DATA=b"\xff" * 400),
+        "data and a word": lambda head, s: s.update(DATA=s["DATA"] + bytes(4)),
+        "data and much more": lambda head, s: s.update(DATA=s["DATA"] + noise * 3),
+        "data of a longer text": lambda head, s: head.update(raw_bytes=head["raw_bytes"] - 1),
+        "data of a shorter text": lambda head, s: head.update(raw_bytes=head["raw_bytes"] + 1),
         "a tokenizer too many": lambda head, s: s.update(TOKN=b"abc"),
     }
-    for change in changes.values():
-        refusal(repacked(archive, tmp_path / "a.cl", change))
+    for name, change in changes.items():
+        message = refusal(repacked(archive, tmp_path / "a.cl", change))
+        # Not the machine is to blame, and nobody waits for the end of a text that is not there.
+        assert "this machine" not in message or name == "weights of another model", message
 
 
 HOSTILE = {
     "width": [0, -16, 3, 10**5, 10**9, 2**70, 16.0, "16", None, [16], True],
     "layers": [0, -1, 10**5, 10**9, 1.5, "2", None],
     "heads": [0, -2, 3, 10**9, 2.0, None],
-    "context": [0, -1, CHUNK_BYTES - 1, 10**11, 10**12, 10**400, 32.0, None],
+    "context": [0, -1, CHUNK_BYTES - 1, 10**400, 32.0, None],
     "architecture": ["", "unknown\nlines", 1, None, ["modern"]],
     "raw_bytes": [-1, 10**12, 10**30, 333.0, "333", None, True, float("inf"), float("nan")],
     "chunk_bytes": [0, -32, CHUNK_BYTES + 1, 10**12, "32", None],
@@ -257,6 +301,37 @@ def test_hostile_headers_are_refused_before_anything_is_allocated(tmp_path, arch
         refusal(repacked(archive, tmp_path / "a.cl", lambda head, _, value=value: place(head).update({key: value})))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - kib_before < 100_000
     assert time.monotonic() - start < 10
+
+
+def test_a_context_that_no_chunk_needs_costs_nothing(tmp_path, archive):
+    def widen(head, _):
+        head["model"].update(context=10**11)
+
+    assert read_archive(repacked(archive, tmp_path / "a.cl", widen), 1, silent) == TEXT
+
+
+MISLEADING = {
+    "raw_bytes": 4 * 10**9,
+    "layers": 500,
+    "blocks": 40,
+    "lanes": 4097,
+}
+
+
+@pytest.mark.parametrize("key", MISLEADING)
+def test_sizes_that_the_file_cannot_hold_are_refused(tmp_path, archive, key):
+    def mislead(head, _):
+        (head["model"] if key in head["model"] else head).update({key: MISLEADING[key]})
+
+    assert "malformed header" in refusal(repacked(archive, tmp_path / "a.cl", mislead))
+
+
+def test_memory_that_is_not_allowed_is_not_taken(tmp_path, archive):
+    path = tmp_path / "a.cl"
+    path.write_bytes(archive)
+    with pytest.raises(UsageError, match=r"max-memory allows 0\.1 GB"):
+        read_archive(path, 1, silent, 100_000_000)
+    assert read_archive(path, 1, silent, 1_000_000_000) == TEXT
 
 
 def test_an_unknown_key_of_the_model_is_refused(tmp_path, archive):

@@ -3,6 +3,8 @@
 import hashlib
 import os
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -125,7 +127,38 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(capsys, tmp_path, arc
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("threads", ["0", "-1", "two", "1.5"])
+def test_the_mode_and_a_link_stay_and_long_names_work(tmp_path, archive):
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_bytes(b"earlier")
+    target.chmod(0o600)
+    link.symlink_to(target)
+    assert main(["decompress", str(archive), "-o", str(link), "--force", "--quiet"]) == 0
+    assert link.is_symlink() and target.read_bytes() == TEXT and target.stat().st_mode & 0o777 == 0o600
+    long = tmp_path / ("n" * 250)
+    assert main(["decompress", str(archive), "-o", str(long), "--quiet"]) == 0
+    assert long.read_bytes() == TEXT
+
+
+def test_an_output_that_cannot_be_written_is_found_before_the_archive_is_read(capsys, tmp_path):
+    broken, link = tmp_path / "broken.cl", tmp_path / "link"
+    broken.write_bytes(b"no archive")
+    link.symlink_to(tmp_path / "missing" / "out")
+    for output in (tmp_path / ("n" * 300), link, Path("/proc/out")):
+        assert str(output) in refused(capsys, 2, broken, "-o", output)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.cl", "link"]
+
+
+def test_standard_input_and_output_are_files_too(tmp_path, archive):
+    command = [sys.executable, "-m", "launch", "decompress", "-", "-o", "-"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, input=archive.read_bytes(), capture_output=True, cwd=tmp_path, env=environment)
+    assert (done.returncode, done.stdout) == (0, TEXT)
+    assert done.stderr.decode() == f"-: {len(TEXT)} bytes, SHA-256 verified\n"
+    done = subprocess.run(command, input=b"no archive", capture_output=True, cwd=tmp_path, env=environment)
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
+
+
+@pytest.mark.parametrize("threads", ["9" * 5000, "9" * 20, "0", "-1", "two", "1.5"])
 def test_a_bad_number_of_threads_is_refused(capsys, tmp_path, archive, threads):
     with pytest.raises(SystemExit) as caught:
         main(["decompress", str(archive), "-o", str(tmp_path / "out"), f"--threads={threads}"])

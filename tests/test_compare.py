@@ -108,7 +108,7 @@ def test_a_comparison_waits_for_a_run_that_was_stopped(swept, tmp_path):
     again.mkdir()
     (again / "STOP").touch()
     done = run_command(f"codelength sweep {path}", ROOT)
-    assert done.returncode == 1 and done.stderr == "codelength: 15kB_UT: stopped; the same command goes on\n"
+    assert done.returncode == 75 and done.stderr == "codelength: 15kB_UT: stopped; the same command goes on\n"
 
 
 def test_chunks_of_two_sizes_are_not_compared(tmp_path):
@@ -167,6 +167,9 @@ def test_totals_in_each_convention_add_up():
     assert first["file"] == "ideal" and rows["rl1+1"]["file"] == "decoded"
     assert first["held-out bits/byte"] == "2.000" and first["bits/byte"] == "2.696"
     assert block.emphasised_rows == [True, False, False, False]
+    assert block.notes == ["Shorter than rl1+2: none of the other compressors."]
+    (note,) = column_block("a", [entry("a", "x+1", 100, 900)]).notes
+    assert note == "Shorter than x+1: zstd -19 / 512 B chunk, by 40.4 %."
 
 
 def test_the_summary_names_the_best_of_each_family_for_each_data_set():
@@ -218,13 +221,24 @@ def test_other_compressors_are_measured_once(tmp_path, monkeypatch):
     text, names = b"abcd" * 1000, ["zstd_chunk", "bz2_whole"]
     first = measured(text, 512, tmp_path, names)
     assert first == measure(text, 512, names=names)
-    monkeypatch.setattr("eval.baseline_cache.measure", lambda *_, names: dict.fromkeys(names, 1))
+    monkeypatch.setattr("eval.baseline_cache.measure", lambda *_, names, training: dict.fromkeys(names, 1))
     assert measured(text, 512, tmp_path, names) == first
     # What is not known yet, another size of chunks, another text, a damaged file: all are measured.
     assert measured(text, 512, tmp_path, [*names, "lzma2_whole"]) == first | {"lzma2_whole": 1}
     assert (
         measured(text, 256, tmp_path, names) == measured(text + b"e", 512, tmp_path, names) == dict.fromkeys(names, 1)
     )
+    # A dictionary is made of the training text, so its size is another one then; that of others is not.
+    learnt = ["zstd_chunk_dictionary"]
+    for training in (b"", b"a"):
+        found = measured(text, 512, tmp_path, [*names, *learnt], training)
+        assert found == first | {"zstd_chunk_dictionary": 1}
+    monkeypatch.setattr("eval.baseline_cache.measure", lambda *_, names, training: dict.fromkeys(names, 2))
+    assert measured(text, 512, tmp_path, [*names, *learnt], b"a") == first | {"zstd_chunk_dictionary": 1}
+    assert measured(text, 512, tmp_path, [*names, *learnt], b"b") == first | {"zstd_chunk_dictionary": 2}
+    monkeypatch.setattr("eval.baseline_cache.version", lambda package: "0")
+    assert measured(text, 512, tmp_path, names) == {"zstd_chunk": 2, "bz2_whole": first["bz2_whole"]}
+    monkeypatch.setattr("eval.baseline_cache.measure", lambda *_, names, training: dict.fromkeys(names, 1))
     for path in tmp_path.iterdir():
         path.write_bytes(b"{")
     assert measured(text, 512, tmp_path, names) == dict.fromkeys(names, 1)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.config import changed_keys, dump_config, load_config
+from harness.config import changed_keys, config_from, dump_config, load_config
 from harness.errors import UsageError
 from harness.model import Transformer
 
@@ -104,3 +104,26 @@ def test_published_schedules():
         config = load_config(ROOT / "configs" / f"wiki40b-rl1-{name}.yaml")
         assert (config.corpus.subset_bytes, config.train.epochs, config.train.finetune_epochs) == expected
         assert (config.train.batch_sequences, config.optimizer.learning_rate) == (128, 3e-4)
+
+
+WITHOUT_MEASURE = {
+    "seed": [2**70, -(2**70), 10**400],
+    "optimizer.learning_rate": [1e300, "nan", "inf", 10**400],
+    "optimizer.warmup_steps": [2**62],
+    "train.epochs": [1e300, "inf"],
+    "train.retrain_epochs": [1e300],
+    "rule.alpha": [1e300, "nan"],
+    "model.width": [2**62],
+    "eval.max_cache_bytes": [2**63],
+    "train.retrain_at": [["nan"]],
+}
+
+
+@pytest.mark.parametrize("key", WITHOUT_MEASURE)
+def test_numbers_without_measure_are_refused_in_a_line_each(key):
+    for value in WITHOUT_MEASURE[key]:
+        value = float(value) if isinstance(value, str) else value
+        value = [float(entry) for entry in value] if isinstance(value, list) else value
+        with pytest.raises(UsageError) as caught:
+            config_from({key: value})
+        assert any(line.startswith(f"{key}=") for line in str(caught.value).splitlines())

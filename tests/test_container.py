@@ -84,10 +84,11 @@ def test_what_is_no_archive_is_refused(tmp_path):
 def test_another_version_is_named(tmp_path):
     path = tmp_path / "a.cl"
     content = pack_sections(SECTIONS)
-    path.write_bytes(signed(MAGIC + struct.pack("<H", VERSION + 1) + content[10:-CHECKSUM_BYTES]))
-    message = refusal(path)
-    assert f"version {VERSION + 1}" in message
-    assert f"reads {VERSION}" in message
+    for version, remedy in ((VERSION + 1, "a later release"), (VERSION - 1, "before release 0.1.0")):
+        path.write_bytes(signed(MAGIC + struct.pack("<H", version) + content[10:-CHECKSUM_BYTES]))
+        message = refusal(path)
+        assert f"version {version}" in message and remedy in message
+        assert f"reads {VERSION}" in message
 
 
 def malformed_bodies() -> dict[str, bytes]:

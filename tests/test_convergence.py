@@ -1,6 +1,7 @@
 """A loss that has stopped falling is found, one that falls is not, whatever the noise."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from ranks import assert_same_run, finish, rows, write_config
 
 from harness.config import load_config
 from harness.convergence import Convergence, StoppingConfig, epanechnikov
+from harness.errors import Paused
 from harness.train import train_run
 
 
@@ -110,7 +112,8 @@ def test_a_run_that_was_stopped_in_between_ends_early_at_the_same_step(config, s
     while not (run_dir / "DONE").exists():
         # Saves after the next step, and again after each.
         (run_dir / "STOP").touch()
-        train(config, "halted")
+        with suppress(Paused):
+            train(config, "halted")
         saved.append(sorted(path.name for path in (run_dir / "checkpoints").glob("*"))[-1:])
     assert len(saved) > 15 and "main: converged after step 14 of 30" in capsys.readouterr().out
     assert_same_run(run_dir, stopped_early)

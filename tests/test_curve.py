@@ -331,7 +331,7 @@ NATS = "--unit nats"
         ("tokens,loss\n", NATS, ["0 point(s)"]),
         ("1000,3\n2000,low\n", NATS, ["line 2", "loss 'low' is not a number"]),
         ("1000,3\n2000,\n", NATS, ["line 2", "loss '' is not a number"]),
-        ("1000;3\n2000;2,5\n", NATS, ["line 2", "'2,5' is not a number", "1.54"]),
+        ("1000;3\n2000;2,5\n", NATS, ["line 2", "'2,5' is not a number", "write 2.5"]),
         ("1000,3\n2000\n", NATS, ["line 2", "1 column(s) instead of 2"]),
         ("1000,3\n2000,nan\n", NATS, ["line 2", "loss nan"]),
         ("1000,3\ninf,2\n", NATS, ["line 2", "x inf"]),

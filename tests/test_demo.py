@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import run_command
 
+from harness.lock import locked
+
 KEYS = {
     "data": {"corpus", "train_bytes", "eval_split", "raw_bytes"},
     "online": {"aulc_bits", "ideal_bits", "tokens", "bits_per_byte", "above_final_bits", "code_bytes"},
@@ -18,8 +20,8 @@ KEYS = {
     "projected": {"dataset_bytes", "total_bytes"},
     "conventions": {"paper_model_bytes", "csr_model_bytes", "dense_float32_bytes"},
     "baselines": {
-        "lzma2_chunk", "lzma2_chunk_xz", "zstd_chunk", "lzma2_whole", "zstd_whole", "bz2_whole", "brotli_whole",
-        "ppmd_whole",
+        "lzma2_chunk", "lzma2_chunk_xz", "zstd_chunk", "zstd_chunk_dictionary", "brotli_chunk", "ppmd_chunk",
+        "lzma2_whole", "zstd_whole", "bz2_whole", "brotli_whole", "ppmd_whole",
     },
 }  # fmt: skip
 
@@ -55,6 +57,14 @@ def test_the_parts_add_up_to_the_file(report, demo_run):
     parts = ("header_bytes", "model_bytes", "tokenizer_bytes", "data_bytes", "checksum_bytes")
     size = (demo_run / "offline" / "archive.cl").stat().st_size
     assert sum(offline[part] for part in parts) == offline["total_bytes"] == size
+
+
+def test_two_evaluations_of_a_run_do_not_mix(demo_run, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in demo_run.rglob("*") if path.is_file()}
+    with locked(demo_run):
+        done = run_command(f"codelength eval {demo_run}", tmp_path)
+    assert done.returncode == 2 and "in use by process" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert before == {path: path.stat().st_mtime_ns for path in demo_run.rglob("*") if path.is_file()}
 
 
 def test_the_stream_takes_what_the_quantised_probabilities_say(report):

@@ -1,10 +1,12 @@
 """`codelength send` and `receive`: what was sent comes back from the file alone, or one line says why it cannot."""
 
-import fcntl
 import json
 import os
 import random
 import signal
+import struct
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -18,9 +20,11 @@ from ranks import Ranks
 from eval.container import pack_json, pack_sections, read_sections, unpack_json
 from eval.online_blocks import SENT_PARTS
 from eval.online_file import read_online_file
+from eval.online_job import _adopt
 from harness.config import load_config
 from harness.data import open_data
 from harness.ledger import read_online_code
+from harness.lock import locked
 from harness.order import Sequences
 from launch.main import main
 
@@ -363,6 +367,26 @@ def test_weights_or_text_that_differ_name_their_segment(capsys, tmp_path, sent):
     assert "segment 1 " in stream
 
 
+def with_stream(change):
+    """A change of a file of one rank: `change` gives the stream of the second segment."""
+
+    def apply(head, sections):
+        packed, at = sections["SEGM"], 0
+        at += 20 + struct.unpack_from("<I", packed, at + 16)[0]
+        (length,) = struct.unpack_from("<I", packed, at + 16)
+        stream = change(packed[at + 20 : at + 20 + length])
+        packed = packed[: at + 16] + struct.pack("<I", len(stream)) + stream + packed[at + 20 + length :]
+        sections["SEGM"] = packed
+
+    return apply
+
+
+@pytest.mark.parametrize("change", [lambda s: s[:-4], lambda s: s[:-8], lambda s: s + bytes(4), lambda s: s + s * 9])
+def test_a_stream_that_ends_elsewhere_than_its_text_is_refused(capsys, tmp_path, sent, change):
+    message = refused(capsys, repacked(sent, tmp_path / "end.clo", with_stream(change)), tmp_path / "out")
+    assert "segment 1 (steps 3 to 5)" in message
+
+
 def test_a_damaged_foreign_or_missing_file_is_one_line(capsys, tmp_path, sent):
     content, bad = sent.read_bytes(), tmp_path / "bad.clo"
     for damaged in (content[:-1], content[:100], b"", b"PK" + content[2:], content[:500] + b"?" + content[501:]):
@@ -385,6 +409,19 @@ HOSTILE = {
     "no such text": lambda head, _: head.update(num_tokens=-1),
     "a word for a number": lambda head, _: head.update(raw_bytes="3000"),
     "many ranks": lambda head, _: head["environment"].update(world_size="99999999999999999999"),
+    "more ranks than streams": lambda head, _: head["environment"].update(world_size="65536"),
+    "5,000 digits": lambda head, _: head["environment"].update(world_size="9" * 5000),
+    "a huge batch": lambda head, _: head["settings"].update({"train.batch_sequences": 1 << 21}),
+    "a huge context": lambda head, _: head["settings"].update({"model.context": 1 << 30}),
+    "many models": lambda head, _: head["settings"].update({"online.models": ["16x1x1"] * 5000}),
+    "a seed without end": lambda head, _: head["settings"].update(seed=1 << 70),
+    "a rate without end": lambda head, _: head["settings"].update({"optimizer.learning_rate": 1e300}),
+    "a rate that is none": lambda head, _: head["settings"].update({"optimizer.learning_rate": float("nan")}),
+    "a strength without end": lambda head, _: head["settings"].update({"rule.alpha": 1e200}),
+    "steps without end": lambda head, _: head["settings"].update({"online.checkpoint_steps": 1 << 62}),
+    "epochs without end": lambda head, _: head["settings"].update({"train.retrain_epochs": 1e12}),
+    "short segments": lambda head, _: head["settings"].update({"online.segment_steps": 1}),
+    "more text than tokens": lambda head, _: head.update(raw_bytes=1 << 39),
     "no rank": lambda head, _: head["environment"].update(world_size="0"),
     "another key": lambda head, _: head.update(more=1),
     "a missing key": lambda head, _: head.pop("sha256"),
@@ -454,14 +491,72 @@ def test_ctrl_c_keeps_what_was_done_and_a_changed_job_is_refused(capsys, place, 
 
 def test_two_jobs_on_one_output_do_not_get_into_each_others_way(capsys, place, tmp_path):
     file, folder = tmp_path / "file.clo", tmp_path / "file.clo.part"
-    folder.mkdir()
+    _adopt(folder)
     arguments = ["send", place / "config.yaml", place / "text", "-o", file, "--quiet"]
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder):
         assert run(*arguments) == 2
-    assert "another process is at work" in capsys.readouterr().err
+    assert "in use by process" in capsys.readouterr().err
     assert run(*arguments) == 0
     assert file.exists() and not folder.exists()
+
+
+@pytest.mark.parametrize("content", [[], ["STOPPED", "notes"], ["checkpoints/step-00000003/COMMITTED"]])
+def test_a_folder_of_somebody_else_is_neither_used_nor_removed(capsys, place, tmp_path, sent, content):
+    for name, arguments in (("out", ["receive", sent]), ("a.clo", ["send", place / "config.yaml", place / "text"])):
+        folder = tmp_path / f"{name}.part"
+        for path in (folder, *(folder / entry for entry in content)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir() if path == folder else path.write_text("mine")
+        assert run(*arguments, "-o", tmp_path / name, "--quiet") == 2
+        message = capsys.readouterr().err
+        assert f"{folder}: not made by this program" in message and message.count("\n") == 1
+        assert {path for path in folder.rglob("*") if path.is_file()} == {folder / entry for entry in content}
+        assert not (tmp_path / name).exists()
+
+
+def test_what_somebody_has_laid_into_the_folder_is_left_there(place, tmp_path, sent):
+    folder = tmp_path / "out.part"
+    _adopt(folder)
+    (folder / "notes").write_text("mine")
+    assert run("receive", sent, "-o", tmp_path / "out", "--quiet") == 0
+    assert [path.name for path in folder.iterdir()] == ["notes"]
+
+
+def test_many_processes_are_not_started_because_a_file_says_so(capsys, place, tmp_path):
+    (tmp_path / "empty").write_bytes(b"")
+    assert run("send", place / "config.yaml", tmp_path / "empty", "-o", tmp_path / "a.clo", "--quiet") == 0
+    most = max(8, os.cpu_count() or 1)
+
+    capsys.readouterr()
+
+    def many(head, _):
+        head["environment"].update(world_size=str(4 * most))
+        head["settings"].update({"train.batch_sequences": 8 * most})
+
+    message = refused(capsys, repacked(tmp_path / "a.clo", tmp_path / "many.clo", many), tmp_path / "out")
+    assert f"add --processes {4 * most}" in message
+
+
+def test_standard_input_and_output_are_files_too(place, tmp_path, sent):
+    environment, here = os.environ | {"PYTHONPATH": str(ROOT)}, [sys.executable, "-m", "launch"]
+    command = [*here, "send", place / "config.yaml", "-", "-o", "-", "--quiet"]
+    sending = subprocess.run(command, input=TEXT, capture_output=True, cwd=tmp_path, env=environment)
+    assert (sending.returncode, sending.stdout) == (0, sent.read_bytes()), sending.stderr
+    command = [*here, "receive", "-", "-o", "-"]
+    receiving = subprocess.run(command, input=sending.stdout, capture_output=True, cwd=tmp_path, env=environment)
+    assert (receiving.returncode, receiving.stdout) == (0, TEXT), receiving.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_with_a_long_name_is_received(tmp_path, sent):
+    output = tmp_path / ("n" * 253)
+    assert run("receive", sent, "-o", output, "--quiet") == 0
+    assert output.read_bytes() == TEXT and list(tmp_path.iterdir()) == [output]
+
+
+def test_memory_that_is_not_allowed_is_not_taken(capsys, tmp_path, sent):
+    assert "--max-memory allows 0.1 GB" in refused(capsys, sent, tmp_path / "out", "--max-memory", "100M")
+    assert run("receive", sent, "-o", tmp_path / "out", "--quiet", "--max-memory", "4G") == 0
 
 
 def test_an_existing_output_is_kept_and_bad_usage_is_one_line(capsys, place, tmp_path, sent):

@@ -19,7 +19,7 @@ from harness import checkpoint as checkpoint_module
 from harness import files
 from harness.checkpoint import MARKER, committed_checkpoints, read_state
 from harness.config import load_config
-from harness.errors import RunFailure, UsageError
+from harness.errors import Paused, RunFailure, UsageError
 from harness.files import sha256
 from harness.ledger import part_paths
 from harness.lock import LOCK_FILE, locked
@@ -109,7 +109,8 @@ def stopped(config, tmp_path, alone) -> Path:
     directory.mkdir()
     for _ in range(2):
         (directory / "STOP").touch()
-        train(config, "stopped", f"runs_dir={tmp_path}")
+        with pytest.raises(Paused, match="stopped after step"):
+            train(config, "stopped", f"runs_dir={tmp_path}")
     return directory
 
 
@@ -117,11 +118,11 @@ def test_one_rank_with_two_micro_batches_is_two_ranks_with_one(alone, whole):
     assert_same_run(alone, whole)
 
 
-def test_a_stop_file_saves_and_leaves_a_marker(config, stopped, alone):
-    assert (stopped / "STOPPED").exists() and not (stopped / "STOP").exists() and not (stopped / "DONE").exists()
+def test_a_stop_file_saves_and_is_removed(config, stopped, alone):
+    assert not (stopped / "STOP").exists() and not (stopped / "DONE").exists()
     assert [path.name for path in committed_checkpoints(stopped)] == ["step-00000001", "step-00000002"]
     train(config, "stopped", f"runs_dir={stopped.parent}")
-    assert (stopped / "DONE").exists() and not (stopped / "STOPPED").exists()
+    assert (stopped / "DONE").exists()
     assert len(committed_checkpoints(stopped)) == 2
     assert_same_run(stopped, alone)
 
@@ -363,7 +364,8 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(config, alone, small_disk, 
     directory = small_disk / "full"
     directory.mkdir()
     (directory / "STOP").touch()
-    train(config, "full", f"runs_dir={small_disk}")
+    with pytest.raises(Paused):
+        train(config, "full", f"runs_dir={small_disk}")
     saved = last_saved(directory)
     free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
     (small_disk / "ballast").write_bytes(bytes(free - free_bytes))

@@ -1,10 +1,13 @@
 """Jobs on a real SLURM of two nodes: preempted, cancelled and resubmitted runs end as if nothing had happened."""
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import ROOT
 from ranks import assert_same_run
@@ -12,6 +15,8 @@ from slurm_cluster import Cluster, running_cluster
 
 from harness.checkpoint import committed_checkpoints
 from harness.config import dump_config, load_config
+from harness.train import train_run
+from launch.grid import read_sweep
 from launch.main import main
 
 CONFIG = """
@@ -89,6 +94,23 @@ def wait_until_it_trains(cluster: Cluster, run_dir: Path) -> None:
     assert not (run_dir / "DONE").exists()
 
 
+def processes_of(cluster: Cluster, job: str) -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            environment = process.environ()
+            is_ours = environment.get("SLURM_CONF") == cluster.environment["SLURM_CONF"]
+            if is_ours and environment.get("SLURM_JOB_ID") == job and "launch" in process.cmdline():
+                yield process
+
+
+def hears_usr1(process: psutil.Process) -> bool:
+    """Whether it has a handler for the signal."""
+    with suppress(OSError):
+        caught = Path(f"/proc/{process.pid}/status").read_text().partition("SigCgt:")[2].split()[0]
+        return bool(int(caught, 16) >> (signal.SIGUSR1 - 1) & 1)
+    return False
+
+
 def contents(folder: Path) -> dict[Path, tuple[int, int]]:
     """Time of change, in ns, and size in bytes of every file."""
     return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in folder.rglob("*") if p.is_file()}
@@ -105,9 +127,9 @@ def test_a_preempted_job_is_requeued_and_ends_bit_identically(cluster, folder, u
     assert cluster.job(job)["NumNodes"] == "2"
     cluster.run("scancel", "--batch", "--signal=USR1", job)
     cluster.wait_until(lambda: cluster.job(job)["Restarts"] == "1", 60, f"requeue of job {job}")
-    assert (run_dir / "STOPPED").exists() and not (run_dir / "DONE").exists()
+    assert not (run_dir / "DONE").exists()
     assert cluster.wait_for_end(job) == "COMPLETED", output(run_dir)
-    assert cluster.job(job)["Restarts"] == "1" and not (run_dir / "STOPPED").exists()
+    assert cluster.job(job)["Restarts"] == "1" and "Traceback" not in output(run_dir)
     assert_same_run(run_dir, uninterrupted)
 
 
@@ -117,7 +139,8 @@ def test_a_cancelled_job_leaves_a_run_that_the_next_submit_completes(
     # A name that shells, sbatch and its patterns could take amiss.
     run_dir = folder / "runs" / "cancel'd $x at 5%j"
     # GPUs that SLURM counts and PyTorch does not find: a process for each, on one node.
-    command = (str(folder / "long.yaml"), f"name={run_dir.name}", "--gpus-per-node", "2", "--partition", "main")
+    command = (str(folder / "long.yaml"), f"name={run_dir.name}", "--gpus-per-node", "2", "--cpus-per-gpu", "1")
+    command += ("--partition", "main")
     # A variable of the shell does not outdo an option.
     monkeypatch.setenv("SBATCH_PARTITION", "nowhere")
     first, second = submit(*command), submit(*command)
@@ -126,21 +149,21 @@ def test_a_cancelled_job_leaves_a_run_that_the_next_submit_completes(
     assert (waiting["JobState"], waiting["Reason"]) == ("PENDING", "Dependency")
     cluster.run("scancel", first)
     assert cluster.wait_for_end(first) == "CANCELLED"
-    assert not (run_dir / "DONE").exists() and not (run_dir / "STOPPED").exists()
+    assert not (run_dir / "DONE").exists()
     saved = committed_checkpoints(run_dir)
     assert saved, output(run_dir)
     assert cluster.wait_for_end(second) == "COMPLETED", output(run_dir)
     assert_same_run(run_dir, uninterrupted)
 
 
-def test_an_array_skips_finished_runs_and_completes_the_others(cluster, folder, submit):
+def test_an_array_skips_finished_runs_and_completes_the_others(cluster, folder, submit, capsys):
     sweep = folder / "two.yaml"
-    sweep.write_text(
-        "name: two\nconfig: long.yaml\nsettings: [train.epochs=1, prune.kind=none]\ngrid: {seed: [0, 1]}\n"
-    )
+    settings = "[train.epochs=1, prune.kind=none, eval.ideal=true]"
+    sweep.write_text(f"name: two\nconfig: long.yaml\nsettings: {settings}\ngrid: {{seed: [0, 1]}}\n")
     runs = [folder / "runs" / "two" / f"seed-{seed}" for seed in range(2)]
-    finished = python(cluster, "-m", "launch", "sweep", str(sweep), "--index", "1")
-    assert finished.returncode == 0, finished.stderr
+    train_run(read_sweep(sweep).runs[1].config)
+    assert main(["eval", "--quiet", str(runs[1])]) == 0
+    capsys.readouterr()
     before = contents(runs[1])
     array = submit("--sweep", str(sweep), "--at-a-time", "2")
     tasks = [f"{array}_{index}" for index in range(2)]
@@ -149,11 +172,36 @@ def test_an_array_skips_finished_runs_and_completes_the_others(cluster, folder, 
     assert contents(runs[1]) == before
 
 
-def test_a_job_submitted_by_hand_that_fails_is_not_requeued_for_an_old_marker(cluster, folder):
+def test_training_waits_for_its_data_and_their_preparation_makes_room(cluster, folder, submit):
+    run_dir = folder / "runs" / "fresh"
+    settings = ["tokenizer.kind=sentencepiece", "tokenizer.vocab_size=4000", "corpus.subset_bytes=5000000"]
+    job = submit(str(folder / "long.yaml"), "name=fresh", *settings)
+    data = str(int(job) - 1)
+    assert f"afterok:{data}(unfulfilled)" in cluster.job(job)["Dependency"]
+    cluster.wait_until(lambda: any(map(hears_usr1, processes_of(cluster, data))), 60, "preparation")
+    cluster.run("scancel", "--batch", "--signal=USR1", data)
+    cluster.wait_until(lambda: cluster.job(data)["Restarts"] == "1", 60, f"requeue of job {data}")
+    assert cluster.job(job)["JobState"] == "PENDING"
+    assert cluster.wait_for_end(data) == "COMPLETED", output(run_dir)
+    cluster.wait_until(lambda: cluster.job(job)["JobState"] == "RUNNING", 60, f"start of job {job}")
+    cluster.run("scancel", "--full", "--signal=KILL", job)
+    (said,) = [text for text in output(run_dir).splitlines() if text.startswith("codelength:")]
+    assert "asked to end for now" in said
+
+
+def test_many_tasks_that_would_each_train_alone_are_refused(cluster, folder):
+    command = ["srun", "--ntasks=2", "--overcommit", "--chdir", str(ROOT), sys.executable, "-m", "launch", "train"]
+    command += [str(folder / "long.yaml"), "name=many", "--processes", "2"]
+    done = subprocess.run(command, env=cluster.environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and not (folder / "runs" / "many").exists()
+    (line,) = [line for line in done.stderr.splitlines() if not line.startswith("srun:")]
+    assert line.startswith("codelength: SLURM_STEP_NUM_TASKS=2: srun has started this command 2 times")
+
+
+def test_a_job_submitted_by_hand_that_fails_is_not_requeued(cluster, folder):
     config, run_dir = folder / "long.yaml", folder / "runs" / "refused"
     run_dir.mkdir(parents=True)
     (run_dir / "config.yaml").write_text(dump_config(load_config(config, ["name=refused", "seed=1"])))
-    (run_dir / "STOPPED").touch()
     options = [
         f"--chdir={ROOT}",
         f"--output={run_dir}/slurm-%j.out",
@@ -167,9 +215,9 @@ def test_a_job_submitted_by_hand_that_fails_is_not_requeued_for_an_old_marker(cl
 
 
 def test_an_evaluation_runs_as_a_job(cluster, folder, uninterrupted, submit):
-    job = submit("--eval", str(uninterrupted), "eval.lanes=4", "--cpus-per-task", "2")
+    job = submit("--eval", str(uninterrupted), "eval.ideal=true", "--cpus-per-task", "2")
     assert cluster.wait_for_end(job) == "COMPLETED", output(uninterrupted)
-    assert (uninterrupted / "offline" / "archive.cl").exists() and (uninterrupted / "report.json").exists()
+    assert (uninterrupted / "report.json").exists()
     assert len(list(uninterrupted.glob("slurm-eval-*.out"))) == 1
 
 

@@ -30,9 +30,15 @@ def place(tmp_path, monkeypatch) -> Path:
     return place
 
 
-def dry_run(capsys, *arguments: str) -> str:
+def scripts(capsys, *arguments: str) -> list[str]:
+    """The job's script, and those of the jobs that come before it."""
     assert main(["submit", *arguments, "--dry-run"]) == 0
-    return capsys.readouterr().out
+    first = "#!/bin/bash\n"
+    return [first + text for text in capsys.readouterr().out.split(first)[1:]]
+
+
+def dry_run(capsys, *arguments: str) -> str:
+    return scripts(capsys, *arguments)[0]
 
 
 def refusal(capsys, *arguments: str, status: int = 2) -> list[str]:
@@ -62,7 +68,7 @@ def mark_trained(place: Path, *overrides: str) -> Path:
     return config.run_dir
 
 
-@pytest.mark.parametrize("name", ["pretrain", "sweep", "eval"])
+@pytest.mark.parametrize("name", ["pretrain", "sweep", "eval", "data"])
 def test_scripts_are_bash_and_say_how_to_use_them(name):
     script = TEMPLATES / f"{name}.sbatch"
     assert subprocess.run(["bash", "-n", script]).returncode == 0
@@ -70,8 +76,8 @@ def test_scripts_are_bash_and_say_how_to_use_them(name):
     assert done.returncode != 0 and "usage: sbatch" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["pretrain", "sweep"])
-def test_jobs_that_train_save_before_their_end_and_go_on(name):
+@pytest.mark.parametrize("name", ["pretrain", "sweep", "data"])
+def test_jobs_that_train_or_prepare_save_before_their_end_and_go_on(name):
     lines = directives((TEMPLATES / f"{name}.sbatch").read_text())
     assert {"signal=B:USR1@180", "requeue", "open-mode=append"} <= set(lines)
 
@@ -80,12 +86,11 @@ def test_what_is_asked_for_is_in_the_script(place, capsys):
     sizes = ["--nodes", "4", "--gpus-per-node", "4", "--time", "1-00:00:00", "--mem", "64G"]
     names = ["--partition", "gpu", "--account", "me", "--name", "big"]
     script = dry_run(capsys, "run.yaml", "name=a b", *sizes, *names)
-    asked = ["nodes=4", "gpus-per-node=4", "cpus-per-task=4", "time=1-00:00:00", "partition=gpu", "account=me"]
+    asked = ["nodes=4", "gpus-per-node=4", "cpus-per-task=32", "time=1-00:00:00", "partition=gpu", "account=me"]
     assert {*asked, "mem=64G", "job-name=big", "dependency=singleton", "requeue"} <= set(directives(script))
     assert len({line.partition("=")[0] for line in directives(script)}) == len(directives(script))
     run_dir = str(place / "runs" / "a b")
-    variables = '"$CODELENGTH_PROCESSES" "$CODELENGTH_RUN_DIR" "$@"'
-    assert in_shell(script, variables) == ["4", run_dir, f"{run_dir}/submit.yaml"]
+    assert in_shell(script, '"$CODELENGTH_PROCESSES" "$@"') == ["4", f"{run_dir}/submit.yaml"]
     assert not (place / "runs").exists()
 
 
@@ -94,6 +99,52 @@ def test_the_script_is_its_template_but_for_what_is_filled_in(place, capsys):
     template = (TEMPLATES / "pretrain.sbatch").read_text().splitlines()
     assert [line for line in template if not line.startswith("#SBATCH") and line not in script] == []
     assert len(script) - len(template) < 12
+
+
+def test_gpus_bring_cpus_and_whole_nodes_their_memory(place, capsys):
+    more = ["--qos", "high", "--save-seconds", "300", "--sbatch", "--constraint 'a b' --mail-type=END --requeue"]
+    asked = directives(dry_run(capsys, "run.yaml", "--gpus-per-node", "h100:8", "--whole-nodes", *more))
+    expected = {"gpus-per-node=h100:8", "cpus-per-task=64", "mem=0", "exclusive", "qos=high", "signal=B:USR1@300"}
+    assert expected | {"constraint='a b'", "mail-type=END", "requeue"} <= set(asked)
+    asked = directives(dry_run(capsys, "run.yaml", "--gpus-per-node", "2", "--cpus-per-gpu", "3", "--mem", "9G"))
+    assert {"gpus-per-node=2", "cpus-per-task=6", "mem=9G"} <= set(asked) and "exclusive" not in asked
+    asked = directives(dry_run(capsys, "run.yaml", "--processes-per-node", "2", "--sbatch=--dependency=after:7"))
+    assert {"cpus-per-task=2", "dependency=singleton,after:7"} <= set(asked)
+
+
+@pytest.mark.parametrize("gpus", ["0", "h100", "h100:", ":8", "h100:0", "a b:2", "8:h100"])
+def test_gpus_that_cannot_be_asked_for_are_refused(place, capsys, gpus):
+    with pytest.raises(SystemExit) as caught:
+        main(["submit", "run.yaml", "--gpus-per-node", gpus])
+    assert caught.value.code == 2 and "h100:8" in capsys.readouterr().err
+
+
+def test_commands_and_options_of_srun_come_before_the_job(place, capsys):
+    (place / "setup.sh").write_text("module load cuda\nexport X='a b'\n")
+    image = "--container-image='my image'"
+    options = ["--setup", "setup.sh", "--srun", f"{image} --export=ALL"]
+    for script in scripts(capsys, "run.yaml", *options):
+        lines = script.splitlines()
+        assert lines.index("module load cuda") < lines.index("set -u")
+        assert in_shell(script, '"$X"') == ["a b"]
+        words = 'eval "o=($CODELENGTH_SRUN)"; printf "%s\\0" "${o[@]}" #'
+        assert in_shell(script, f"; {words}")[1:] == ["--container-image=my image", "--export=ALL"]
+
+
+def test_data_are_prepared_by_a_job_of_their_own_unless_they_are_there(place, capsys):
+    asked = ["--nodes", "2", "--gpus-per-node", "4", "--partition", "gpu", "--data-sbatch", "--partition=cpu"]
+    training, data = scripts(capsys, "run.yaml", *asked)
+    assert "python -m launch data" in data.replace('"${CODELENGTH_PYTHON:-python}"', "python")
+    expected = {"nodes=1", "cpus-per-task=32", "partition=cpu", "requeue", "dependency=singleton"}
+    assert expected <= set(directives(data)) and "partition=gpu" in directives(training)
+    assert not [line for line in directives(data) if line.startswith("gpus")]
+    # Two sets of data for three runs.
+    axis = "{a: {seed: 1}, b: {seed: 2}, c: {corpus.subset_bytes: 9000}}"
+    (place / "three.yaml").write_text(f"name: x\nconfig: run.yaml\ngrid: {{x: {axis}}}\n")
+    assert len(scripts(capsys, "--sweep", "three.yaml")) == 3
+    assert main(["data", "run.yaml"]) == 0
+    capsys.readouterr()
+    assert len(scripts(capsys, "run.yaml", *asked)) == 1 and len(scripts(capsys, "--sweep", "three.yaml")) == 2
 
 
 def test_settings_reach_the_job_as_they_were_written(place, capsys):
@@ -143,6 +194,11 @@ def test_a_batch_that_does_not_divide_is_refused(place, capsys):
         (["--eval", "runs/x"], "runs/x: not a run directory"),
         (["--eval", "eval.lanes=8"], "at least one run directory"),
         (["run.yaml", "--name", "a\nb"], "--job-name 'a\\nb'"),
+        (["run.yaml", "--sbatch", "-C a100"], "--sbatch '-C a100': -C: write every option in full"),
+        (["run.yaml", "--sbatch", "a100"], "a100: write every option in full"),
+        (["run.yaml", "--data-sbatch", "--=1"], "write every option in full"),
+        (["run.yaml", "--srun", "--x='"], "not readable as in a shell"),
+        (["run.yaml", "--setup", "nowhere.sh"], "--setup nowhere.sh: No such file"),
     ],
 )
 def test_what_makes_no_job_is_refused_in_one_line(place, capsys, arguments, words):

@@ -13,7 +13,13 @@ from eval.baselines import BASELINES
 from eval.table import FORMATS, flat_record, load_reports, render
 from harness.errors import UsageError
 
-SIZES = dict(zip([b.name for b in BASELINES], (179191, 207948, 171309, 80800, 82516, 76579, 75106, 67395), strict=True))
+SIZES = dict(
+    zip(
+        [b.name for b in BASELINES],
+        (179191, 207948, 171309, 120958, 127315, 151382, 80800, 82516, 76579, 75106, 67395, 71787, 64114),
+        strict=True,
+    )
+)
 REPORT = {
     "run": "demo",
     "config_sha256": "ab" * 32,
@@ -96,10 +102,58 @@ def test_every_code_of_one_run_stands_in_order_of_size():
     codes = [row for row in rows if len(row) == 9 and row[4].replace(",", "").isdigit()]
     totals = [int(row[4].replace(",", "")) for row in codes]
     assert totals == sorted([*SIZES.values(), 170_818, 256_000])
-    assert [row[0] for row in codes].index("codelength, rl1") == 5  # after five whole-file compressors
-    ours = codes[5]
+    # After seven whole-file compressors and three chunked ones.
+    assert [row[0] for row in codes].index("codelength, rl1") == 10
+    ours = codes[10]
     assert ours[1:] == ["512 B chunk", "98,231", "72,011", "170,818", "5.338", "2.250", "66.7 %", "yes"]
     assert {row[1] for row in codes} == {"512 B chunk", "whole file", ""}
+
+
+def test_what_is_shorter_than_ours_is_named_in_words():
+    text = render([REPORT], "md")
+    (line,) = [line for line in text.splitlines() if line.startswith("- Shorter than codelength")]
+    shorter = line.partition(": ")[2].rstrip(".").split("; ")
+    assert shorter[0] == "zpaq -m5 / whole file, by 62.5 %" and shorter[-1] == "PPMd order 5 / 512 B chunk, by 11.4 %"
+    assert len(shorter) == 10
+    for reports, words in (
+        ([report(offline={"total_bytes": 64_114})], "Shorter than codelength: none of the other compressors."),
+        ([REPORT] * 2, "demo. Shorter than codelength: zpaq -m5 / whole file, by 62.5 %; PPMd order 12 / whole"),
+        ([REPORT] * 2, "demo. Shorter than codelength: zstd -19 with dictionary / 512 B chunk, by 29.2 %; brotli"),
+    ):
+        assert words in render(reports, "md")
+    # Nothing is claimed without a total, or without anybody to compare with.
+    for missing in (report(offline={"total_bytes": None}), report(baselines=dict.fromkeys(SIZES))):
+        assert "Shorter than codelength" not in render([missing], "md")
+
+
+def corpus_rows(text: str) -> dict[str, list[str]]:
+    """Rows of the table of the training corpus, by code."""
+    lines = text[text.index("Training corpus of") :].split("\n\n")[1].splitlines()[2:]
+    rows = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in lines]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_the_corpus_is_beside_other_compressors_and_the_program_of_its_receiver():
+    others = {"ppmd_whole": 1_291_715, "lzma2_whole": 1_530_256, "zpaq_whole": 1_179_151}
+    ideal = report(online={"code_bytes": 47_644, "baselines": others})
+    rows = corpus_rows(render([ideal], "md"))
+    assert list(rows)[:3] == ["zpaq -m5 / whole file", "PPMd order 12 / whole file", "xz -9e / whole file"]
+    assert rows["online code, with the receiver's program"][:3] == ["ideal", "5,707,324", "1,859,719"]
+    assert "Shorter than the online code: zpaq -m5 / whole file, by 34.9 %; PPMd" in render([ideal], "md")
+
+    sent = report(online={"code_bytes": 47_644, "baselines": others, "file_bytes": 1_138_355, "verified": True})
+    rows = corpus_rows(render([sent], "md"))
+    assert list(rows)[:3] == [
+        "online code as sent",
+        "zpaq -m5 / whole file",
+        "online code as sent, with the receiver's program",
+    ]
+    assert rows["online code as sent, with the receiver's program"][:4] == ["file", "5,707,324", "1,185,999", "1.662"]
+    assert "Shorter than the online code as sent: none of the other compressors." in render([sent], "md")
+    assert json.loads(render([sent], "json"))[0]["corpus_zpaq_whole_bytes"] == 1_179_151
+    text = render([report(run="plain"), sent], "md")
+    (row,) = [line for line in text.splitlines() if "1,138,355" in line]
+    assert "| 1,138,355 | 1.596 | 1,185,999 | 1.662 |" in row
 
 
 def test_the_chunk_of_the_report_is_the_one_that_is_named():
@@ -170,7 +224,7 @@ def test_names_cannot_break_a_format():
     assert f" {shown} " in render(reports, "rich")
     markdown = [line for line in render(reports, "md").splitlines() if line.startswith("| a")]
     cells = [re.split(r"(?<!\\)\|", line)[1].strip() for line in markdown]
-    assert len(cells) == 3
+    assert len(cells) == 4
     assert {re.sub(r"\\(.)", r"\1", cell) for cell in cells} == {shown}
     latex = render(reports, "latex")
     assert r"a\textbar{}b\_{[}red{]}*c*\textbackslash{}d\{e\}\&f\%\$\#\textasciitilde{}\textasciicircum{}" in latex
@@ -210,5 +264,6 @@ def test_files_of_online_codes_stand_side_by_side_with_what_both_ends_took():
     assert "Online codes of the training corpora as files" in text
     (row,) = [line for line in text.splitlines() if "1,138,355" in line]
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
-    assert cells == ["sent", "5,707,324", "1,138,355", "1.596", "3,289", "4,932", "2,900", "4,307", "yes"]
+    program = ["1,199,589", "1.681"]
+    assert cells == ["sent", "5,707,324", "1,138,355", "1.596", *program, "3,289", "4,932", "2,900", "4,307", "yes"]
     assert "as files" not in render([report(run="a"), report(run="b")], "md")

@@ -32,8 +32,8 @@ from eval.teacher_grid import choose_grids, fast_predictions
 from eval.teacher_points import TeacherPoint, paper_bytes
 from eval.teacher_table import blocks
 from eval.weights import quantise
-from harness.config import load_settings
 from harness.errors import UsageError
+from harness.settings import load_settings
 from harness.teacher import (
     LOSSES,
     METHODS,
@@ -203,6 +203,12 @@ def test_damaged_and_foreign_archives_are_refused_in_a_line(tmp_path, monkeypatc
     sections = read_sections(tmp_path / "whole.cl")
     cases["another digest"] = pack_sections(sections | {"HEAD": sections["HEAD"][:-32] + bytes(32)})
     cases["no sigma"] = pack_sections(sections | {"MODL": bytes(4) + sections["MODL"][4:]})
+    cases["more targets"] = pack_sections(
+        sections | {"HEAD": sections["HEAD"][:8] + b"\0\0\xff" + sections["HEAD"][11:]}
+    )
+    cases["cut data"] = pack_sections(sections | {"DATA": sections["DATA"][:-4]})
+    cases["data and more"] = pack_sections(sections | {"DATA": sections["DATA"] + bytes(4)})
+    cases["cut weights"] = pack_sections(sections | {"MODL": sections["MODL"][:-1]})
     cases["text"] = pack_sections({"HEAD": b"", "TOKN": b"", "MODL": b"", "DATA": b""})
     for name, bad in cases.items():
         path = tmp_path / name
@@ -212,6 +218,7 @@ def test_damaged_and_foreign_archives_are_refused_in_a_line(tmp_path, monkeypatc
         captured = capsys.readouterr()
         assert captured.err.startswith(f"codelength: {path}: ") and captured.err.count("\n") == 1
         assert name != "no sigma" or "malformed weights" in captured.err
+        assert ("data section" in captured.err) == ("data" in name)
         assert not captured.out and not (tmp_path / "out").exists()
 
 
@@ -289,8 +296,8 @@ def test_all_bad_values_are_named_at_once(tmp_path, capsys):
     assert main(["teacher", f"runs_dir={tmp_path}", *bad, "methods=[rl2-adam]", "ramp=2", "seed=1"]) == 2
     lines = capsys.readouterr().err.splitlines()
     keys = [line.removeprefix("codelength: ").partition("=")[0] for line in lines]
-    assert keys[0] == "seed" and sorted(keys[1:]) == sorted(
-        ["alphas", "beta", "tolerances", "targets", "student", "steps", "noise", "methods", "ramp"]
+    assert sorted(keys) == sorted(
+        ["seed", "alphas", "beta", "tolerances", "targets", "student", "steps", "noise", "methods", "ramp"]
     )
     assert not any(tmp_path.iterdir())
 

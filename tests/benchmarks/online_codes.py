@@ -181,9 +181,12 @@ def baseline_rates(config: RunConfig) -> dict[str, float]:
     """Bits per byte of whole-file compressors on the same bytes."""
     data = open_data(config)
     names = {"xz -9e": "lzma2_whole", "zstd -22 --long": "zstd_whole", "bzip2 -9": "bz2_whole", "PPMd": "ppmd_whole"}
+    names |= {"bzip3": "bzip3_whole", "zpaq -m5": "zpaq_whole"}
     sizes = measure(data.tokenizer.decode(data.train.tokens), names=list(names.values()))
     return {
-        program: bits_per_byte(bits_from_bytes(sizes[name]), data.train.raw_bytes) for program, name in names.items()
+        program: bits_per_byte(bits_from_bytes(sizes[name]), data.train.raw_bytes)
+        for program, name in names.items()
+        if name in sizes
     }
 
 

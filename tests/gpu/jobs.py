@@ -68,11 +68,12 @@ def processor() -> str:
     )
 
 
-def command(*words: object, status: int = 0) -> str:
+def command(*words: object, status: int = 0, **environment: str) -> str:
     """Run `codelength WORDS`; what it printed. Raises RuntimeError where its exit status is another one."""
     done = subprocess.run(
         [sys.executable, "-m", "launch", *map(str, words)],
         cwd=ROOT,
+        env=os.environ | environment,
         capture_output=True,
         text=True,
         timeout=TIMEOUT_SECONDS,
@@ -82,10 +83,10 @@ def command(*words: object, status: int = 0) -> str:
     return done.stdout + done.stderr
 
 
-def train(place: Place, name: str, *settings: str, processes: int | None = None) -> str:
+def train(place: Place, name: str, *settings: str, processes: int | None = None, **environment: str) -> str:
     """Train a run to its end."""
     flags = ["--processes", str(processes or place.processes)]
-    return command("train", *place.arguments(name, *settings), *flags)
+    return command("train", *place.arguments(name, *settings), *flags, **environment)
 
 
 def digest(run_dir: Path) -> str:
@@ -155,7 +156,10 @@ def repeat(place: Place) -> dict:
 
 
 def resume(place: Place) -> dict:
-    """A run killed in its middle, with checkpoints all the time, ends with the bits of one that never stopped."""
+    """A run killed in its middle, with checkpoints all the time, ends with the bits of one that never stopped.
+
+    On a GPU also where it goes on beside a processor with other instructions and threads.
+    """
     often = "train.checkpoint_minutes=1e-9"
     train(place, "whole")
     arguments = [*place.arguments("killed", often), "--processes", str(place.processes)]
@@ -171,7 +175,8 @@ def resume(place: Place) -> dict:
             time.sleep(0.01)
         os.killpg(job.pid, signal.SIGKILL)
         job.wait()
-    said = train(place, "killed", often)
+    other_host = {} if place.device == "cpu" else {"OMP_NUM_THREADS": "3", "ATEN_CPU_CAPABILITY": "default"}
+    said = train(place, "killed", often, **other_host)
     resumed = [line for line in said.splitlines() if line.startswith("resume")]
     if not resumed:
         raise RuntimeError("it was not resumed")
