@@ -6,11 +6,12 @@ The concatenation of the documents, without separators, is the corpus: every byt
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from harness.errors import UsageError
 from harness.readers import ON_NULL
 from harness.sources import Listing, describe, list_sources
-from harness.wikipedia import wiki40b, wiki_mini
+from harness.wikipedia import list_wiki40b, wiki40b_articles, wiki40b_from_hub, wiki_mini
 
 KINDS = ("wiki-mini", "wiki40b", "files")
 SHUFFLE_SEEDS = {"train": 0, "heldout": 1}
@@ -68,7 +69,7 @@ class Corpus:
             raise UsageError("; ".join(problems))
         self._config = config
         self.listings: list[Listing] = []
-        """What `path` and `heldout_path` hold."""
+        """What `path` and `heldout_path` hold, or the splits of a local Wiki-40B that have been read."""
         self._front: Iterator[bytes] | None = None
         """All but the end of a corpus whose end is held out."""
         self._tail: list[bytes] = []
@@ -110,8 +111,7 @@ class Corpus:
             yield from _window(self._front, config.subset_bytes, key)
             deque(self._front, maxlen=0)
         elif config.kind == "wiki40b":
-            articles = wiki40b("train", config.path, config.text_field, config.on_null)
-            yield from _window(articles, config.subset_bytes, key)
+            yield from _window(self._articles("train"), config.subset_bytes, key)
         else:
             yield from _window(self._documents(self.listings[0]), config.subset_bytes, key)
 
@@ -121,14 +121,21 @@ class Corpus:
             deque(self._front, maxlen=0)
             yield from self._tail
         elif config.kind == "wiki40b":
-            articles = wiki40b("heldout", config.path, config.text_field, config.on_null)
-            yield from _window(articles, config.heldout_bytes, "corpus.heldout_bytes")
+            yield from _window(self._articles("heldout"), config.heldout_bytes, "corpus.heldout_bytes")
         else:
             yield from _window(self._documents(self.listings[1]), None, "corpus.heldout_path")
 
     def _documents(self, listing: Listing) -> Iterator[bytes]:
         for source in listing.taken:
             yield from source.documents(self._config.text_field, self._config.on_null)
+
+    def _articles(self, split: str) -> Iterator[bytes]:
+        config = self._config
+        if config.path is None:
+            return wiki40b_from_hub(split, config.text_field, config.on_null)
+        listing = list_wiki40b(Path(config.path), split)
+        self.listings.append(listing)
+        return wiki40b_articles(listing, config.text_field, config.on_null)
 
     def _cut_off_tail(self, stream: Iterator[bytes]) -> Iterator[bytes]:
         """All but the last `heldout_bytes`, which wait in memory and are left in `_tail` in the end."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -88,7 +89,7 @@ def prepare_data(config: RunConfig, repair: bool = False, check: Callable[[Path]
         while not directory.exists() or (repair and _damage(config)):
             try:
                 make_directory(work)
-                lock = DirectoryLock(work)
+                lock = DirectoryLock(work, _task())
                 message = lock.wait(tell)
             except FileNotFoundError:
                 # Who had the lock has finished and removed the folder.
@@ -141,6 +142,12 @@ def _damage(config: RunConfig) -> str:
     except UsageError as error:
         return str(error)
     return ""
+
+
+def _task() -> str:
+    """This task of a SLURM job, of whose nodes each may ask for the lock; empty outside one."""
+    names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_PROCID", "RANK")
+    return ".".join(os.environ.get(name, "") for name in names) if "SLURM_JOB_ID" in os.environ else ""
 
 
 def tell(message: str) -> None:

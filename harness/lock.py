@@ -46,9 +46,11 @@ class Holder:
 class DirectoryLock:
     """The right to write into a directory, held from `acquire` to `release`."""
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, job: str | None = None):
+        """`job` names what never holds the lock twice at once; without it that is the SLURM job."""
         self.path = directory / LOCK_FILE
-        self._me = Holder(socket.gethostname(), os.getpid(), os.environ.get("SLURM_JOB_ID", ""), token_hex(8))
+        job = os.environ.get("SLURM_JOB_ID", "") if job is None else job
+        self._me = Holder(socket.gethostname(), os.getpid(), job, token_hex(8))
         self._descriptor: int | None = None
         self._released = threading.Event()
         self._signs = threading.Thread(target=self._give_signs, name="lock", daemon=True)

@@ -11,7 +11,7 @@ import numpy as np
 from harness.files import replacing
 
 # A second or more of work for each process: what a preparation that was ended loses.
-PIECE_BYTES = 1 << 23
+PIECE_BYTES = 1 << 22
 _MAGIC = b"CLPIECE\n"
 # magic, identity, number of lengths, bytes of content, bytes of text, SHA-256 of lengths and content.
 _HEAD = struct.Struct("<8s32sQQQ32s")

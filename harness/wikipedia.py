@@ -9,7 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harness.errors import UsageError
-from harness.readers import PARQUET_BATCH_ROWS, first_line, no_field, parquet_texts, readable, text_bytes
+from harness.readers import (
+    PARQUET,
+    PARQUET_BATCH_ROWS,
+    Source,
+    first_line,
+    no_field,
+    parquet_texts,
+    readable,
+    text_bytes,
+)
+from harness.sources import Listing
 
 WIKI_MINI_FILE = "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 WIKI40B_HUB_NAME = "google/wiki40b"
@@ -32,40 +42,49 @@ def wiki_mini() -> list[bytes]:
     return re.findall(rb"<text[^>]*?(?:/>|>(.*?)</text>)", dump, re.DOTALL)
 
 
-def wiki40b(split: str, folder: str | None, field: str, on_null: str) -> Iterator[bytes]:
-    """Articles of one split ("train" or "heldout") of Wiki-40B (en), from a local folder or else from the hub.
+def wiki40b_from_hub(split: str, field: str, on_null: str) -> Iterator[bytes]:
+    """Articles of one split ("train" or "heldout") of Wiki-40B (en) from the Hugging Face hub.
 
     Raises UsageError where they cannot be read.
     """
-    name = WIKI40B_SPLITS[split]
-    for source, text in _from_hub(name, field) if folder is None else _from_folder(Path(folder), name, field):
-        article = text_bytes(source, _turned_back(source, text), on_null)
+    for place, text in _from_hub(WIKI40B_SPLITS[split], field):
+        article = text_bytes(place, _turned_back(place, text), on_null)
         if article is not None:
             yield article
 
 
-def wiki40b_files(folder: Path, name: str) -> list[Path]:
-    """The Parquet files of a split, which their names or those of their folders say.
+def wiki40b_articles(listing: Listing, field: str, on_null: str) -> Iterator[bytes]:
+    """Articles of the files that `list_wiki40b` found.
+
+    Raises UsageError where one cannot be read.
+    """
+    for source in listing.taken:
+        try:
+            for place, text in parquet_texts(source.path, field):
+                article = text_bytes(place, _turned_back(place, text), on_null)
+                if article is None:
+                    source.nulls += 1
+                    continue
+                source.raw_bytes += len(article)
+                yield article
+        except UsageError as error:
+            raise UsageError(f"{error}; {_FOLDER_REMEDY}") from None
+
+
+def list_wiki40b(folder: Path, split: str) -> Listing:
+    """The Parquet files of a split below a folder, which their names or those of their folders say.
 
     Raises UsageError where there are none.
     """
-    key = f"corpus.path={folder}"
+    key, name = f"corpus.path={folder}", WIKI40B_SPLITS[split]
     if not folder.is_dir():
         raise UsageError(f"{key}: no such folder; {_FOLDER_REMEDY}")
     pattern = re.compile(rf"(?:^|[-._ 0-9/]){name}[-._ 0-9/]")
     found = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*.parquet")}
-    files = [file for path, file in sorted(found.items()) if pattern.search(path)]
-    if not files:
+    taken = [Source(file, path, PARQUET) for path, file in sorted(found.items()) if pattern.search(path)]
+    if not taken:
         raise UsageError(f"{key}: no {name}*.parquet; {_FOLDER_REMEDY}")
-    return files
-
-
-def _from_folder(folder: Path, name: str, field: str) -> Iterator[tuple[str, object]]:
-    for file in wiki40b_files(folder, name):
-        try:
-            yield from parquet_texts(file, field)
-        except UsageError as error:
-            raise UsageError(f"{error}; {_FOLDER_REMEDY}") from None
+    return Listing(taken, [], True)
 
 
 def _from_hub(name: str, field: str) -> Iterator[tuple[str, object]]:
