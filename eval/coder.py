@@ -18,6 +18,7 @@ from harness.errors import UsageError
 from harness.units import BITS_PER_BYTE
 
 PRECISION_BITS = 24
+WORD_BYTES = 4
 MAX_TABLE = 256
 _FAMILY = ac.model.Categorical(perfect=False)
 _BYTES = ac.model.Uniform(256)
@@ -120,7 +121,7 @@ class Decoder:
     """
 
     def __init__(self, stream: bytes):
-        if len(stream) % 4:
+        if len(stream) % WORD_BYTES:
             raise UsageError("data section: not a stream of 32-bit words; fetch the archive again")
         self._stream = stream
         self._coder = ac.queue.RangeDecoder(np.frombuffer(stream, dtype="<u4").astype(np.uint32))

@@ -9,6 +9,7 @@ import struct
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from eval.coder import WORD_BYTES
 from eval.container import (
     CHECKSUM_BYTES,
     framing_bytes,
@@ -167,6 +168,8 @@ def _parse_segments(packed: bytes, world_size: int) -> list[Segment]:
             shares = []
             for _ in range(world_size):
                 checksum, length = _SHARE.unpack_from(packed, at)
+                if length % WORD_BYTES:
+                    raise UsageError("malformed segments (a stream that is no words); fetch the file again")
                 at += _SHARE.size + length
                 shares.append(Share(checksum, packed[at - length : at]))
             segments.append(Segment(weights, shares))

@@ -387,6 +387,11 @@ def test_a_stream_that_ends_elsewhere_than_its_text_is_refused(capsys, tmp_path,
     assert "segment 1 (steps 3 to 5)" in message
 
 
+def test_a_stream_that_is_no_words_is_refused_before_anything_is_started(capsys, tmp_path, sent):
+    odd = repacked(sent, tmp_path / "odd.clo", with_stream(lambda s: s[:-1]))
+    assert "malformed segments" in refused(capsys, odd, tmp_path / "out")
+
+
 def test_a_damaged_foreign_or_missing_file_is_one_line(capsys, tmp_path, sent):
     content, bad = sent.read_bytes(), tmp_path / "bad.clo"
     for damaged in (content[:-1], content[:100], b"", b"PK" + content[2:], content[:500] + b"?" + content[501:]):
