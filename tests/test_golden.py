@@ -1,12 +1,14 @@
 """Files of this format version decode from now on: on any processor, or are refused in a line where floats differ."""
 
+from dataclasses import asdict
+
 import pytest
 import torch
 from golden.make import FOLDER, IDENTITY, NATS, TEXT, WEIGHTS
 
 from eval.container import VERSION
 from harness.checkpoint import FORMAT_VERSION, committed_checkpoints, read_rank_state, read_state
-from harness.ledger import read_online_code
+from harness.ledger import ledger_damage, read_online_code
 from harness.shards import open_shard
 from harness.units import bits_from_nats
 from launch.main import main
@@ -39,10 +41,11 @@ def test_shard_ledger_and_checkpoint_are_read():
     assert code.aulc_bits == pytest.approx(bits_from_nats(float(NATS.sum()))) and code.raw_bytes == 12
     (checkpoint,) = committed_checkpoints(FOLDER)
     state, own = read_state(checkpoint, IDENTITY, "make it again"), read_rank_state(checkpoint, 0)
+    assert ledger_damage(FOLDER, 0, asdict(state)) == ""
     assert state.step == 3 and own["step"] == 3 and own["text"] == "kept"
     assert torch.equal(own["weights"], WEIGHTS["weights"])
 
 
 def test_the_versions_are_those_of_the_golden_files():
     """Who raises one runs `python -m tests.golden.make`, and tells docs/formats.md what the earlier one is read by."""
-    assert (VERSION, FORMAT_VERSION) == (4, 4)
+    assert (VERSION, FORMAT_VERSION) == (4, 5)

@@ -11,7 +11,8 @@ import torch
 from eval.archive import QuantisedModel, write_archive
 from eval.config import EvalConfig
 from harness.batches import MicroBatch
-from harness.checkpoint import RunState, save_checkpoint
+from harness.checkpoint import RunState
+from harness.checkpoint_writer import save_checkpoint
 from harness.distributed import joined_ranks
 from harness.ledger import LedgerWriter
 from harness.model import ModelConfig, Transformer
@@ -64,10 +65,11 @@ def write_all(folder: Path) -> None:
     ledger = LedgerWriter(folder, 0)
     part = MicroBatch(np.arange(2), np.zeros((2, 6), dtype=np.int64), np.ones((2, 6), dtype=bool))
     ledger.append(0, 0, part, NATS, np.full(2, 6))
-    ledger.flush()
+    parts = [ledger.flush()]
     ledger.close()
     with joined_ranks(10.0) as ranks:
-        save_checkpoint(folder, RunState(step=3, identity=IDENTITY), WEIGHTS, ranks, keep=1)
+        state = RunState(step=3, identity=IDENTITY, ledger_parts=parts)
+        save_checkpoint(folder, state, WEIGHTS, ranks, keep=1)
 
 
 if __name__ == "__main__":
