@@ -8,6 +8,7 @@ import signal
 import tempfile
 import time
 import traceback
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -119,6 +120,13 @@ def _try(path: Path, place: Path, ranks: Ranks, counts: Counts, number: str) -> 
 
 
 def _read(path: Path, output: Path, ranks: Ranks) -> bytes:
+    """What the file decodes to; a warning would be a second line."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return _decoded(path, output, ranks)
+
+
+def _decoded(path: Path, output: Path, ranks: Ranks) -> bytes:
     if path.suffix == ".cl":
         return read_archive(path, 1, lambda done, total: None, MAX_MEMORY_BYTES)
     if path.suffix == ".teacher":
