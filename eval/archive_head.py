@@ -17,7 +17,7 @@ MAX_SIZE = 1 << 40
 # Each layer has four matrices at least, and each tensor a step of four bytes in the file.
 _STEP_BYTES_PER_LAYER = 16
 # Compiled code, and what a layer takes however narrow it is: modules, and arrays by block of lanes.
-_BASE_BYTES, _LAYER_BYTES, _LAYER_BLOCK_BYTES = 500_000_000, 100_000, 1_000
+_BASE_BYTES, _LAYER_BYTES, _LAYER_BLOCK_BYTES = 700_000_000, 100_000, 1_000
 _HEAD_TYPES = {
     "model": dict,
     "tokenizer": str,

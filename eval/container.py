@@ -8,11 +8,13 @@ All integers are little-endian. The checksum covers every byte, so any damage or
 
 import hashlib
 import json
+import os
 import struct
 import zlib
 from pathlib import Path
 
 from harness.errors import UsageError
+from harness.memory import check_memory
 
 MAGIC = b"CODELEN\0"
 # The first that a release writes; docs/formats.md tells what changed, and what each version promises.
@@ -40,15 +42,19 @@ def framing_bytes(num_sections: int) -> int:
 def read_sections(path: Path) -> dict[str, bytes]:
     """The sections of a file.
 
-    Raises UsageError for files that are missing, foreign, damaged, truncated or of another version.
+    Raises UsageError for files that are missing, foreign, damaged, truncated, of another version or larger than memory.
     """
     try:
         with path.open("rb") as file:
             content = file.read(len(MAGIC))
+            # The whole file, its body and the sections of it.
+            check_memory(3 * os.fstat(file.fileno()).st_size)
             # The rest of a foreign file may be large, or endless.
             content += file.read() if content == MAGIC else b""
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; give the path of an archive made by codelength") from None
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
     if content[: len(MAGIC)] != MAGIC or len(content) < _PREFIX.size + CHECKSUM_BYTES:
         raise UsageError(f"{path}: not a codelength archive, or cut short; fetch it again")
     _, version, count = _PREFIX.unpack_from(content)

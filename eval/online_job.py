@@ -160,7 +160,11 @@ def _adopt(folder: Path) -> None:
         made = temporary_path(folder)
         made.mkdir()
         (made / MARKER).write_text(_MARKER_TEXT)
-        made.rename(folder)
+        try:
+            made.rename(folder)
+        except OSError:
+            # Another job was faster.
+            shutil.rmtree(made)
     if folder.is_symlink() or not (folder / MARKER).is_file():
         raise UsageError(
             f"{folder}: not made by this program, which would keep its work there; move it, or choose another -o"

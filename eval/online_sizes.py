@@ -10,7 +10,7 @@ from harness.memory import check_memory
 # A batch may be so many tokens, or as many texts as this, however short the text.
 MOST_TOKENS_OF_A_BATCH, MOST_TEXTS_OF_A_BATCH = 1 << 16, 4
 # Interpreter, libraries and compiled code of a process.
-_BASE_BYTES = 400_000_000
+_BASE_BYTES = 700_000_000
 
 
 def check_batch(config: RunConfig, num_tokens: int) -> None:

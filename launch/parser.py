@@ -81,11 +81,11 @@ def _add_files(command: AddCommand) -> None:
     """Coding files."""
     sub = command("compress", commands.compress_command, "code any file with the model of a run")
     sub.add_argument("--run", dest="run_dir", type=Path, required=True, metavar="RUN")
-    sub.add_argument("input", type=Path, metavar="INPUT")
+    sub.add_argument("input", type=Path, metavar="INPUT", help="`-`: standard input")
     _add_output(sub)
     _add_work_options(sub)
     sub = command("decompress", commands.decompress_command, "rebuild the text from an archive alone")
-    sub.add_argument("archive", type=Path, metavar="FILE.cl")
+    sub.add_argument("archive", type=Path, metavar="FILE.cl", help="`-`: standard input")
     _add_output(sub)
     _add_max_memory(sub)
     _add_work_options(sub)
@@ -155,7 +155,7 @@ def _add_online(command: AddCommand) -> None:
     sub = command(
         "receive", online.receive_command, "rebuild the text from an online code alone; a stopped one goes on"
     )
-    sub.add_argument("file", type=Path, metavar="FILE.clo")
+    sub.add_argument("file", type=Path, metavar="FILE.clo", help="`-`: standard input")
     sub.add_argument("--processes", type=_positive, help="processes (default: as many as have sent)")
     sub.add_argument("--json", action="store_true", help="print digest, time and memory for programs")
     _add_output(sub)

@@ -81,6 +81,14 @@ def test_what_is_no_archive_is_refused(tmp_path):
     assert "not a codelength archive" in refusal(Path("/dev/zero"))
 
 
+def test_a_file_larger_than_memory_is_refused_unread(tmp_path):
+    path = tmp_path / "a.cl"
+    with path.open("wb") as file:
+        file.write(MAGIC)
+        file.truncate(1 << 42)
+    assert "GB of memory" in refusal(path)
+
+
 def test_another_version_is_named(tmp_path):
     path = tmp_path / "a.cl"
     content = pack_sections(SECTIONS)

@@ -4,9 +4,11 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from golden.make import FOLDER, IDENTITY, NATS, TEXT, WEIGHTS
+from golden.make import FOLDER, IDENTITY, NATS, TARGETS, TEXT, WEIGHTS
 
 from eval.container import VERSION
+from eval.teacher_archive import read_archive as read_targets
+from eval.teacher_archive import target_bytes
 from harness.checkpoint import FORMAT_VERSION, committed_checkpoints, read_rank_state, read_state
 from harness.ledger import ledger_damage, read_online_code
 from harness.shards import open_shard
@@ -17,6 +19,10 @@ from launch.main import main
 def test_a_portable_archive_decodes_everywhere(tmp_path):
     assert main(["decompress", str(FOLDER / "portable.cl"), "-o", str(tmp_path / "out"), "--quiet"]) == 0
     assert (tmp_path / "out").read_bytes() == TEXT
+
+
+def test_targets_decode_everywhere():
+    assert target_bytes(read_targets(FOLDER / "targets.cl")) == target_bytes(TARGETS)
 
 
 @pytest.mark.parametrize("name", ["float.cl", "online.clo"])

@@ -8,14 +8,17 @@ import signal
 import tempfile
 import time
 import traceback
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fuzz.mutate import mutated
-from golden.make import TEXT, write_cl, write_clo
+from golden.make import TARGETS, TEXT, write_cl, write_clo, write_teacher
 
 from eval.archive import read_archive
 from eval.online import receive
+from eval.teacher_archive import read_archive as read_targets
+from eval.teacher_archive import target_bytes
 from harness.distributed import Ranks, joined_ranks
 from harness.errors import CodelengthError
 
@@ -66,14 +69,16 @@ def fuzz(seconds: float, seed: int) -> Counts:
             write_cl(folder / f"{predictor}.cl", predictor)
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             write_clo(folder / "online.clo", folder)
-        whole = [(folder / name).read_bytes() for name in ("float.cl", "portable.cl", "online.clo")]
+        write_teacher(folder / "targets.teacher")
+        names = ("float.cl", "portable.cl", "online.clo", "targets.teacher")
+        whole = [(folder / name).read_bytes() for name in names]
         place = folder / "place"
         place.mkdir()
         while time.monotonic() < until:
             number = f"{seed}:{counts.tried}"
             rng = random.Random(number)
             index = rng.randrange(len(whole))
-            path = place / ("file.clo" if index == 2 else "file.cl")
+            path = (place / "file").with_suffix(Path(names[index]).suffix)
             path.write_bytes(mutated(whole[index], whole, folder / "work", rng))
             _try(path, place, ranks, counts, number)
     counts.peak_bytes = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -87,8 +92,9 @@ def _try(path: Path, place: Path, ranks: Ranks, counts: Counts, number: str) -> 
     signal.alarm(SECONDS_A_FILE)
     try:
         text = _read(path, output, ranks)
-        counts.right += text == TEXT
-        if text != TEXT:
+        is_right = text == (target_bytes(TARGETS) if path.suffix == ".teacher" else TEXT)
+        counts.right += is_right
+        if not is_right:
             counts.wrong += 1
             counts.problems.append(f"{number}: wrong output")
     except CodelengthError as error:
@@ -114,8 +120,17 @@ def _try(path: Path, place: Path, ranks: Ranks, counts: Counts, number: str) -> 
 
 
 def _read(path: Path, output: Path, ranks: Ranks) -> bytes:
+    """What the file decodes to; a warning would be a second line."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return _decoded(path, output, ranks)
+
+
+def _decoded(path: Path, output: Path, ranks: Ranks) -> bytes:
     if path.suffix == ".cl":
         return read_archive(path, 1, lambda done, total: None, MAX_MEMORY_BYTES)
+    if path.suffix == ".teacher":
+        return target_bytes(read_targets(path))
     with contextlib.redirect_stderr(io.StringIO()):
         receive(path, output, ranks, lambda done, total: None, MAX_MEMORY_BYTES)
     return output.read_bytes()

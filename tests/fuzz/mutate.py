@@ -6,6 +6,7 @@ import struct
 from pathlib import Path
 
 from eval.container import CHECKSUM_BYTES, pack_json, pack_sections, read_sections, unpack_json
+from harness.errors import UsageError
 
 NUMBERS = (0, 1, 2, 3, 7, 8, 15, 16, 31, 32, 255, 4096, 65536, 2**20, 2**31, 2**32, 2**40, 2**63, 2**64, 2**70)
 FLOATS = (0.0, 0.5, 1.0, 2.0, 1e-300, 1e12, 1e300, float("inf"), float("-inf"), float("nan"))
@@ -77,8 +78,10 @@ def _value(old: object, rng: random.Random) -> object:
 
 def _change_head(sections: dict[str, bytes], others: list[bytes], path: Path, rng: random.Random) -> None:
     try:
-        head = unpack_json(sections["HEAD"], path)
-    except Exception:  # what an earlier change has made of it
+        head = unpack_json(sections.get("HEAD", b""), path)
+    except UsageError:
+        # It is no JSON, or no longer.
+        sections["HEAD"] = _damaged(sections.get("HEAD", b""), rng)
         return
     place = head
     inner = [key for key, value in head.items() if isinstance(value, dict)]
@@ -98,6 +101,8 @@ def _change_head(sections: dict[str, bytes], others: list[bytes], path: Path, rn
 
 
 def _change_section(sections: dict[str, bytes], others: list[bytes], path: Path, rng: random.Random) -> None:
+    if not sections:
+        return
     tag, kind = rng.choice([*sections]), rng.random()
     if kind < 0.7:
         sections[tag] = _damaged(sections[tag], rng)

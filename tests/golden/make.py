@@ -10,6 +10,7 @@ import torch
 
 from eval.archive import QuantisedModel, write_archive
 from eval.config import EvalConfig
+from eval.teacher_archive import write_archive as write_targets
 from harness.batches import MicroBatch
 from harness.checkpoint import RunState
 from harness.checkpoint_writer import save_checkpoint
@@ -23,6 +24,7 @@ from launch.main import main
 FOLDER = Path(__file__).parent
 TEXT = b"What is claimed decodes: on this machine, on others, in ten years. " * 3 + bytes(range(200, 232))
 WEIGHTS = {"weights": torch.arange(6, dtype=torch.float32).view(2, 3), "step": 3, "text": "kept"}
+TARGETS = np.random.default_rng(8).normal(size=40).astype(np.float32)
 IDENTITY = {"precision": "float32", "code": "golden"}
 NATS = np.arange(12, dtype=np.float32).reshape(2, 6) / 4
 SEND = ("train.batch_sequences=4", "model.width=8", "model.layers=1", "model.heads=1", "model.context=16")
@@ -46,6 +48,13 @@ def write_cl(path: Path, predictor: str) -> None:
     write_archive(path, TEXT, tiny_model(), config, 1, lambda done, total: None)
 
 
+def write_teacher(path: Path) -> None:
+    """An archive of a student and of TARGETS."""
+    rng, steps = np.random.default_rng(2), {"layer0": np.float32(0.1), "layer1": np.float32(0.1)}
+    integers = {"layer0": rng.integers(-9, 10, (3, 3)), "layer1": rng.integers(-9, 10, (1, 4))}
+    write_targets(path, 3, TARGETS, integers, steps, np.float32(0.5))
+
+
 def write_clo(path: Path, folder: Path) -> None:
     """An online code of TEXT; `folder` takes what sending needs."""
     (folder / "config.yaml").write_text("{}\n")
@@ -60,6 +69,7 @@ def write_all(folder: Path) -> None:
     """All golden files."""
     for predictor in ("float", "portable"):
         write_cl(folder / f"{predictor}.cl", predictor)
+    write_teacher(folder / "targets.cl")
     write_clo(folder / "online.clo", folder)
     write_shard(folder / "text.tokens", iter([TEXT[:100], TEXT[100:]]), ByteTokenizer())
     ledger = LedgerWriter(folder, 0)
