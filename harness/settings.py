@@ -26,6 +26,8 @@ MAX_INCLUDE_DEPTH = 8
 MAX_FILE_BYTES, MAX_NODES = 1 << 20, 100_000
 # Torch and numpy keep whole numbers in 64 bits; floats are whole in each step up to 53.
 INTEGER_BITS, FLOAT_BITS = 63, 53
+# Far from the largest number of 32 bits, so that products of settings stay below it too.
+LARGEST_REAL = 1e30
 MAX_NAME_BYTES = 200
 MAX_SHOWN_CHARACTERS = 100
 PATHS = ("runs_dir", "data_dir", "corpus.path", "corpus.heldout_path", "eval.split")
@@ -273,8 +275,8 @@ def _real(value: object) -> float:
         raise ValueError("must be a number, such as 0.1 or 1e-4") from None
     except OverflowError:
         number = math.inf
-    if not math.isfinite(number):
-        raise ValueError("must be a finite number")
+    if not abs(number) <= LARGEST_REAL:
+        raise ValueError(f"must be a finite number, up to {LARGEST_REAL:g}")
     return number
 
 

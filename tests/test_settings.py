@@ -107,6 +107,8 @@ def test_home_is_found_in_every_path(tmp_path, monkeypatch):
         ("seed=" + "9" * 5000, "not readable"),
         ("train.epochs=.inf", "must be a finite number"),
         ("optimizer.learning_rate=1e400", "must be a finite number"),
+        ("optimizer.learning_rate=1e300", "must be a finite number, up to 1e+30"),
+        ("backend.timeout_seconds=1e29", "must be above 0 and at most 2,000,000"),
         ("optimizer.clip_norm=big", "must be a number"),
         ("dry_run=maybe", "must be true or false"),
         ("name.x=1", "name is a value, not a section"),

@@ -14,6 +14,7 @@ from conftest import ROOT
 from processes import Process, python
 
 from harness.checkpoint import committed_checkpoints
+from harness.stop import outlive_terminal
 
 CONFIG = """
 corpus: {kind: wiki-mini, subset_bytes: 20300, heldout_bytes: 1000}
@@ -119,6 +120,17 @@ def test_a_run_whose_terminal_is_closed_saves(config, processes):
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
     assert committed_checkpoints(run_dir) and not (run_dir / "DONE").exists()
+
+
+def test_words_to_a_terminal_that_was_closed_are_lost_and_no_error(monkeypatch):
+    other_end, terminal = os.openpty()
+    with os.fdopen(terminal, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        outlive_terminal()
+        print("shown", flush=True)
+        os.close(other_end)
+        for _ in range(3):
+            print("lost", flush=True)
 
 
 def test_forked_processes_die_of_signals_in_silence(tmp_path):

@@ -17,6 +17,8 @@ from harness.optimizer import MakeParts, Optimizer
 from harness.sparsity.rule import forget
 
 BACKENDS = ("ddp", "deepspeed")
+# Stores keep it in milliseconds, in 31 bits.
+MAX_TIMEOUT_SECONDS = 2_000_000
 
 
 @dataclass(kw_only=True, slots=True)
@@ -45,8 +47,10 @@ class BackendConfig:
             found.append(f"backend.name={self.name}: unknown; use one of {', '.join(BACKENDS)}")
         if self.device not in DEVICES:
             found.append(f"backend.device={self.device}: unknown; use one of {', '.join(DEVICES)}")
-        if not self.timeout_seconds > 0:
-            found.append(f"backend.timeout_seconds={self.timeout_seconds}: must be positive")
+        if not 0 < self.timeout_seconds <= MAX_TIMEOUT_SECONDS:
+            found.append(
+                f"backend.timeout_seconds={self.timeout_seconds:g}: must be above 0 and at most {MAX_TIMEOUT_SECONDS:,}"
+            )
         if self.zero_stage not in range(4):
             found.append(f"backend.zero_stage={self.zero_stage}: must be 0, 1, 2 or 3")
         elif self.zero_stage and self.name != "deepspeed":
