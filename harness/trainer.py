@@ -10,13 +10,7 @@ import numpy as np
 import torch
 
 from harness.batches import Ahead, Batches, StepBatch
-from harness.checkpoint import (
-    RunState,
-    committed_checkpoints,
-    newest_checkpoint,
-    read_rank_state,
-    read_state,
-)
+from harness.checkpoint import RunState, committed_checkpoints, newest_checkpoint, read_rank_state, read_state
 from harness.checkpoint_writer import CheckpointWriter
 from harness.config import RunConfig, training_sha256
 from harness.convergence import Convergence
@@ -269,10 +263,9 @@ class Trainer:
             self.monitor.message(f"{name}: {line}")
 
     def _resume(self) -> None:
-        must_stop = self.config.train.on_damage == "stop"
-        remedy = "set train.on_damage=restart to train again from step 0" if must_stop else ""
-        run_dir, rank = self.config.run_dir, self.ranks.rank
-        damage = functools.partial(ledger_damage, run_dir, rank)
+        run_dir, can_restart = self.config.run_dir, self.config.train.on_damage == "restart"
+        remedy = "" if can_restart else "set train.on_damage=restart to train again from step 0"
+        damage = functools.partial(ledger_damage, run_dir, self.ranks.rank)
         checkpoint, messages = newest_checkpoint(run_dir, self.ranks, remedy, damage)
         if checkpoint:
             self._load(checkpoint)
