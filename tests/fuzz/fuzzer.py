@@ -130,7 +130,7 @@ def _decoded(path: Path, output: Path, ranks: Ranks) -> bytes:
     if path.suffix == ".cl":
         return read_archive(path, 1, lambda done, total: None, MAX_MEMORY_BYTES)
     if path.suffix == ".teacher":
-        return target_bytes(read_targets(path))
+        return target_bytes(read_targets(path, MAX_MEMORY_BYTES))
     with contextlib.redirect_stderr(io.StringIO()):
         receive(path, output, ranks, lambda done, total: None, MAX_MEMORY_BYTES)
     return output.read_bytes()
