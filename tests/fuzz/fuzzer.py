@@ -120,9 +120,9 @@ def _try(path: Path, place: Path, ranks: Ranks, counts: Counts, number: str) -> 
 
 
 def _read(path: Path, output: Path, ranks: Ranks) -> bytes:
-    """What the file decodes to; a warning would be a second line."""
+    """What the file decodes to; a warning of its arithmetic would be a second line."""
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", RuntimeWarning)
         return _decoded(path, output, ranks)
 
 
