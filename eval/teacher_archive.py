@@ -19,10 +19,13 @@ from eval.teacher_cells import DIGIT_SIZE, DIGITS, decode_values, encode_values,
 from eval.weights import decode_weights, encode_weights, rebuild
 from harness.errors import UsageError
 from harness.files import write_file
+from harness.memory import check_memory
 from harness.teacher_inputs import layer_shapes, make_inputs
 
 _HEAD, _SIGMA = struct.Struct("<QIB"), struct.Struct("<f")
 MAX_TARGETS, MAX_WEIGHTS, MAX_LAYERS = 1 << 24, 1 << 24, 64
+# Compiled code, and the largest weights.
+_BASE_BYTES = 700_000_000
 SMALLEST_SIGMA = 2.0**-60
 
 Layers = dict[str, np.ndarray]
@@ -63,10 +66,11 @@ def write_archive(
     return TeacherSizes(header_bytes, len(sections["MODL"]), len(sections["DATA"]))
 
 
-def read_archive(path: Path) -> np.ndarray:
+def read_archive(path: Path, max_memory_bytes: int | None = None) -> np.ndarray:
     """The targets (n,) float32 of an archive, bit by bit those that were coded.
 
-    Raises UsageError for files that are missing, damaged, or no archives of targets.
+    Raises UsageError for files that are missing, damaged, no archives of targets, or need more memory than is free or
+    allowed.
     """
     sections = read_sections(path)
     if list(sections) != ["HEAD", "MODL", "DATA"]:
@@ -79,6 +83,7 @@ def read_archive(path: Path) -> np.ndarray:
     if not (math.isfinite(sigma) and sigma > 0):
         raise UsageError(f"{path}: malformed weights; fetch it again")
     try:
+        check_memory(num_targets * 64 * (DIGIT_SIZE + max(widths)) + _BASE_BYTES, max_memory_bytes)
         integers, steps = decode_weights(sections["MODL"][_SIGMA.size :], shapes)
         # Numbers of a file that was made to mislead overflow; the digest tells.
         with np.errstate(all="ignore"):

@@ -15,7 +15,7 @@ from processes import python, result_of
 from scipy.stats import norm
 
 from eval.container import pack_sections, read_sections
-from eval.teacher_archive import predict, target_bytes, write_archive
+from eval.teacher_archive import predict, read_archive, target_bytes, write_archive
 from eval.teacher_cells import (
     FLAT_WIDTH,
     cell_widths,
@@ -220,6 +220,15 @@ def test_damaged_and_foreign_archives_are_refused_in_a_line(tmp_path, monkeypatc
         assert name != "no sigma" or "malformed weights" in captured.err
         assert ("data section" in captured.err) == ("data" in name)
         assert not captured.out and not (tmp_path / "out").exists()
+
+
+def test_many_targets_of_little_data_take_no_memory(tmp_path):
+    archive_of(tmp_path / "whole.cl", EXTREME)
+    sections, path = read_sections(tmp_path / "whole.cl"), tmp_path / "many.cl"
+    many = sections["HEAD"][:8] + (1 << 18).to_bytes(4, "little") + sections["HEAD"][12:]
+    path.write_bytes(pack_sections(sections | {"HEAD": many}))
+    with pytest.raises(UsageError, match="GB of memory"):
+        read_archive(path, 2_000_000_000)
 
 
 def test_targets_that_are_not_finite_are_refused(tmp_path):

@@ -120,9 +120,9 @@ def _try(path: Path, place: Path, ranks: Ranks, counts: Counts, number: str) -> 
 
 
 def _read(path: Path, output: Path, ranks: Ranks) -> bytes:
-    """What the file decodes to; a warning would be a second line."""
+    """What the file decodes to; a warning of its arithmetic would be a second line."""
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", RuntimeWarning)
         return _decoded(path, output, ranks)
 
 
@@ -130,7 +130,7 @@ def _decoded(path: Path, output: Path, ranks: Ranks) -> bytes:
     if path.suffix == ".cl":
         return read_archive(path, 1, lambda done, total: None, MAX_MEMORY_BYTES)
     if path.suffix == ".teacher":
-        return target_bytes(read_targets(path))
+        return target_bytes(read_targets(path, MAX_MEMORY_BYTES))
     with contextlib.redirect_stderr(io.StringIO()):
         receive(path, output, ranks, lambda done, total: None, MAX_MEMORY_BYTES)
     return output.read_bytes()
