@@ -1,7 +1,6 @@
 """Writing checkpoints: in a thread of each rank, durably, and counted only once all ranks are done."""
 
 import copy
-import errno
 import hashlib
 import json
 import os
@@ -18,9 +17,7 @@ import torch
 from harness.checkpoint import MARKER, STATE_FILE, RunState, checkpoint_path, committed_checkpoints, step_directories
 from harness.distributed import Ranks
 from harness.errors import RunFailure
-from harness.files import make_directory, naming, sync_directory
-
-SMALL_FILE_BYTES = 1 << 16
+from harness.files import make_directory, naming, reason, sync_directory
 
 
 class CheckpointWriter:
@@ -75,18 +72,15 @@ class CheckpointWriter:
         try:
             result = work(*arguments)
         except OSError as error:
-            failure = f"rank {self.ranks.rank}: {error.strerror}"
+            failure = f"rank {self.ranks.rank}: {reason(error)}"
         except RuntimeError as error:
-            # What torch.save makes of a write that fails.
-            is_full = shutil.disk_usage(final.parent).free < SMALL_FILE_BYTES
-            failure = f"rank {self.ranks.rank}: {os.strerror(errno.ENOSPC) if is_full else str(error).splitlines()[0]}"
+            failure = f"rank {self.ranks.rank}: {str(error).splitlines()[0]}"
         failures = [text for text in self.ranks.gather(failure) if text]
         if failures:
             if self.ranks.is_first:
                 shutil.rmtree(self._temporary, ignore_errors=True)
             raise RunFailure(
-                f"{final}: not saved ({failures[0]}); earlier checkpoints are untouched: free some disk space and "
-                "start the same command again"
+                f"{final}: not saved ({failures[0]}); earlier checkpoints are untouched, and the same command goes on"
             )
         return result
 
@@ -123,10 +117,16 @@ class _Hashed:
 
     def __init__(self, file: BinaryIO):
         self._file, self.digest = file, hashlib.sha256()
+        self.error: OSError | None = None
+        """Why it could not be written: `torch.save` makes an error of its own of it."""
 
     def write(self, content: bytes) -> int:
         self.digest.update(content)
-        return self._file.write(content)
+        try:
+            return self._file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self._file.flush()
@@ -136,7 +136,12 @@ def _write(path: Path, write: Callable[[_Hashed], object]) -> str:
     """Write a file durably; returns its digest."""
     with naming(path), path.open("wb") as file:
         hashed = _Hashed(file)
-        write(hashed)
+        try:
+            write(hashed)
+        except RuntimeError:
+            if hashed.error is None:
+                raise
+            raise hashed.error from None
         file.flush()
         os.fsync(file.fileno())
     return hashed.digest.hexdigest()
