@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 
 # Beyond any size of a text, a model or a job; sums and products of a few still fit into 64 bits or a float.
-LARGEST_INTEGER, LARGEST_FLOAT = 1 << 48, 1e12
+LARGEST_INTEGER, LARGEST_FLOAT = 1 << 48, 1e30
 
 
 def number_problems(section: object, prefix: str = "") -> list[str]:
