@@ -56,7 +56,9 @@ def test_a_file_that_is_larger_than_allowed_is_named(tmp_path):
     try:
         with pytest.raises(OSError, match="File too large") as caught, replacing(path) as file:
             file.write(bytes(100_000))
-        with pytest.raises(RunFailure, match=f"{path}: not written .File too large: raise it with .ulimit -f..; nothing was changed"):
+        with pytest.raises(
+            RunFailure, match=f"{path}: not written .File too large: raise it with .ulimit -f..; nothing was changed"
+        ):
             write_file(path, bytes(2000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
