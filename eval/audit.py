@@ -5,7 +5,6 @@ own. What differs from the first setting cannot be received from it.
 """
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ import numpy as np
 
 from eval.coder import PRECISION_BITS
 from eval.markup import Block
+from harness.children import child_environment
 from harness.config import RunConfig
 from harness.errors import RunFailure
 from harness.hardware import ISA_LIMITS
@@ -117,9 +117,8 @@ def _compute(folder: Path, setting: Setting, config: RunConfig, arguments: list[
     if setting.processes > 1:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(setting.processes), "-m"]
     command = [sys.executable, *launcher, "eval.audit_worker", str(folder), str(lanes), *arguments]
-    inherited = {key: value for key, value in os.environ.items() if key not in ISA_LIMITS}
-    root = str(Path(__file__).parents[1])
-    environment = inherited | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root} | setting.environment
+    inherited = {key: value for key, value in child_environment().items() if key not in ISA_LIMITS}
+    environment = inherited | {"OMP_NUM_THREADS": "1"} | setting.environment
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode == 0 and (folder / "done.json").exists():
         return ""

@@ -1,7 +1,6 @@
 """Evaluate a trained run: its archive, verified by a fresh process, and its report.json."""
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from eval.grid import GridPoint, Search, choose_grid
 from eval.ideal import ideal_archive, ideal_bits, split
 from eval.online_report import send_and_receive
 from eval.sources import program_bytes
+from harness.children import child_environment
 from harness.config import RunConfig, config_sha256
 from harness.data import Data
 from harness.errors import RunFailure, UsageError
@@ -158,8 +158,7 @@ def verify(archive: Path, text: bytes, threads: int) -> float:
         output = Path(folder) / "decoded"
         command = [sys.executable, "-m", "launch", "decompress", str(archive.resolve()), "-o", str(output)]
         command += ["--threads", str(threads), "--quiet"]
-        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=folder, env=child_environment(), capture_output=True, text=True)
         decoded = output.read_bytes() if output.exists() else None
     if done.returncode or decoded != text:
         raise RunFailure(f"{archive}: does not decode to what was coded ({done.stderr.strip() or 'SHA-256 differs'})")

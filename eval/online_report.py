@@ -1,12 +1,12 @@
 """The online code of a run as a verified file, for its report."""
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from harness.children import child_environment
 from harness.config import RunConfig
 from harness.errors import RunFailure, UsageError
 from harness.files import read_file, sha256
@@ -61,10 +61,8 @@ def send_and_receive(run_dir: Path, config: RunConfig, ideal_bits: float, quiet:
 
 def _run(base: Path, *arguments: str) -> str:
     """A command in fresh processes, begun in `base`; returns what it prints; its progress goes to the terminal."""
-    root = str(Path(__file__).parents[1])
-    environment = os.environ | {"PYTHONPATH": root}
     command = [sys.executable, "-m", "launch", *arguments]
-    done = subprocess.run(command, cwd=base, env=environment, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, cwd=base, env=child_environment(), stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise RunFailure(f"{' '.join(arguments[:2])}: ended with status {done.returncode}; see above")
     return done.stdout

@@ -1,8 +1,10 @@
-"""Causal attention: PyTorch's fused kernel, and on a CPU in float32 block by block as matrix products.
+"""Causal attention: PyTorch's fused kernel, and on a CPU block by block as matrix products.
 
 The fused kernel for CPUs reaches half the rate of a plain matrix product. Blocks of queries against the keys that they
-may see run at that rate, and so take two thirds of its time, forward and backward (docs/speed.md). As in the fused
-kernel nothing of size length x length is kept: the backward pass computes the weights again.
+may see run at that rate, and so take two thirds of its time in float32 and half in bfloat16, forward and backward
+(docs/speed.md). As in the fused kernel nothing of size length x length is kept: the backward pass computes the weights
+again. In bfloat16 scores are rounded before the softmax, as in attention written with plain products; processors
+without native bfloat16 compute in float32 instead of emulating it.
 """
 
 import functools
@@ -11,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
+
+from harness.hardware import has_native_bf16
 
 # Queries of a block: larger ones compute more of what the mask then hides, smaller ones are slow products.
 BLOCK = 64
@@ -23,9 +27,10 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     `q`, `k` and `v` have shape (batch, length, heads, head width).
     """
-    is_plain = q.device.type == "cpu" and v.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    if is_plain and not torch.compiler.is_compiling():
-        return _BlockAttention.apply(q, k, v)
+    if v.device.type == "cpu" and not torch.compiler.is_compiling():
+        dtype = v.dtype if v.dtype != torch.bfloat16 or has_native_bf16(v.device) else torch.float32
+        with torch.autocast("cpu", enabled=False):
+            return _BlockAttention.apply(q.to(dtype), k.to(dtype), v.to(dtype)).to(v.dtype)
     mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True)
     return mixed.transpose(1, 2).flatten(2)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.children import child_environment
 from harness.corpus import Corpus, CorpusConfig
 from harness.encode import MODEL_FILE, encode_pieces, tokens_of_pieces, train_on_pieces
 from harness.errors import RunFailure, UsageError
@@ -159,8 +160,7 @@ def _encode_on_all_cores(folder: Path, num_pieces: int, tell: Tell) -> None:
 @contextmanager
 def _started(folder: Path, tasks: list[tuple[str, int]]) -> Iterator[list[subprocess.Popen]]:
     """Processes for tasks; none is left after the context."""
-    paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    environment = child_environment(OMP_NUM_THREADS="1")
     processes = []
     try:
         for what, number in tasks:

@@ -41,8 +41,27 @@ def test_later_places_do_not_matter_bit_by_bit():
     assert torch.equal(causal_attention(q, k, v)[:, : BLOCK + 5], before[:, : BLOCK + 5])
 
 
-def test_other_precisions_take_pytorchs_kernel():
-    q, k, v = (torch.randn(2, 9, 2, 8, dtype=torch.float64) for _ in range(3))
+@pytest.mark.parametrize("is_native", [True, False])
+def test_half_precision_keeps_its_type_and_is_near_the_formula(is_native, monkeypatch):
+    monkeypatch.setattr("harness.attention.has_native_bf16", lambda device: is_native)
+    torch.manual_seed(0)
+    qkv = torch.randn(2, BLOCK + 7, 3, 2, 16).bfloat16().requires_grad_()
+    twin = qkv.detach().double().requires_grad_()
+    q, k, v = qkv.unbind(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        # Norms and rotations give float32 under autocast, linear layers bfloat16.
+        found = causal_attention(q.float(), k.float(), v)
+    expected = by_formula(*twin.unbind(2))
+    found.backward(torch.ones_like(found))
+    expected.backward(torch.ones_like(expected))
+    assert found.dtype == torch.bfloat16
+    assert (found.double() - expected).abs().max() < (0.02 if is_native else 0.009)
+    assert (qkv.grad.double() - twin.grad).abs().max() < 0.1
+
+
+def test_compiled_attention_is_pytorchs_kernel(monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    q, k, v = (torch.randn(2, 9, 2, 8) for _ in range(3))
     theirs = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=True)
     assert torch.equal(causal_attention(q, k, v), theirs.transpose(1, 2).flatten(2))
 

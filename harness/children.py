@@ -1,0 +1,13 @@
+"""The environment of processes that run this very package: fresh decoders, workers, audits."""
+
+import os
+from pathlib import Path
+
+
+def child_environment(**settings: str) -> dict[str, str]:
+    """This process's environment with `settings`, in which Python finds this package before all that PYTHONPATH names.
+
+    What PYTHONPATH names stays: modules of a cluster put packages there.
+    """
+    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))} | settings
