@@ -200,7 +200,7 @@ def moments(
     held, working = _held(config, parameters, ranks, on_gpu), _update_bytes(config, parameters, ranks, on_gpu, is_bf16)
     micro_batch = config.train.micro_batch(ranks)
     accumulated = held.backward if config.train.batch_sequences > micro_batch * ranks else held.always
-    kind = Arithmetic(HALF if is_bf16 else FLOAT, width, by_blocks=not (is_bf16 or on_gpu))
+    kind = Arithmetic(HALF if is_bf16 else FLOAT, width, by_blocks=not on_gpu)
     beyond = RESERVED_BEYOND_ALLOCATED if on_gpu else 0.0
     at_start, at_end = activation_bytes(config, parameters, vocab_size, micro_batch, kind)
 

@@ -21,16 +21,14 @@ KILLS_AT_MOST = 3
 def main() -> int:
     """Print how many ended alike; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("commands", nargs="*", metavar="COMMAND", help=f"default: all of {', '.join(COMMANDS)}")
+    parser.add_argument("commands", nargs="*", choices=COMMANDS, default=list(COMMANDS), help="default: all")
     parser.add_argument("--times", type=int, default=20, help="how often each command is killed")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     chooser, harms = random.Random(options.seed), 0
     import_all()
     with tempfile.TemporaryDirectory() as scratch:
-        for command, before in stages(Path(scratch)):
-            if options.commands and command not in options.commands:
-                continue
+        for command, before in stages(Path(scratch), options.commands):
             identical, kills = examine(Path(scratch), before, command, options.times, chooser)
             harms += options.times - identical
             print(f"{command}: {kills} kills, {identical} of {options.times} identical", flush=True)

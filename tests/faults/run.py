@@ -8,15 +8,18 @@ another one means one line, nothing lost, and the same command, run again, ends 
 import argparse
 import ctypes
 import errno
+import faulthandler
 import hashlib
 import importlib
 import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,6 +65,8 @@ OUTPUTS = {
     "receive": ("received",),
 }
 PROGRESS = re.compile(r"(left|prune.*)\s*$")
+TIMEOUT_SECONDS = 120
+"""A command that takes longer waits without end: undisturbed ones take seconds."""
 INTERRUPTED_AT = 4
 """Steps of a training that has begun, so that a checkpoint is there to be lost."""
 
@@ -83,7 +88,7 @@ class Fault:
 def main() -> int:
     """Print what was tried, and every fault that did harm; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("commands", nargs="*", metavar="COMMAND", help=f"default: all of {', '.join(COMMANDS)}")
+    parser.add_argument("commands", nargs="*", choices=COMMANDS, default=list(COMMANDS), help="default: all")
     parser.add_argument("--share", type=float, default=1.0, help="share of the faults that are tried")
     parser.add_argument("--seed", type=int, default=0, help="which of them")
     options = parser.parse_args()
@@ -91,7 +96,7 @@ def main() -> int:
         if "fault" not in os.environ.get("LD_PRELOAD", ""):
             return _with_shim(Path(scratch))
         import_all()
-        counts, harms = examine(Path(scratch), options.commands or list(COMMANDS), options.share, options.seed)
+        counts, harms = examine(Path(scratch), options.commands, options.share, options.seed)
     for text, count in sorted(counts.items()):
         print(f"{count:6,}  {text}")
     print("\n".join(harms) or "no wrong output, nothing lost, one line each")
@@ -101,9 +106,7 @@ def main() -> int:
 def examine(scratch: Path, commands: list[str], share: float, seed: int) -> tuple[Counter, list[str]]:
     """Try faults of `commands` in `scratch`: counts by command and ending, and a line for each that did harm."""
     counts, harms, chooser = Counter(), [], random.Random(seed)
-    for command, before in stages(scratch):
-        if command not in commands:
-            continue
+    for command, before in stages(scratch, commands):
         for fault in _faults(scratch, before, command):
             if chooser.random() >= share:
                 continue
@@ -131,21 +134,23 @@ def import_all() -> None:
         importlib.import_module(name)
 
 
-def stages(scratch: Path) -> Iterator[tuple[str, Path]]:
-    """Each command with a job on which all before it has been done; before `train`, a training was stopped."""
+def stages(scratch: Path, wanted: list[str]) -> Iterator[tuple[str, Path]]:
+    """Each wanted command with a job on which all before it has been done; before `train`, a training was stopped."""
+    order = list(COMMANDS)
     folder, before = scratch / "job", scratch / "before"
     folder.mkdir()
     (folder / "config.yaml").write_text(CONFIG)
     (folder / "text").write_bytes((ROOT / "LICENSE").read_bytes()[:3300])
-    for command in COMMANDS:
+    for command in order[: 1 + max(map(order.index, wanted))]:
         if command == "train":
             (folder / "runs/run").mkdir(parents=True)
             for _ in range(INTERRUPTED_AT):
                 (folder / "runs/run/STOP").touch()
                 run(folder, command)
-        folder.rename(before)
-        yield command, before
-        before.rename(folder)
+        if command in wanted:
+            folder.rename(before)
+            yield command, before
+            before.rename(folder)
         status, _, said = run(folder, command)
         assert status == 0, said
 
@@ -216,9 +221,21 @@ def copied(scratch: Path, before: Path) -> Iterator[Path]:
 
 def run(folder: Path, command: str, fault: tuple[int, int, int] | None = None) -> tuple[int, int, str]:
     """Run a command in a child: its status, how many calls of the kind it made, and what it said on stderr."""
-    _, status = os.waitpid(start(folder, command, fault), 0)
+    status = _ended(start(folder, command, fault))
     seen, said = ((folder.parent / name).read_text(errors="replace") for name in ("seen", "stderr"))
     return os.waitstatus_to_exitcode(status), int(seen or 0), said
+
+
+def _ended(pid: int) -> int:
+    """The status of a child, which says where it stands and is ended where it takes too long."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return status
+        time.sleep(0.005)
+    os.kill(pid, signal.SIGABRT)
+    return os.waitpid(pid, 0)[1]
 
 
 def start(folder: Path, command: str, fault: tuple[int, int, int] | None = None) -> int:
@@ -236,6 +253,7 @@ def _child(folder: Path, arguments: tuple[str, ...], fault: tuple[int, int, int]
         os.chdir(folder)
         for number, path in enumerate(texts[:2], start=1):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        faulthandler.enable(file=2, all_threads=True)
         sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
         texts[2].write_text("0")
         if fault:
