@@ -17,7 +17,7 @@ demo: .venv/installed
 	$(BIN)/codelength eval $(RUN)
 
 test: .venv/installed lint
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST)
+	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 # Everything that only a GPU can show; `GPU="--device cpu --sizes small"` runs its steps on a CPU.
 GPU ?=

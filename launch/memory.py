@@ -123,7 +123,7 @@ class Arithmetic:
     weight: int
     """The module's weights, and with them the residual stream."""
     by_blocks: bool = False
-    """Whether attention is `harness.attention`'s own, which keeps less than the fused kernel: float32 on a CPU."""
+    """Whether attention is `harness.attention`'s own, which keeps less than the fused kernel: on a CPU."""
 
     @property
     def casts(self) -> bool:

@@ -27,7 +27,19 @@ SMALL = (
 
 
 # Files that take longest are begun with, so that no worker is left alone with one of them at the end.
-LONGEST = ("readme", "online", "resume", "slurm", "sweep", "compare", "deepspeed", "crossover", "doctor", "stepping")
+LONGEST = (
+    "readme",
+    "online",
+    "resume",
+    "slurm",
+    "sweep",
+    "compare",
+    "deepspeed",
+    "crossover",
+    "doctor",
+    "stepping",
+    "faults",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
