@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from harness.backends.base import Backend, load_local_state, local_state, reset
 from harness.backends.ddp import DDPBackend
 from harness.backends.deepspeed import DeepSpeedBackend
-from harness.batches import MicroBatch, StepBatch
-from harness.config import RunConfig
-from harness.distributed import Ranks
+from harness.config.run import RunConfig
+from harness.data.batches import MicroBatch, StepBatch
+from harness.data.schedule import Phase
 from harness.errors import OtherRankFailed, RunFailure
-from harness.hardware import load_random_state, muon_precision, random_state
-from harness.model import Transformer, token_nats
-from harness.optimizer import Optimizer, mark_parameters, parameter_groups
-from harness.schedule import Phase
-from harness.sparsity.rules import make_rule
+from harness.machine.hardware import load_random_state, muon_precision, random_state
+from harness.machine.ranks import Ranks
+from harness.model.transformer import Transformer, token_nats
+from harness.optim.optimizer import Optimizer, mark_parameters, parameter_groups
+from harness.rules.config import make_rule
 
 
 @dataclass(frozen=True, slots=True)

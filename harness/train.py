@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from harness.stop import PAUSE_SIGNAL, Interrupted, end_at_signals, interruptible, outlive_terminal
+from harness.machine.stop import PAUSE_SIGNAL, Interrupted, end_at_signals, interruptible, outlive_terminal
 
 if __name__ == "__main__":
     # The imports below take seconds.
@@ -13,17 +13,17 @@ if __name__ == "__main__":
 
 import torch
 
-from harness.config import RunConfig, load_config
-from harness.data import Data
-from harness.distributed import Ranks, check_launch, choose_device, joined_ranks, leave
+from harness.config.run import RunConfig, load_config
+from harness.corpus.prepared import Data
+from harness.data.order import SequenceOrder
+from harness.data.schedule import plan_phases
 from harness.errors import CodelengthError, RunFailure, UsageError, is_said_here
-from harness.hardware import compute_deterministically, is_out_of_memory, resolve_precision
-from harness.order import SequenceOrder
-from harness.output import print_anything
-from harness.rundir import open_on_all_ranks, opened_run_directory
-from harness.schedule import plan_phases
+from harness.machine.hardware import compute_deterministically, is_out_of_memory, resolve_precision
+from harness.machine.output import print_anything
+from harness.machine.ranks import Ranks, check_launch, choose_device, joined_ranks, leave
+from harness.run.directory import open_on_all_ranks, opened_run_directory
+from harness.run.waiting import prepare_for_job
 from harness.trainer import Trainer
-from harness.waiting import prepare_for_job
 
 
 @contextmanager

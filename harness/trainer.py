@@ -9,28 +9,28 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from harness.batches import Ahead, Batches, StepBatch
-from harness.checkpoint import RunState, committed_checkpoints, newest_checkpoint, read_rank_state, read_state
-from harness.checkpoint_writer import CheckpointWriter
-from harness.config import RunConfig, training_sha256
-from harness.convergence import Convergence
-from harness.data import Data
-from harness.distributed import Ranks, on_first_rank
+from harness.config.run import RunConfig, training_sha256
+from harness.corpus.prepared import Data
+from harness.data.batches import Ahead, Batches, StepBatch
+from harness.data.schedule import Phase, plan_phases
 from harness.errors import Paused, RunFailure, Stopped, UsageError
-from harness.experts import Experts
-from harness.hardware import identity, peak_flops, peak_memory_bytes
-from harness.ledger import LedgerWriter, check_ledger, ledger_damage
-from harness.lessons import Lessons
-from harness.meter import Meter
-from harness.monitor import make_monitor
-from harness.pace import duration_line
-from harness.prequential import Prequential
-from harness.rundir import mark_done, write_members, write_weights
-from harness.schedule import Phase, plan_phases
-from harness.sparsity.phase import prune
-from harness.sparsity.sample import Sample
-from harness.stop import Asked, StopRequest
-from harness.summary import derived_numbers
+from harness.machine.hardware import identity, peak_flops, peak_memory_bytes
+from harness.machine.ranks import Ranks, on_first_rank
+from harness.machine.stop import Asked, StopRequest
+from harness.online.code_length import Prequential
+from harness.online.ensemble import Experts
+from harness.online.replay import Lessons
+from harness.optim.stopping import Convergence
+from harness.pruning.phase import prune
+from harness.pruning.sample import Sample
+from harness.run.checkpoint import RunState, committed_checkpoints, newest_checkpoint, read_rank_state, read_state
+from harness.run.checkpoint_writer import CheckpointWriter
+from harness.run.directory import mark_done, write_members, write_weights
+from harness.run.ledger import LedgerWriter, check_ledger, ledger_damage
+from harness.run.metrics import Meter
+from harness.run.monitor import make_monitor
+from harness.run.pace import duration_line
+from harness.run.preflight import derived_numbers
 from harness.units import bits_from_nats
 
 SECONDS_BETWEEN_HISTOGRAMS = 180.0

@@ -7,7 +7,7 @@ from launch.main import main
 
 status = main()
 if "RANK" in os.environ:
-    from harness.distributed import leave
+    from harness.machine.ranks import leave
 
     leave(status)
 sys.exit(status)

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 
 from harness.errors import CodelengthError, is_said_here
-from harness.output import print_anything
-from harness.stop import Interrupted, interruptible, outlive_terminal
+from harness.machine.output import print_anything
+from harness.machine.stop import Interrupted, interruptible, outlive_terminal
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     # Inside, where a signal finds somebody who listens.
-    from launch.parser import make_parser, with_passed_options
+    from launch.commands.parser import make_parser, with_passed_options
 
     parser = make_parser()
     options, unknown = parser.parse_known_args(with_passed_options(sys.argv[1:] if arguments is None else arguments))

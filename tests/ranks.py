@@ -15,7 +15,7 @@ from conftest import ROOT
 from processes import python
 from safetensors.torch import load_file
 
-from harness.ledger import part_paths
+from harness.run.ledger import part_paths
 
 CONFIG = """
 corpus: {kind: wiki-mini, subset_bytes: 20300, heldout_bytes: 3000}

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from harness.backends.base import all_partitions
-from harness.batches import MicroBatch, StepBatch
-from harness.config import config_from
-from harness.distributed import Ranks, joined_ranks, leave
+from harness.config.run import config_from
+from harness.data.batches import MicroBatch, StepBatch
+from harness.data.schedule import Phase
 from harness.learner import Learner
-from harness.schedule import Phase
+from harness.machine.ranks import Ranks, joined_ranks, leave
 
 STEPS, ROWS, LENGTH = 50, 2, 16
 MODEL = {"model.width": 16, "model.layers": 1, "model.heads": 1, "model.context": LENGTH, "eval.chunk_bytes": LENGTH}

@@ -10,17 +10,17 @@ import pytest
 import torch
 from ranks import Ranks, assert_same_run, finish, write_config
 
-from harness.batches import Ahead, MicroBatch
-from harness.checkpoint import RunState, committed_checkpoints, read_rank_state
-from harness.checkpoint_writer import CheckpointWriter
-from harness.distributed import Ranks as Peers
+from harness.data.batches import Ahead, MicroBatch
 from harness.files import sha256
-from harness.ledger import LedgerWriter, part_paths
+from harness.machine.ranks import Ranks as Peers
+from harness.run.checkpoint import RunState, committed_checkpoints, read_rank_state
+from harness.run.checkpoint_writer import CheckpointWriter
+from harness.run.ledger import LedgerWriter, part_paths
 
 # The same program without any thread: read, recorded and saved at the moment that they are asked for.
 AT_ONCE = """
 import os, sys
-import harness.batches, harness.checkpoint, harness.ledger
+import harness.data.batches, harness.run.checkpoint, harness.run.ledger
 from concurrent.futures import Future
 class AtOnce:
     def __init__(self, *_, **__): pass
@@ -29,7 +29,7 @@ class AtOnce:
         future = Future()
         future.set_result(work(*arguments))
         return future
-for module in (harness.batches, harness.checkpoint, harness.ledger):
+for module in (harness.data.batches, harness.run.checkpoint, harness.run.ledger):
     module.ThreadPoolExecutor = AtOnce
 from harness.train import main
 status = main(sys.argv[1:])

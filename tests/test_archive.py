@@ -10,13 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from eval.archive import QuantisedModel, cache_bytes_per_lane, read_archive, write_archive
-from eval.config import EvalConfig
-from eval.container import pack_json, pack_sections, read_sections, unpack_json
-from eval.weights import quantise
+from eval.codec.container import pack_json, pack_sections, read_sections, unpack_json
+from eval.offline.archive import QuantisedModel, cache_bytes_per_lane, read_archive, write_archive
+from eval.weights.codec import quantise
+from harness.config.codes import EvalConfig
+from harness.data.tokenizer import ByteTokenizer, TokenizerConfig, train_tokenizer
 from harness.errors import RunFailure, UsageError
-from harness.model import ModelConfig, Transformer
-from harness.tokenizer import ByteTokenizer, TokenizerConfig, train_tokenizer
+from harness.model.transformer import ModelConfig, Transformer
 
 CHUNK_BYTES, LANES = 16, 2
 TEXT = (b"The chunks of this text are coded side by side, each from its own begin symbol. " * 2)[:150]

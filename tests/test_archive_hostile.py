@@ -11,8 +11,8 @@ import pytest
 import torch
 from test_archive import CHUNK_BYTES, TEXT, archive, make_model, refusal, repacked, settings, silent, write  # noqa: F401
 
-from eval.archive import read_archive
-from eval.container import pack_sections, read_sections
+from eval.codec.container import pack_sections, read_sections
+from eval.offline.archive import read_archive
 from harness.errors import UsageError
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from harness.attention import BLOCK, causal_attention
-from harness.functions import rotated
+from harness.model.attention import BLOCK, causal_attention
+from harness.model.functions import rotated
 
 
 def by_formula(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -43,7 +43,7 @@ def test_later_places_do_not_matter_bit_by_bit():
 
 @pytest.mark.parametrize("is_native", [True, False])
 def test_half_precision_keeps_its_type_and_is_near_the_formula(is_native, monkeypatch):
-    monkeypatch.setattr("harness.attention.has_native_bf16", lambda device: is_native)
+    monkeypatch.setattr("harness.model.attention.has_native_bf16", lambda device: is_native)
     torch.manual_seed(0)
     qkv = torch.randn(2, BLOCK + 7, 3, 2, 16).bfloat16().requires_grad_()
     twin = qkv.detach().double().requires_grad_()

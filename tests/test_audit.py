@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from eval.audit import Setting, _compare, audit, block, settings
-from harness.config import load_config
+from eval.audit.audit import Setting, _compare, audit, block, settings
+from harness.config.run import load_config
 from harness.errors import RunFailure
 from launch.main import main
 

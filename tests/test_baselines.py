@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.baselines import BASELINES, measure
+from eval.offline.baselines import BASELINES, measure
 from harness.errors import RunFailure
 
 WORDS = ["the", "code", "of", "a", "text", "is", "as", "long", "as", "its", "model", "finds", "it", "surprising", "."]
@@ -84,7 +84,7 @@ def test_without_the_extra_packages_nothing_is_missed(monkeypatch):
 
 def test_a_stream_that_does_not_decode_is_no_baseline(monkeypatch):
     broken = replace(BASELINES[0], decode=lambda stream: b"something else")
-    monkeypatch.setattr("eval.baselines.BASELINES", (broken,))
+    monkeypatch.setattr("eval.offline.baselines.BASELINES", (broken,))
     with pytest.raises(RunFailure, match="does not decode"):
         measure(b"text")
 

@@ -11,8 +11,8 @@ import pytest
 from processes import Process, python
 from test_archive import RANDOM, make_model, repacked
 
-from eval.archive import write_archive
-from eval.config import EvalConfig
+from eval.offline.archive import write_archive
+from harness.config.codes import EvalConfig
 from launch.main import main
 
 ROOT = Path(__file__).parents[1]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eval.coder import MAX_TABLE, Decoder, Encoder, Known
+from eval.codec.range_coder import MAX_TABLE, Decoder, Encoder, Known
 from harness.errors import UsageError
 
 ROWS = 200

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_command
 
-from eval.baseline_cache import measured
-from eval.baselines import measure
-from eval.matrix import Entry, best_of, column_block, families, summary_block, winners
-from eval.table import flat_record
+from eval.offline.baseline_cache import measured
+from eval.offline.baselines import measure
+from eval.report.comparison import Entry, best_of, column_block, families, summary_block, winners
+from eval.report.run_tables import flat_record
 from harness.errors import UsageError
-from launch.grid import read_sweep
+from launch.sweeps.sweep_file import read_sweep
 
 SWEEP = """
 name: small
@@ -221,7 +221,7 @@ def test_other_compressors_are_measured_once(tmp_path, monkeypatch):
     text, names = b"abcd" * 1000, ["zstd_chunk", "bz2_whole"]
     first = measured(text, 512, tmp_path, names)
     assert first == measure(text, 512, names=names)
-    monkeypatch.setattr("eval.baseline_cache.measure", lambda *_, names, training: dict.fromkeys(names, 1))
+    monkeypatch.setattr("eval.offline.baseline_cache.measure", lambda *_, names, training: dict.fromkeys(names, 1))
     assert measured(text, 512, tmp_path, names) == first
     # What is not known yet, another size of chunks, another text, a damaged file: all are measured.
     assert measured(text, 512, tmp_path, [*names, "lzma2_whole"]) == first | {"lzma2_whole": 1}
@@ -233,12 +233,12 @@ def test_other_compressors_are_measured_once(tmp_path, monkeypatch):
     for training in (b"", b"a"):
         found = measured(text, 512, tmp_path, [*names, *learnt], training)
         assert found == first | {"zstd_chunk_dictionary": 1}
-    monkeypatch.setattr("eval.baseline_cache.measure", lambda *_, names, training: dict.fromkeys(names, 2))
+    monkeypatch.setattr("eval.offline.baseline_cache.measure", lambda *_, names, training: dict.fromkeys(names, 2))
     assert measured(text, 512, tmp_path, [*names, *learnt], b"a") == first | {"zstd_chunk_dictionary": 1}
     assert measured(text, 512, tmp_path, [*names, *learnt], b"b") == first | {"zstd_chunk_dictionary": 2}
-    monkeypatch.setattr("eval.baseline_cache.version", lambda package: "0")
+    monkeypatch.setattr("eval.offline.baseline_cache.version", lambda package: "0")
     assert measured(text, 512, tmp_path, names) == {"zstd_chunk": 2, "bz2_whole": first["bz2_whole"]}
-    monkeypatch.setattr("eval.baseline_cache.measure", lambda *_, names, training: dict.fromkeys(names, 1))
+    monkeypatch.setattr("eval.offline.baseline_cache.measure", lambda *_, names, training: dict.fromkeys(names, 1))
     for path in tmp_path.iterdir():
         path.write_bytes(b"{")
     assert measured(text, 512, tmp_path, names) == dict.fromkeys(names, 1)

@@ -4,7 +4,7 @@ import pytest
 from conftest import ROOT
 from processes import python, result_of
 
-from harness.config import load_config
+from harness.config.run import load_config
 from harness.errors import UsageError
 
 # In a process of its own: the compiler leaves folders and variables behind.
@@ -12,8 +12,8 @@ PROGRAM = """
 from dataclasses import replace
 import numpy as np
 import torch
-from harness.config import config_from
-from harness.distributed import Ranks
+from harness.config.run import config_from
+from harness.machine.ranks import Ranks
 from harness.learner import Learner
 
 def losses(config):

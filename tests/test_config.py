@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.config import changed_keys, config_from, dump_config, load_config
+from harness.config.run import changed_keys, config_from, dump_config, load_config
 from harness.errors import UsageError
-from harness.model import Transformer
+from harness.model.transformer import Transformer
 
 ROOT = Path(__file__).parents[1]
 # That of the teacher-student experiment is of another kind: tests/test_teacher.py.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.container import (
+from eval.codec.container import (
     CHECKSUM_BYTES,
     MAGIC,
     MAX_HEADER_JSON_BYTES,

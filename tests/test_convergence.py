@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from ranks import assert_same_run, finish, rows, write_config
 
-from harness.config import load_config
-from harness.convergence import Convergence, StoppingConfig, epanechnikov
+from harness.config.run import load_config
 from harness.errors import Paused
+from harness.optim.stopping import Convergence, StoppingConfig, epanechnikov
 from harness.train import train_run
 
 

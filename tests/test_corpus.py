@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
 
-from harness.corpus import CorpusConfig, documents
+from harness.corpus.config import CorpusConfig, documents
+from harness.corpus.readers import RAW_BLOCK_BYTES
 from harness.errors import UsageError
-from harness.readers import RAW_BLOCK_BYTES
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -59,7 +59,9 @@ def test_a_subset_is_the_leading_bytes_cut_to_the_byte():
 
 
 def test_a_missing_package_says_what_to_install(tmp_path):
-    program = "from harness.corpus import *\ntry: documents(CorpusConfig(), 'train')\nexcept UsageError as e: print(e)"
+    program = (
+        "from harness.corpus.config import *\ntry: documents(CorpusConfig(), 'train')\nexcept UsageError as e: print(e)"
+    )
     # Without site-packages gensim cannot be found; the module itself needs none of them to be imported.
     done = subprocess.run(
         [sys.executable, "-S", "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True
@@ -182,7 +184,7 @@ def test_wiki40b_folders_that_cannot_serve_are_refused_with_a_remedy(tmp_path):
 def test_without_the_hub_wiki40b_fails_at_once_and_says_what_to_do():
     # A port where nothing listens stands for a machine without network, on any machine.
     program = (
-        "from harness.corpus import *\n"
+        "from harness.corpus.config import *\n"
         "try: next(iter(documents(CorpusConfig(kind='wiki40b'), 'train')))\n"
         "except UsageError as e: print(e)"
     )

@@ -16,7 +16,7 @@ from ranks import rows
 from safetensors.torch import load_file
 from scipy.optimize import brentq
 
-from eval.crossover import (
+from eval.crossover.crossing import (
     OfflineCode,
     OfflineLine,
     OnlineCurve,
@@ -29,11 +29,9 @@ from eval.crossover import (
     online_curves,
     resampled_laws,
 )
-from eval.crossover_figure import draw_crossover
-from eval.crossover_table import verdict
-from eval.curve import fit_law
-from eval.grid import GridPoint
-from eval.model_bits import (
+from eval.crossover.crossover_figure import draw_crossover
+from eval.crossover.crossover_table import verdict
+from eval.crossover.model_bits import (
     ModelBits,
     final_heldout_rate,
     final_training_rate,
@@ -41,13 +39,15 @@ from eval.model_bits import (
     model_bits,
     open_run,
 )
-from eval.offline import evaluate
-from harness.config import load_config
-from harness.corpus import CorpusConfig, documents
-from harness.data import data_directory
+from eval.curves.area import fit_law
+from eval.offline.evaluate import evaluate
+from eval.offline.step_search import GridPoint
+from harness.config.run import load_config
+from harness.corpus.config import CorpusConfig, documents
+from harness.corpus.prepared import data_directory
+from harness.corpus.shuffle import BLOCK_BYTES
 from harness.errors import UsageError
-from harness.rundir import mark_done, write_weights
-from harness.shuffle import BLOCK_BYTES
+from harness.run.directory import mark_done, write_weights
 from harness.train import train_run
 from harness.units import bits_from_nats
 from launch.main import main
@@ -177,7 +177,7 @@ def test_the_band_holds_the_truth_and_is_neither_empty_nor_vacuous():
 
 def test_a_resample_consists_of_blocks_of_neighbours(monkeypatch):
     chosen = []
-    monkeypatch.setattr("eval.crossover.fit_law", lambda positions, rates: chosen.append(positions))
+    monkeypatch.setattr("eval.crossover.crossing.fit_law", lambda positions, rates: chosen.append(positions))
     resampled_laws(np.arange(1.0, 401.0), np.ones(400), count=5, seed=1)
     for positions in chosen:
         assert len(positions) == 400 and len(np.unique(positions)) < 350
@@ -299,7 +299,7 @@ def test_a_shuffled_corpus_is_prepared_in_a_place_of_its_own(place):
 
 
 def test_a_text_that_is_too_large_to_shuffle_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("harness.shuffle.MAX_BYTES", 99)
+    monkeypatch.setattr("harness.corpus.shuffle.MAX_BYTES", 99)
     (tmp_path / "a.txt").write_bytes(b"x" * 110)
     settings = {"kind": "files", "path": str(tmp_path), "heldout_bytes": 10, "shuffle": True}
     assert len(read("train", subset_bytes=99, **settings)) == 99

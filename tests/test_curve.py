@@ -12,8 +12,8 @@ from conftest import ROOT
 from matplotlib.image import imread
 from torch.utils.tensorboard import SummaryWriter
 
-from eval.curve import fit_law, online_length, power_integral
-from eval.curve_input import Curve
+from eval.curves.area import fit_law, online_length, power_integral
+from eval.curves.read import Curve
 from harness.units import bits_from_bytes, bits_from_nats, bytes_from_bits, nats_from_bits
 from launch.main import main
 

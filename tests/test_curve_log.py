@@ -15,7 +15,7 @@ from tensorboard.plugins.scalar.metadata import create_summary_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 
-from harness.monitor import Monitor
+from harness.run.monitor import Monitor
 from launch.main import main
 
 OPTIONS = "--unit nats --tokens-per-step 10"

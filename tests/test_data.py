@@ -17,14 +17,14 @@ import yaml
 from processes import Process, python, result_of
 from ranks import Ranks
 
-from harness import preparation
-from harness.config import RunConfig, load_config
-from harness.corpus import CorpusConfig, documents
-from harness.data import data_directory, open_data, prepare_data, work_directory
+from harness.config.run import RunConfig, load_config
+from harness.corpus import prepare as preparation
+from harness.corpus.config import CorpusConfig, documents
+from harness.corpus.pieces import read_piece, write_piece
+from harness.corpus.prepared import data_directory, open_data, prepare_data, work_directory
+from harness.data.shards import write_shard
+from harness.data.tokenizer import from_model_bytes
 from harness.errors import RunFailure, UsageError
-from harness.pieces import read_piece, write_piece
-from harness.shards import write_shard
-from harness.tokenizer import from_model_bytes
 from launch.main import main
 
 CONFIG = """
@@ -55,7 +55,7 @@ def write_config(folder: Path, text: bytes, **corpus: object) -> Path:
 
 @pytest.fixture
 def small_pieces(monkeypatch):
-    monkeypatch.setattr("harness.pieces.PIECE_BYTES", 50_000)
+    monkeypatch.setattr("harness.corpus.pieces.PIECE_BYTES", 50_000)
     monkeypatch.setattr(preparation, "SMALL_TEXT_BYTES", 0)
 
 
@@ -302,13 +302,13 @@ def test_a_source_that_has_gone_is_named(prepared):
 # A rank that prepares longer than any collective waits, as a text of hours does.
 SLOW = """
 import sys, time
-from harness import preparation
+from harness.corpus import prepare as preparation
 real = preparation.Corpus.train
 def train(self):
     time.sleep(4)
     yield from real(self)
 preparation.Corpus.train = train
-from harness import waiting
+from harness.run import waiting
 from harness.train import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -351,10 +351,10 @@ def test_ranks_that_are_told_to_end_while_they_wait_say_so_once(tmp_path):
 
 
 def test_ranks_whose_preparation_was_killed_give_up(tmp_path, monkeypatch):
-    monkeypatch.setattr("harness.waiting.SECONDS_OF_SILENCE", 0.5)
+    monkeypatch.setattr("harness.run.waiting.SECONDS_OF_SILENCE", 0.5)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    from harness.waiting import prepare_for_job
+    from harness.run.waiting import prepare_for_job
 
     config = load_config(write_config(tmp_path, b"x" * 60_000), ["backend.timeout_seconds=1"])
     with pytest.raises(RunFailure, match="nobody has given a sign of preparing it for 1 s"):

@@ -13,7 +13,7 @@ from ranks import assert_same_run, finish_all, rows, write_config
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from harness.config import load_config
+from harness.config.run import load_config
 from harness.errors import UsageError
 from harness.train import train_run
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import ROOT, run_command
 
-from harness.distributed import choose_device
 from harness.errors import UsageError
+from harness.machine.ranks import choose_device
 
 
 @pytest.mark.parametrize("wanted", ["auto", "cuda"])

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from launch import checks
-from launch.checks import Finding, run_limited
-from launch.doctor import examined
-from launch.storage import check_disk, check_file_system, file_system_type, try_file_system
+from launch.doctor import checks
+from launch.doctor.checks import Finding, run_limited
+from launch.doctor.doctor import examined
+from launch.doctor.storage import check_disk, check_file_system, file_system_type, try_file_system
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["python", "torch", "devices", "deepspeed", "compilers", "precision", "training", "threads", "slurm", "disk"]

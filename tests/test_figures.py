@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from eval.baselines import BASELINES
-from eval.figures import loss_curve, online_curve, sparsity_per_layer
+from eval.offline.baselines import BASELINES
+from eval.show.figures import loss_curve, online_curve, sparsity_per_layer
 
 RATES = {baseline.label(): 2.0 + 0.3 * i for i, baseline in enumerate(BASELINES)}
 BLACK, BLUE = (0.0, 0.0, 0.0), (0, 0x72 / 255, 0xB2 / 255)

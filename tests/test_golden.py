@@ -6,12 +6,12 @@ import pytest
 import torch
 from golden.make import FOLDER, IDENTITY, NATS, TARGETS, TEXT, WEIGHTS
 
-from eval.container import VERSION
-from eval.teacher_archive import read_archive as read_targets
-from eval.teacher_archive import target_bytes
-from harness.checkpoint import FORMAT_VERSION, committed_checkpoints, read_rank_state, read_state
-from harness.ledger import ledger_damage, read_online_code
-from harness.shards import open_shard
+from eval.codec.container import VERSION
+from eval.teacher.archive import read_archive as read_targets
+from eval.teacher.archive import target_bytes
+from harness.data.shards import open_shard
+from harness.run.checkpoint import FORMAT_VERSION, committed_checkpoints, read_rank_state, read_state
+from harness.run.ledger import ledger_damage, read_online_code
 from harness.units import bits_from_nats
 from launch.main import main
 

@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 
-from harness.gpus import GPUS, known_gpu
-from harness.hardware import peak_flops
+from harness.machine.gpus import GPUS, known_gpu
+from harness.machine.hardware import peak_flops
 
 NAMES = {
     "NVIDIA H100 80GB HBM3": "h100-80g",
@@ -72,7 +72,7 @@ def test_rates_that_rise_together_are_in_the_right_order():
 
 def test_a_slice_of_a_gpu_is_measured_and_a_whole_one_looked_up(monkeypatch):
     device = torch.device("cuda")
-    monkeypatch.setattr("harness.hardware.matmul_flops", lambda *_: 1e12)
+    monkeypatch.setattr("harness.machine.hardware.matmul_flops", lambda *_: 1e12)
     for name, peak in (("NVIDIA H100 80GB HBM3 MIG 3g.40gb", 1e12), ("NVIDIA H100 PCIe", 756e12), ("Tesla T4", 1e12)):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_, name=name: name)
         assert peak_flops(torch.bfloat16, device) == peak

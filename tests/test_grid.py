@@ -8,14 +8,14 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch.nn import functional as F
 
-from eval.archive import QuantisedModel, write_archive
-from eval.config import EvalConfig
-from eval.grid import SAMPLE_CHUNKS, Search, choose_grid
-from eval.precision import precision_records
-from eval.weights import encode_weights, quantise, rebuild
-from harness.model import ModelConfig, Transformer
-from harness.sparsity.grid import Scale, balanced_steps
-from harness.tokenizer import ByteTokenizer
+from eval.offline.archive import QuantisedModel, write_archive
+from eval.offline.step_search import SAMPLE_CHUNKS, Search, choose_grid
+from eval.report.precision import precision_records
+from eval.weights.codec import encode_weights, quantise, rebuild
+from harness.config.codes import EvalConfig
+from harness.data.tokenizer import ByteTokenizer
+from harness.model.transformer import ModelConfig, Transformer
+from harness.pruning.step_sizes import Scale, balanced_steps
 
 CHUNK_BYTES = 32
 CONFIG = ModelConfig(width=16, layers=1, heads=2, context=CHUNK_BYTES)

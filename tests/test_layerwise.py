@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.model import ModelConfig, Transformer
-from harness.sparsity.layerwise import prune_layers, sparse_fit
+from harness.model.transformer import ModelConfig, Transformer
+from harness.pruning.layerwise import prune_layers, sparse_fit
 
 
 def make_layer(correlation: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from harness.batches import Batches
-from harness.distributed import Ranks
+from harness.data.batches import Batches
+from harness.data.order import ORDERS, SequenceOrder
+from harness.data.schedule import TrainConfig
 from harness.errors import UsageError
-from harness.lessons import Lessons
-from harness.order import ORDERS, SequenceOrder
-from harness.schedule import TrainConfig
+from harness.machine.ranks import Ranks
+from harness.online.replay import Lessons
 
 ROWS, CONTEXT = 4, 8
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from harness.memory import _left_in_groups, free_memory_bytes
+from harness.machine.memory import _left_in_groups, free_memory_bytes
 
 GB = 10**9
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import betaln, gammaln
 
-from harness.mixture import Mixture
+from harness.online.mixture import Mixture
 from harness.units import bits_from_nats
 
 TEXT = np.frombuffer(b"the cat sat on the mat; the cat ate the rat; and the rat sat on the cat. " * 20, dtype=np.uint8)

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from eval.float_model import FloatModel
-from harness.functions import EPSILON, rms_norm, squared_relu
-from harness.model import ARCHITECTURES, ModelConfig, Transformer
+from eval.predict.float_model import FloatModel
+from harness.model.functions import EPSILON, rms_norm, squared_relu
+from harness.model.transformer import ARCHITECTURES, ModelConfig, Transformer
 
 
 def make_model(architecture: str, vocab_size: int = 256) -> Transformer:

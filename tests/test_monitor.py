@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator as PluginEventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
-from harness.monitor import Monitor, NullMonitor, make_monitor
+from harness.run.monitor import Monitor, NullMonitor, make_monitor
 
 NUMBERS = {
     "bits_per_byte": 2.8712,

@@ -7,9 +7,9 @@ import pytest
 import torch
 from ranks import Ranks, write_config
 
-from harness.adamw import AdamW
-from harness.hardware import identity, muon_precision
-from harness.muon import ITERATIONS, A, B, C, Muon, orthogonalised, pieces_of_equal_shape, shared_out
+from harness.machine.hardware import identity, muon_precision
+from harness.optim.adamw import AdamW
+from harness.optim.muon import ITERATIONS, A, B, C, Muon, orthogonalised, pieces_of_equal_shape, shared_out
 
 SHAPES = ((12, 12), (36, 12), (12, 48), (48, 12), (12, 12))
 
@@ -74,7 +74,7 @@ def test_pieces_and_owners_depend_on_shapes_alone():
 SHARED = """
 import os, sys, torch, torch.distributed as dist
 from datetime import timedelta
-from harness.muon import Muon
+from harness.optim.muon import Muon
 shapes = eval(sys.argv[1])
 rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 dist.init_process_group("gloo", timeout=timedelta(seconds=60))
@@ -122,8 +122,8 @@ def test_adamw_takes_the_steps_of_pytorchs():
 def test_a_process_that_trains_does_not_import_the_compiler():
     program = (
         "import sys, torch\n"
-        "from harness.config import load_config\n"
-        "from harness.distributed import Ranks\n"
+        "from harness.config.run import load_config\n"
+        "from harness.machine.ranks import Ranks\n"
         "from harness.learner import Learner\n"
         "tiny = ['model.width=32', 'model.layers=1', 'train.batch_sequences=1']\n"
         "config = load_config('configs/wiki-mini.yaml', tiny)\n"

@@ -16,15 +16,15 @@ from conftest import ROOT
 from processes import Process, python, result_of
 from ranks import Ranks
 
-from eval.container import pack_json, pack_sections, read_sections, unpack_json
-from eval.online_blocks import SENT_PARTS
-from eval.online_file import read_online_file
-from eval.online_job import _adopt
-from harness.config import load_config
-from harness.data import open_data
-from harness.ledger import read_online_code
+from eval.codec.container import pack_json, pack_sections, read_sections, unpack_json
+from eval.online.file import read_online_file
+from eval.online.job import _adopt
+from eval.report.online_tables import SENT_PARTS
+from harness.config.run import load_config
+from harness.corpus.prepared import open_data
+from harness.data.order import Sequences
 from harness.lock import locked
-from harness.order import Sequences
+from harness.run.ledger import read_online_code
 from launch.main import main
 
 CONFIG = """

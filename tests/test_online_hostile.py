@@ -9,9 +9,9 @@ import struct
 import pytest
 from test_online import place, refused, repacked, run, sent  # noqa: F401
 
-from eval.container import read_sections
-from eval.online_file import read_online_file
-from eval.online_job import _adopt
+from eval.codec.container import read_sections
+from eval.online.file import read_online_file
+from eval.online.job import _adopt
 
 
 def test_weights_or_text_that_differ_name_their_segment(capsys, tmp_path, sent):

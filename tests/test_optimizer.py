@@ -7,11 +7,11 @@ import torch
 
 from harness.backends.base import gather_state, load_local_state, local_state, scatter_state
 from harness.backends.ddp import DDPBackend
-from harness.distributed import Ranks
-from harness.model import ModelConfig, Transformer
-from harness.optimizer import Optimizer, OptimizerConfig, rounded, torch_parts
-from harness.schedule import learning_rate_factor
-from harness.sparsity.penalties import RL1
+from harness.data.schedule import learning_rate_factor
+from harness.machine.ranks import Ranks
+from harness.model.transformer import ModelConfig, Transformer
+from harness.optim.optimizer import Optimizer, OptimizerConfig, rounded, torch_parts
+from harness.rules.penalties import RL1
 
 
 def make_model() -> Transformer:

@@ -5,9 +5,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from harness.order import SequenceOrder, Sequences
-from harness.shards import write_shard
-from harness.tokenizer import ByteTokenizer
+from harness.data.order import SequenceOrder, Sequences
+from harness.data.shards import write_shard
+from harness.data.tokenizer import ByteTokenizer
 
 FINGERPRINT = "0123456789abcdef" * 4
 

@@ -8,7 +8,7 @@ import pytest
 
 from harness.errors import RunFailure
 from harness.files import replacing, write_file
-from harness.rundir import load_run_config, open_run_data
+from harness.run.directory import load_run_config, open_run_data
 from launch.main import main
 
 CONFIG = """

@@ -9,14 +9,14 @@ from benchmarks.memory_model import FP32, PUBLISHED, SMALL, measured_bytes, pred
 from conftest import ROOT
 from torch.autograd.graph import saved_tensors_hooks
 
-from harness.checkpoint import committed_checkpoints
-from harness.config import load_config
-from harness.distributed import Ranks
-from harness.model import ModelConfig, Transformer, token_nats
-from launch import pace
+from harness.config.run import load_config
+from harness.machine.ranks import Ranks
+from harness.model.transformer import ModelConfig, Transformer, token_nats
+from harness.run.checkpoint import committed_checkpoints
 from launch.main import main
-from launch.memory import FLOAT, HALF, Arithmetic, block_bytes, ends_bytes
-from launch.plan import WIKI_MINI_BYTES
+from launch.plan import pace
+from launch.plan.memory import FLOAT, HALF, Arithmetic, block_bytes, ends_bytes
+from launch.plan.plan import WIKI_MINI_BYTES
 
 UT308, RL1 = (str(ROOT / f"configs/wiki40b-{name}-6160mb.yaml") for name in ("ut308", "rl1"))
 A100 = ("--gpus", "16", "--gpu", "a100-80g")
@@ -25,7 +25,7 @@ A100 = ("--gpus", "16", "--gpu", "a100-80g")
 @pytest.fixture
 def steps_of_a_second(monkeypatch):
     """Steps on this machine are not measured, which takes seconds."""
-    monkeypatch.setattr("launch.plan.measured_step_seconds", lambda *_: 1.0)
+    monkeypatch.setattr("launch.plan.plan.measured_step_seconds", lambda *_: 1.0)
 
 
 def answer(capsys, *arguments: str) -> tuple[int, dict, str]:
@@ -84,7 +84,7 @@ def test_the_tables_of_the_ngram_model_take_memory_and_a_place_in_every_checkpoi
 @pytest.mark.parametrize("architecture", ["modern", "published"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_activations_are_those_that_autograd_keeps(architecture, dtype, monkeypatch):
-    monkeypatch.setattr("harness.attention.has_native_bf16", lambda device: True)
+    monkeypatch.setattr("harness.model.attention.has_native_bf16", lambda device: True)
     two, three = (saved_bytes(architecture, layers, dtype) for layers in (2, 3))
     model = ModelConfig(architecture=architecture, width=64, heads=2, context=32)
     is_bf16, tokens = dtype == torch.bfloat16, 2 * 32

@@ -15,17 +15,17 @@ import torch.nn.functional as F
 from test_archive import RANDOM, TEXT, refusal, repacked, silent
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eval.archive import QuantisedModel, read_archive, write_archive
-from eval.coder import Decoder, Encoder
-from eval.config import EvalConfig
-from eval.portable import PortableModel
-from eval.portable_products import EXACT_BITS
-from eval.portable_tables import circle_tables, exp_table, normal_table
-from eval.predictor import Predictor
-from eval.weights import LARGEST_MAGNITUDE, quantise
+from eval.codec.range_coder import Decoder, Encoder
+from eval.offline.archive import QuantisedModel, read_archive, write_archive
+from eval.predict.exact_products import EXACT_BITS
+from eval.predict.exact_tables import circle_tables, exp_table, normal_table
+from eval.predict.portable import PortableModel
+from eval.predict.predictor import Predictor
+from eval.weights.codec import LARGEST_MAGNITUDE, quantise
+from harness.config.codes import EvalConfig
+from harness.data.tokenizer import ByteTokenizer, TokenizerConfig, train_tokenizer
 from harness.errors import UsageError
-from harness.model import ModelConfig, Transformer
-from harness.tokenizer import ByteTokenizer, TokenizerConfig, train_tokenizer
+from harness.model.transformer import ModelConfig, Transformer
 
 ROOT = Path(__file__).parents[1]
 CHUNK_BYTES = 16

@@ -8,7 +8,7 @@ import pytest
 from conftest import run_command
 from matplotlib.image import imread
 
-from eval.precision import LOG2_FACTORS, draw_precision
+from eval.report.precision import LOG2_FACTORS, draw_precision
 
 GREEN = (0, 0x9E / 255, 0x73 / 255)
 

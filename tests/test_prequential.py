@@ -12,16 +12,16 @@ import yaml
 from conftest import ROOT
 from ranks import Ranks, finish, finish_all, rows
 
-from harness.blend import Blend
-from harness.checkpoint import committed_checkpoints
-from harness.config import RunConfig, load_config
-from harness.data import open_data
-from harness.distributed import joined_ranks
-from harness.ledger import OnlineCode, part_paths, read_online_code
-from harness.order import Sequences
+from harness.config.run import RunConfig, load_config
+from harness.corpus.prepared import open_data
+from harness.data.order import Sequences
+from harness.machine.ranks import joined_ranks
+from harness.online.combiner import Blend
+from harness.run.checkpoint import committed_checkpoints
+from harness.run.ledger import OnlineCode, part_paths, read_online_code
 from harness.units import bits_from_nats
 from launch.main import main
-from launch.plan import Plan, Question
+from launch.plan.plan import Plan, Question
 
 CONFIG = """
 corpus: {kind: files, heldout_bytes: 512}

@@ -6,14 +6,15 @@ import pytest
 from conftest import ROOT
 from processes import python, result_of
 
-from eval.sources import program_bytes, receiver_program, receiver_sources
+from eval.online.program import program_bytes, receiver_program, receiver_sources
 from launch.main import main
 
 # What the counted files leave open is how they are called.
 RECEIVE = """
 import sys
 from pathlib import Path
-from eval.online import read_online_file, receive
+from eval.online.file import read_online_file
+from eval.online.receive import receive
 from harness.train import joined_job
 path, output = map(Path, sys.argv[1:])
 with joined_job(read_online_file(path)[1]) as ranks:
@@ -46,7 +47,7 @@ def test_the_counted_files_alone_receive_in_a_fresh_process(program, tmp_path):
     assert done.returncode == 0, done.stderr
     assert output.read_bytes() == text.read_bytes()
     used = set(done.stdout.split())
-    assert {"eval/online.py", "harness/learner.py"} < used <= program.keys()
+    assert {"eval/online/receive.py", "harness/learner.py"} < used <= program.keys()
 
 
 def test_what_receiving_does_not_run_is_not_counted(program):
@@ -65,4 +66,4 @@ def test_what_receiving_does_not_run_is_not_counted(program):
 
 def test_a_registration_is_counted_though_nothing_names_it(program):
     """numba looks the data model of a type up by the type."""
-    assert "@register_model(Vector)" in program["eval/vectors.py"]
+    assert "@register_model(Vector)" in program["eval/kernels/vectors.py"]

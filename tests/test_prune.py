@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from harness.config import load_config
+from harness.config.pruning import PruneConfig
+from harness.config.run import load_config
+from harness.data.schedule import TrainConfig, plan_phases
 from harness.errors import RunFailure, UsageError
-from harness.schedule import TrainConfig, plan_phases
-from harness.sparsity.prune import PruneConfig, tamade
+from harness.pruning.tamade import tamade
 
 FULL = torch.linspace(0.01, 1.0, 100)
 

@@ -11,9 +11,9 @@ from ranks import assert_same_run, write_config
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from harness.checkpoint import committed_checkpoints
-from harness.config import load_config
+from harness.config.run import load_config
 from harness.errors import RunFailure, UsageError
+from harness.run.checkpoint import committed_checkpoints
 from harness.train import train_run
 
 FIRST, SECOND, LAST, END = 10, 14, 17, 20

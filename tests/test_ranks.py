@@ -5,8 +5,8 @@ import os
 import pytest
 from conftest import ROOT
 
-from harness.distributed import joined_ranks
 from harness.errors import RunFailure
+from harness.machine.ranks import joined_ranks
 from harness.train import main
 
 ALONE = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_NTASKS": "8"}

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from harness.corpus import Corpus, CorpusConfig, documents
+from harness.corpus.config import Corpus, CorpusConfig, documents
+from harness.corpus.readers import MAX_JSON_BYTES, RAW_BLOCK_BYTES
 from harness.errors import UsageError
-from harness.readers import MAX_JSON_BYTES, RAW_BLOCK_BYTES
 
 PACK = {
     "gz": gzip.compress,

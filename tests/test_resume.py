@@ -15,15 +15,15 @@ import pytest
 import torch
 from ranks import Ranks, assert_same_run, finish, write_config
 
-from harness import checkpoint as checkpoint_module
 from harness import files
-from harness.checkpoint import MARKER, committed_checkpoints, read_state
-from harness.config import load_config
+from harness.config.run import load_config
 from harness.errors import Paused, RunFailure, UsageError
 from harness.files import sha256
-from harness.ledger import part_paths
 from harness.lock import LOCK_FILE, locked
-from harness.rundir import check_done
+from harness.run import checkpoint as checkpoint_module
+from harness.run.checkpoint import MARKER, committed_checkpoints, read_state
+from harness.run.directory import check_done
+from harness.run.ledger import part_paths
 from harness.train import train_run
 from harness.trainer import Trainer
 

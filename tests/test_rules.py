@@ -9,15 +9,15 @@ import torch
 from ranks import Ranks as Processes
 from torch import Tensor
 
-import harness.sparsity.rule as rule_module
+import harness.rules.rule as rule_module
 from harness.backends.base import all_partitions, load_local_state, local_state, reset
 from harness.backends.ddp import DDPBackend
-from harness.distributed import Ranks
-from harness.model import ModelConfig, Transformer
-from harness.optimizer import Optimizer, OptimizerConfig, mark_parameters, parameter_groups, torch_parts
-from harness.sparsity.minimax import FPP, PMMP
-from harness.sparsity.rule import Rule
-from harness.sparsity.rules import RuleConfig, make_rule
+from harness.machine.ranks import Ranks
+from harness.model.transformer import ModelConfig, Transformer
+from harness.optim.optimizer import Optimizer, OptimizerConfig, mark_parameters, parameter_groups, torch_parts
+from harness.rules.config import RuleConfig, make_rule
+from harness.rules.minimax import FPP, PMMP
+from harness.rules.rule import Rule
 
 ALPHA, BETA, L2, RHO, U = 0.02, 5.0, 0.03, 0.7, 0.4
 SETTINGS = {

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from harness.config import dump_config, load_config
+from eval.teacher.experiment import TeacherConfig
+from harness.config.run import dump_config, load_config
+from harness.config.settings import load_settings, setting
 from harness.errors import UsageError
-from harness.settings import load_settings, setting
-from harness.teacher import TeacherConfig
 
 DEMO = ROOT / "configs" / "demo.yaml"
 # What YAML takes for numbers, flags, dates, nothing, lists, comments and references.

@@ -8,10 +8,10 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from harness.data.shards import HEADER_BYTES, open_shard, write_shard
+from harness.data.tokenizer import ByteTokenizer, SentencePieceTokenizer
 from harness.errors import RunFailure, UsageError
 from harness.files import reason
-from harness.shards import HEADER_BYTES, open_shard, write_shard
-from harness.tokenizer import ByteTokenizer, SentencePieceTokenizer
 
 DOCUMENTS = [b"first ", b"", b"the second\n", bytes(range(256))]
 

@@ -13,8 +13,8 @@ import pytest
 from conftest import ROOT
 from processes import Process, python
 
-from harness.checkpoint import committed_checkpoints
-from harness.stop import outlive_terminal
+from harness.machine.stop import outlive_terminal
+from harness.run.checkpoint import committed_checkpoints
 
 CONFIG = """
 corpus: {kind: wiki-mini, subset_bytes: 20300, heldout_bytes: 1000}
@@ -136,7 +136,7 @@ def test_words_to_a_terminal_that_was_closed_are_lost_and_no_error(monkeypatch):
 def test_forked_processes_die_of_signals_in_silence(tmp_path):
     program = """
 import multiprocessing, os, signal, time
-from harness.stop import PAUSE_SIGNAL, interruptible
+from harness.machine.stop import PAUSE_SIGNAL, interruptible
 with interruptible(PAUSE_SIGNAL):
     for number, expected in ((signal.SIGTERM, -15), (signal.SIGINT, -2)):
         child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))

@@ -13,11 +13,11 @@ from conftest import ROOT
 from ranks import assert_same_run
 from slurm_cluster import Cluster, running_cluster
 
-from harness.checkpoint import committed_checkpoints
-from harness.config import dump_config, load_config
+from harness.config.run import dump_config, load_config
+from harness.run.checkpoint import committed_checkpoints
 from harness.train import train_run
-from launch.grid import read_sweep
 from launch.main import main
+from launch.sweeps.sweep_file import read_sweep
 
 CONFIG = """
 corpus: {{kind: wiki-mini, subset_bytes: 20300, heldout_bytes: 1000}}

@@ -20,18 +20,18 @@ from test_portable import (
     sentencepiece,  # noqa: F401 (a fixture)
 )
 
-from eval.archive import QuantisedModel, write_archive
-from eval.chunks import encode_chunks
-from eval.coder import Encoder
-from eval.config import PREDICTORS, EvalConfig
-from eval.devices import choose_devices
-from eval.float_kernel import power_of_e
-from eval.float_torch import TorchFloatModel
-from eval.predictor import Predictor
-from eval.products import Matrix, Room
-from eval.vectors import WIDTH, load, store
-from harness.compiled import unlocked
+from eval.codec.range_coder import Encoder
+from eval.kernels.float_steps import power_of_e
+from eval.kernels.products import Matrix, Room
+from eval.kernels.vectors import WIDTH, load, store
+from eval.offline.archive import QuantisedModel, write_archive
+from eval.offline.chunks import encode_chunks
+from eval.predict.devices import choose_devices
+from eval.predict.float_torch import TorchFloatModel
+from eval.predict.predictor import Predictor
+from harness.config.codes import PREDICTORS, EvalConfig
 from harness.errors import UsageError
+from harness.machine.jit import unlocked
 
 LENGTH = 24
 
@@ -66,7 +66,7 @@ def test_reading_gives_the_bits_of_stepping(monkeypatch, predictor, architecture
     stepping, tokens = MODELS[kind](architecture).stepping(predictor, LENGTH), some_tokens(37)
     wanted = rows_of(Predictor(stepping, 20, 2, LENGTH, 1), tokens)
     # Five positions at a time: the last part is shorter.
-    monkeypatch.setattr("eval.predictor._MAX_NUMBERS", 5 * 32 * 256)
+    monkeypatch.setattr("eval.predict.predictor._MAX_NUMBERS", 5 * 32 * 256)
     for threads in (1, 2):
         found = np.zeros_like(wanted)
         parts = []

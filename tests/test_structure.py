@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.model import ARCHITECTURES, ModelConfig, Transformer, token_nats
-from harness.optimizer import is_regularised
-from harness.sparsity.random_gradient import remove_without_influence, without_gradient
-from harness.sparsity.structure import DeadStructure, find_dead
+from harness.model.transformer import ARCHITECTURES, ModelConfig, Transformer, token_nats
+from harness.optim.optimizer import is_regularised
+from harness.pruning.random_gradient import remove_without_influence, without_gradient
+from harness.pruning.structure import DeadStructure, find_dead
 
 WIDTH, HEADS = 16, 4
 

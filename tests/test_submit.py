@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from harness.config import dump_config, load_config
+from harness.config.run import dump_config, load_config
 from launch.main import main
-from launch.submit import TEMPLATES
+from launch.slurm.submit import TEMPLATES
 
 CONFIG = """
 corpus: {kind: wiki-mini, subset_bytes: 20300, heldout_bytes: 1000}

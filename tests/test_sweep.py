@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from processes import Process, python, result_of
 
-from harness.config import dump_config, load_config
+from harness.config.run import dump_config, load_config
 from harness.errors import UsageError
-from launch.grid import read_sweep
-from launch.jobs import Job, JobQueue
+from launch.jobs.queue import Job, JobQueue
 from launch.main import main
-from launch.running import slot_environments
+from launch.sweeps.states import slot_environments
+from launch.sweeps.sweep_file import read_sweep
 
 ROOT = Path(__file__).parents[1]
 COMMITTED = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))

@@ -9,8 +9,8 @@ import re
 
 import pytest
 
-from eval.baselines import BASELINES
-from eval.table import FORMATS, flat_record, load_reports, render
+from eval.offline.baselines import BASELINES
+from eval.report.run_tables import FORMATS, flat_record, load_reports, render
 from harness.errors import UsageError
 
 SIZES = dict(

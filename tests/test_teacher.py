@@ -14,9 +14,8 @@ from conftest import ROOT
 from processes import python, result_of
 from scipy.stats import norm
 
-from eval.container import pack_sections, read_sections
-from eval.teacher_archive import predict, read_archive, target_bytes, write_archive
-from eval.teacher_cells import (
+from eval.codec.container import pack_sections, read_sections
+from eval.codec.gaussian import (
     FLAT_WIDTH,
     cell_widths,
     digit_tables,
@@ -28,13 +27,8 @@ from eval.teacher_cells import (
     ordered_integers,
     tanh,
 )
-from eval.teacher_grid import choose_grids, fast_predictions
-from eval.teacher_points import TeacherPoint, paper_bytes
-from eval.teacher_table import blocks
-from eval.weights import quantise
-from harness.errors import UsageError
-from harness.settings import load_settings
-from harness.teacher import (
+from eval.teacher.archive import predict, read_archive, target_bytes, write_archive
+from eval.teacher.experiment import (
     LOSSES,
     METHODS,
     Students,
@@ -43,8 +37,14 @@ from harness.teacher import (
     gaussian_nats,
     make_data,
 )
-from harness.teacher_inputs import layer_shapes, make_inputs, split_layers
-from harness.teacher_training import nat_of_all_targets, train_students
+from eval.teacher.inputs import layer_shapes, make_inputs, split_layers
+from eval.teacher.points import TeacherPoint, paper_bytes
+from eval.teacher.step_search import choose_grids, fast_predictions
+from eval.teacher.tables import blocks
+from eval.teacher.training import nat_of_all_targets, train_students
+from eval.weights.codec import quantise
+from harness.config.settings import load_settings
+from harness.errors import UsageError
 from harness.units import bits_from_nats
 from launch.main import main
 
@@ -70,7 +70,7 @@ def archive_of(path: Path, targets: np.ndarray, sigma: float = 0.08) -> Path:
 
 
 def decode(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
-    return result_of(python("-m", "eval.teacher_decode", *arguments, cwd=ROOT, env=environment))
+    return result_of(python("-m", "eval.teacher.decode", *arguments, cwd=ROOT, env=environment))
 
 
 def test_the_student_has_751_parameters():
@@ -153,7 +153,7 @@ def test_the_length_of_a_cell_is_that_of_the_density_up_to_its_curvature():
 
 @pytest.mark.parametrize(("flat_width", "allowed_bits"), [(2.0**-9, 0.02), (FLAT_WIDTH, 3.0)])
 def test_the_four_digits_of_a_number_cost_what_its_cell_does(monkeypatch, flat_width, allowed_bits):
-    monkeypatch.setattr("eval.teacher_cells.FLAT_WIDTH", flat_width)
+    monkeypatch.setattr("eval.codec.gaussian.FLAT_WIDTH", flat_width)
     generator = np.random.default_rng(1)
     means = generator.normal(size=200)
     values = (means + 0.08 * generator.normal(size=200)).astype(np.float32)
@@ -193,7 +193,7 @@ def test_a_fresh_process_with_other_instructions_decodes_extreme_targets_bit_by_
 
 
 def test_damaged_and_foreign_archives_are_refused_in_a_line(tmp_path, monkeypatch, capsys):
-    from eval.teacher_decode import main as decode_main
+    from eval.teacher.decode import main as decode_main
 
     content = archive_of(tmp_path / "whole.cl", EXTREME).read_bytes()
     flipped = bytearray(content)

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from harness.corpus import CorpusConfig, documents
+from harness.corpus.config import CorpusConfig, documents
+from harness.data.tokenizer import SentencePieceTokenizer, TokenizerConfig, from_model_bytes, train_tokenizer
 from harness.errors import UsageError
-from harness.tokenizer import SentencePieceTokenizer, TokenizerConfig, from_model_bytes, train_tokenizer
 
 NASTY = [
     b"",

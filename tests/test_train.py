@@ -17,11 +17,11 @@ from ranks import rows
 from safetensors.torch import load_file
 
 from harness.backends.base import local_state
-from harness.config import load_config
-from harness.data import open_data
-from harness.distributed import Ranks
+from harness.config.run import load_config
+from harness.corpus.prepared import open_data
 from harness.errors import RunFailure, UsageError
-from harness.ledger import part_paths, read_online_code
+from harness.machine.ranks import Ranks
+from harness.run.ledger import part_paths, read_online_code
 from harness.train import train_run
 from harness.trainer import Trainer
 

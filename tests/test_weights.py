@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from eval.weights import LARGEST_MAGNITUDE, decode_weights, encode_weights, quantise, rebuild
+from eval.weights.codec import LARGEST_MAGNITUDE, decode_weights, encode_weights, quantise, rebuild
 from harness.errors import UsageError
 
 MEASURED_SHAPE = (512, 1024)

@@ -11,7 +11,8 @@ import pytest
 from conftest import ROOT
 from processes import python
 
-from launch import commands, workers
+from launch.commands import runs as commands
+from launch.jobs import torchrun as workers
 
 READY = """
 import os, signal, sys, time
@@ -53,7 +54,7 @@ class Command:
 
     def __init__(self, folder: Path, program: str):
         (folder / "program.py").write_text(READY + program)
-        text = "import sys; from launch.workers import run_here; sys.exit(run_here('program', [], 2))"
+        text = "import sys; from launch.jobs.torchrun import run_here; sys.exit(run_here('program', [], 2))"
         paths = f"{folder}{os.pathsep}{ROOT}"
         self.process = python("-c", text, cwd=ROOT, env={"FOLDER": str(folder), "PYTHONPATH": paths})
         files = [folder / "0", folder / "1"]

@@ -12,9 +12,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from harness.distributed import DEVICES
-from harness.optimizer import MakeParts, Optimizer
-from harness.sparsity.rule import forget
+from harness.machine.ranks import DEVICES
+from harness.optim.optimizer import MakeParts, Optimizer
+from harness.rules.rule import forget
 
 BACKENDS = ("ddp", "deepspeed")
 # Stores keep it in milliseconds, in 31 bits.

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from harness.distributed import Ranks
-from harness.optimizer import Optimizer, OptimizerConfig, Ruled, torch_parts
+from harness.machine.ranks import Ranks
+from harness.optim.optimizer import Optimizer, OptimizerConfig, Ruled, torch_parts
 
 
 class DDPBackend:

@@ -16,10 +16,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from harness.backends.base import BackendConfig
-from harness.distributed import Ranks, init_process_group
 from harness.errors import RunFailure, UsageError
-from harness.muon import MOMENTUM, orthogonalised
-from harness.optimizer import Optimizer, OptimizerConfig, Ruled, torch_parts
+from harness.machine.ranks import Ranks, init_process_group
+from harness.optim.muon import MOMENTUM, orthogonalised
+from harness.optim.optimizer import Optimizer, OptimizerConfig, Ruled, torch_parts
 
 # The iteration of DeepSpeed's Muon that is replaced by this project's.
 OURS = "standard"

@@ -11,7 +11,6 @@ ratio of core time says more than that of time.
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -23,11 +22,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eval.archive import QuantisedModel, read_archive, write_archive
-from eval.config import PREDICTORS, EvalConfig
-from eval.predictor import Predictor
-from harness.model import ModelConfig, Transformer
-from harness.tokenizer import ByteTokenizer
+from eval.offline.archive import QuantisedModel, read_archive, write_archive
+from eval.predict.predictor import Predictor
+from harness.config.codes import PREDICTORS, EvalConfig
+from harness.data.tokenizer import ByteTokenizer
+from harness.machine.hardware import processor_name
+from harness.model.transformer import ModelConfig, Transformer
 
 ROOT = Path(__file__).parents[2]
 LENGTH, LANES = 512, 64
@@ -128,12 +128,8 @@ def compare(against: str | None, rounds: int, options: dict) -> None:
 
 def machine() -> str:
     """Processor and versions."""
-    known = Path("/proc/cpuinfo")
-    lines = known.read_text().splitlines() if known.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "numpy", "numba", "constriction"))
-    processor = names[0] if names else platform.processor() or platform.machine()
-    return f"{processor}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}; {versions}"
+    return f"{processor_name()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}; {versions}"
 
 
 def _silent(done: int, total: int) -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from eval.archive import QuantisedModel, read_archive, write_archive
-from eval.config import EvalConfig
-from eval.container import read_sections, unpack_json
-from harness.model import ModelConfig, Transformer
-from harness.tokenizer import ByteTokenizer
+from eval.codec.container import read_sections, unpack_json
+from eval.offline.archive import QuantisedModel, read_archive, write_archive
+from harness.config.codes import EvalConfig
+from harness.data.tokenizer import ByteTokenizer
+from harness.model.transformer import ModelConfig, Transformer
 
 # Predictor, width, layers, heads, chunk bytes, lanes, bytes of text, share of weights that are not zero.
 CASES = {
@@ -55,7 +55,7 @@ def write_case(path: Path, name: str) -> None:
 
 def measure(path: Path) -> tuple[int, int]:
     """Estimate and measured growth of this process, in bytes."""
-    from eval.archive_head import memory_bytes
+    from eval.offline.archive_head import memory_bytes
 
     head = unpack_json(read_sections(path)["HEAD"], path)
     before = psutil.Process().memory_info().rss

@@ -49,8 +49,8 @@ CASES: dict[str, tuple[int, tuple[str, ...]]] = {
 
 def predicted_bytes(ranks: int, settings: tuple[str, ...]) -> float:
     """Peak of a rank above its fixed part."""
-    from harness.config import load_config
-    from launch.memory import count_parameters, moments
+    from harness.config.run import load_config
+    from launch.plan.memory import count_parameters, moments
 
     config = load_config(ROOT / "configs/wiki-mini.yaml", ["train.batch_sequences=4", *settings])
     parameters = count_parameters(config, 256)
@@ -84,12 +84,12 @@ def measure_rank(settings: list[str]) -> None:
     """Print the peak of this rank in bytes."""
     import torch
 
-    from harness.config import load_config
-    from harness.distributed import joined_ranks
-    from harness.hardware import compute_deterministically, resolve_precision
-    from harness.rundir import open_on_all_ranks, opened_run_directory
+    from harness.config.run import load_config
+    from harness.machine.hardware import compute_deterministically, resolve_precision
+    from harness.machine.ranks import joined_ranks
+    from harness.run.directory import open_on_all_ranks, opened_run_directory
+    from harness.run.waiting import prepare_for_job
     from harness.trainer import Trainer
-    from harness.waiting import prepare_for_job
 
     compute_deterministically()
     tiny = ("name=tiny", "model.width=32", "model.layers=1", "model.heads=1")

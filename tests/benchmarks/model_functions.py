@@ -1,4 +1,4 @@
-"""Time of the hand-written gradients of harness/functions.py against autograd's, side by side in one run.
+"""Time of the hand-written gradients of harness/model/functions.py against autograd's, side by side in one run.
 
 python -m tests.benchmarks.model_functions [--width 128] [--sequences 8]
 """
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.functions import EPSILON, rms_norm, squared_relu
+from harness.model.functions import EPSILON, rms_norm, squared_relu
 
 REPEATS = 20
 

@@ -18,11 +18,11 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from eval.baselines import measure
-from harness.config import RunConfig, load_config
-from harness.data import open_data, prepare_data
-from harness.ledger import read_online_code
-from harness.order import Sequences
+from eval.offline.baselines import measure
+from harness.config.run import RunConfig, load_config
+from harness.corpus.prepared import open_data, prepare_data
+from harness.data.order import Sequences
+from harness.run.ledger import read_online_code
 from harness.units import bits_from_bytes, bits_per_byte
 
 ROOT = Path(__file__).parents[2]

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.corpus import CorpusConfig, documents
-from harness.shards import write_shard
-from harness.tokenizer import TokenizerConfig, train_tokenizer
+from harness.corpus.config import CorpusConfig, documents
+from harness.data.shards import write_shard
+from harness.data.tokenizer import TokenizerConfig, train_tokenizer
 
 BLOCK_BYTES = 10_000_000
 

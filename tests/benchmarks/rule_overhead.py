@@ -13,11 +13,11 @@ import time
 
 import torch
 
-from harness.config import config_from
-from harness.distributed import Ranks
-from harness.hardware import resolve_precision
+from harness.config.run import config_from
 from harness.learner import Learner
-from harness.sparsity.rules import RULES, make_rule
+from harness.machine.hardware import resolve_precision
+from harness.machine.ranks import Ranks
+from harness.rules.config import RULES, make_rule
 
 PAIRS = (("adamw", "adam"), ("adamw", "decoupled"), ("muon", "decoupled"))
 

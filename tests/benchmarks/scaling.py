@@ -38,7 +38,7 @@ from harness.backends import ddp, deepspeed
 if "backend.name=deepspeed" in sys.argv:
     deepspeed.import_deepspeed(torch.device("cpu"))
 import torch
-from harness.hardware import peak_memory_bytes
+from harness.machine.hardware import peak_memory_bytes
 train.compute_deterministically()
 before = psutil.Process().memory_info().rss
 status = train.main(sys.argv[1:])

@@ -15,12 +15,11 @@ import torch
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
-from harness.config import RunConfig
-from harness.distributed import Ranks, choose_device
-from harness.hardware import compute_deterministically, matmul_flops, resolve_precision
+from harness.config.run import RunConfig
 from harness.learner import Learner
+from harness.machine.hardware import compute_deterministically, matmul_flops, processor_name, resolve_precision
+from harness.machine.ranks import Ranks, choose_device
 from tests.benchmarks.training_speed import SIZES, make_config, print_row
-from tests.gpu.jobs import processor
 
 # Part of the name of an event, and the cause that it and all below it count for; the first match from the inside out.
 CAUSES = (
@@ -64,7 +63,7 @@ def main() -> None:
     compute_deterministically()
     device = choose_device(options.device)
     dtype = resolve_precision("auto", device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     print(f"{name}, torch {torch.__version__}, {dtype}, {options.sequences} sequences of 512 a step\n")
     columns = {}
     for size in options.models:

@@ -23,16 +23,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.batches import StepBatch
-from harness.config import RunConfig, load_config
-from harness.distributed import Ranks
-from harness.hardware import compute_deterministically, matmul_flops, resolve_precision
+from harness.config.run import RunConfig, load_config
+from harness.data.batches import StepBatch
+from harness.data.schedule import Phase
 from harness.learner import Learner
-from harness.ledger import LedgerWriter
-from harness.model import sinusoidal_positions
-from harness.monitor import Monitor
-from harness.schedule import Phase
-from tests.gpu.jobs import ROOT, processor
+from harness.machine.hardware import compute_deterministically, matmul_flops, processor_name, resolve_precision
+from harness.machine.ranks import Ranks
+from harness.model.transformer import sinusoidal_positions
+from harness.run.ledger import LedgerWriter
+from harness.run.monitor import Monitor
+from tests.gpu.jobs import ROOT
 
 # Width, layers, heads, context, sequences of a step.
 SIZES = {"0.7M": (128, 3, 2, 512, 8), "5M": (256, 6, 4, 512, 8), "25M": (640, 5, 10, 512, 4)}
@@ -53,7 +53,8 @@ def main() -> None:
     torch.set_num_threads(1)
     compute_deterministically()
     dtype = resolve_precision("auto", CPU)
-    print(f"{processor()}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}, one thread, {dtype}\n")
+    place = processor_name()
+    print(f"{place}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}, one thread, {dtype}\n")
     for name in options.only:
         TABLES[name](options.sizes, options.rounds, dtype)
 

@@ -28,13 +28,13 @@ import numpy as np
 import torch
 import zstandard
 
-from eval.grid import Search, choose_grid, uniform_steps
-from eval.offline import csr_bytes, load_weights
-from eval.weights import decode_weights, encode_weights, quantise
-from harness.data import open_data
-from harness.hardware import resolve_precision
-from harness.rundir import load_run_config
-from harness.tokenizer import ByteTokenizer
+from eval.offline.evaluate import csr_bytes, load_weights
+from eval.offline.step_search import Search, choose_grid, uniform_steps
+from eval.weights.codec import decode_weights, encode_weights, quantise
+from harness.corpus.prepared import open_data
+from harness.data.tokenizer import ByteTokenizer
+from harness.machine.hardware import resolve_precision
+from harness.run.directory import load_run_config
 from harness.units import bits_from_bytes, bytes_from_bits
 
 Integers = dict[str, np.ndarray]

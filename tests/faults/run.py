@@ -130,7 +130,7 @@ def _with_shim(scratch: Path) -> int:
 
 def import_all() -> None:
     """What the commands import, once for all children."""
-    for name in ("harness.train", "eval.online", "eval.plot", "eval.table", "launch.main"):
+    for name in ("harness.train", "eval.online", "eval.report.run_figures", "eval.report.run_tables", "launch.main"):
         importlib.import_module(name)
 
 

@@ -5,7 +5,7 @@ import random
 import struct
 from pathlib import Path
 
-from eval.container import CHECKSUM_BYTES, pack_json, pack_sections, read_sections, unpack_json
+from eval.codec.container import CHECKSUM_BYTES, pack_json, pack_sections, read_sections, unpack_json
 from harness.errors import UsageError
 
 NUMBERS = (0, 1, 2, 3, 7, 8, 15, 16, 31, 32, 255, 4096, 65536, 2**20, 2**31, 2**32, 2**40, 2**63, 2**64, 2**70)

@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eval.archive import QuantisedModel, write_archive
-from eval.config import EvalConfig
-from eval.teacher_archive import write_archive as write_targets
-from harness.batches import MicroBatch
-from harness.checkpoint import RunState
-from harness.checkpoint_writer import save_checkpoint
-from harness.distributed import joined_ranks
-from harness.ledger import LedgerWriter
-from harness.model import ModelConfig, Transformer
-from harness.shards import write_shard
-from harness.tokenizer import ByteTokenizer
+from eval.offline.archive import QuantisedModel, write_archive
+from eval.teacher.archive import write_archive as write_targets
+from harness.config.codes import EvalConfig
+from harness.data.batches import MicroBatch
+from harness.data.shards import write_shard
+from harness.data.tokenizer import ByteTokenizer
+from harness.machine.ranks import joined_ranks
+from harness.model.transformer import ModelConfig, Transformer
+from harness.run.checkpoint import RunState
+from harness.run.checkpoint_writer import save_checkpoint
+from harness.run.ledger import LedgerWriter
 from launch.main import main
 
 FOLDER = Path(__file__).parent

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
-from harness.distributed import choose_device
-from harness.hardware import environment
+from harness.machine.hardware import environment, processor_name
+from harness.machine.ranks import choose_device
 from tests.gpu import jobs, speed
 
 STEPS: dict[str, Callable[[jobs.Place], dict]] = {
@@ -53,7 +53,7 @@ def main() -> int:
         folder = (options.folder or Path(temporary)).resolve()
         place = jobs.Place(options.device, folder, options.sizes, tuple(options.settings))
         found = {"environment": environment(1, choose_device(options.device)), "sizes": options.sizes, "steps": {}}
-        found["processor"] = jobs.processor()
+        found["processor"] = processor_name()
         for name in options.only:
             found["steps"][name] = _tried(name, STEPS[name], place)
             options.out.write_text(json.dumps(found, indent=1) + "\n")

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -16,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from harness.checkpoint import committed_checkpoints, sha256
-from harness.ledger import part_paths
+from harness.run.checkpoint import committed_checkpoints, sha256
+from harness.run.ledger import part_paths
 
 ROOT = Path(__file__).parents[2]
 SIZES = {
@@ -60,14 +59,6 @@ class Place:
         return self.folder / "runs" / name
 
 
-def processor() -> str:
-    """The processor's name."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
-
-
 def command(*words: object, status: int = 0, **environment: str) -> str:
     """Run `codelength WORDS`; what it printed. Raises RuntimeError where its exit status is another one."""
     done = subprocess.run(
@@ -108,7 +99,7 @@ def group(place: Place) -> dict:
     """A process group of one rank with the settings of a job: sums of GPU and host, objects, a barrier."""
     program = (
         "import torch, torch.distributed as dist\n"
-        "from harness.distributed import Ranks, choose_device, init_process_group\n"
+        "from harness.machine.ranks import Ranks, choose_device, init_process_group\n"
         f"device = choose_device({place.device!r})\n"
         "init_process_group(device, 60, store=dist.HashStore(), rank=0, world_size=1)\n"
         "ranks = Ranks(0, 2, device)\n"
@@ -204,7 +195,7 @@ def broken_loss(place: Place) -> dict:
     program = (
         "import sys, torch\n"
         "import harness.learner as learner, harness.train as train\n"
-        "from harness.distributed import leave\n"
+        "from harness.machine.ranks import leave\n"
         "plain, calls = learner.Learner._backward, []\n"
         "def broken(self, *arguments, **more):\n"
         "    nats, nats_sum = plain(self, *arguments, **more)\n"

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eval.archive import QuantisedModel, read_archive, write_archive
-from eval.config import PREDICTORS, EvalConfig
-from harness.model import ARCHITECTURES, ModelConfig, Transformer
-from harness.tokenizer import ByteTokenizer
+from eval.offline.archive import QuantisedModel, read_archive, write_archive
+from harness.config.codes import PREDICTORS, EvalConfig
+from harness.data.tokenizer import ByteTokenizer
+from harness.model.transformer import ARCHITECTURES, ModelConfig, Transformer
 
 LANES, BLOCKS = 64, 2
 

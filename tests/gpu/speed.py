@@ -6,11 +6,11 @@ import warnings
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from harness.config import RunConfig, load_config
-from harness.distributed import Ranks, choose_device
-from harness.hardware import compute_deterministically, matmul_flops, peak_flops, resolve_precision
+from harness.config.run import RunConfig, load_config
+from harness.data.schedule import Phase
 from harness.learner import Learner
-from harness.schedule import Phase
+from harness.machine.hardware import compute_deterministically, matmul_flops, peak_flops, resolve_precision
+from harness.machine.ranks import Ranks, choose_device
 from tests.gpu.jobs import ROOT, Place
 
 # Width, layers, heads, context, sequences a step; those of the published models at 25 M and 308 M.

@@ -1,0 +1,1 @@
+"""Which settings of a machine keep every bit."""

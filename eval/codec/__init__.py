@@ -1,0 +1,1 @@
+"""Symbols, real numbers and sections to bytes and back; knows no model."""

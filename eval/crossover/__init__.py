@@ -1,0 +1,1 @@
+"""Where the online and the offline code of one corpus cross."""

@@ -1,0 +1,274 @@
+"""From how many bytes of a text on its offline code is shorter than its online code.
+
+Up to the N bytes of the training corpus online(n) is measured, the running sum of the ledger; beyond it the integral of
+a power law l(n) = c + a n^-b is added, fitted to the loss at first visits. offline(n) is what an archive holds besides
+data, and n times the rate of its data: projected, since only the held-out text was coded. The archive rounds weights as
+is best for that text; for more text finer weights pay, so at each n the best of several precisions counts. The
+crossover is the smallest n with online(n) >= offline(n). Where the online rate falls below the offline rates before
+that, there is none.
+
+The loss is fitted in nats/byte over bytes. The first tenth of the corpus is left out: no power law holds while the
+learning rate warms up and byte frequencies are learnt.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import brentq
+
+from eval.curves.area import Law, fit_law
+from eval.offline.step_search import GridPoint
+from harness.errors import UsageError
+from harness.run.ledger import OnlineCode
+from harness.units import bits_from_bytes, bits_from_nats, bits_per_byte, nats_from_bits
+
+RESAMPLES = 200
+BAND = (0.05, 0.95)
+FARTHEST_BYTES = 1e18
+"""Beyond an exabyte nothing is looked for."""
+_SEED = 0
+_FIRST_SHARE_LEFT_OUT = 0.1
+_MAX_POINTS = 400
+_MIN_POINTS = 8
+_BLOCKS = 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OfflineLine:
+    """The projected length of the offline code at one precision of the weights: straight in the size of the text."""
+
+    fixed_bits: float
+    """All of the archive but its data: header, weights, tokenizer, checksum."""
+    rate_bits_per_byte: float
+    """Coded data of the held-out text over its raw bytes."""
+
+    def bits(self, raw_bytes: np.ndarray | float) -> np.ndarray | float:
+        """Code length of `raw_bytes` bytes."""
+        return self.fixed_bits + self.rate_bits_per_byte * raw_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class OfflineCode:
+    """The shortest of several precisions at each size."""
+
+    lines: tuple[OfflineLine, ...]
+    """By ascending rate, so by falling fixed part: none is longer than another at every size."""
+
+    @classmethod
+    def of(cls, lines: list[OfflineLine]) -> "OfflineCode":
+        """The code that chooses among `lines`."""
+        useful: list[OfflineLine] = []
+        for line in sorted(lines, key=lambda line: (line.rate_bits_per_byte, line.fixed_bits)):
+            if not useful or line.fixed_bits < useful[-1].fixed_bits:
+                useful.append(line)
+        return cls(tuple(useful))
+
+    def bits(self, raw_bytes: np.ndarray | float) -> np.ndarray | float:
+        """Code length of `raw_bytes` bytes."""
+        return np.min([line.bits(raw_bytes) for line in self.lines], axis=0)
+
+    def best_at(self, raw_bytes: float) -> OfflineLine:
+        """The line that is the shortest there."""
+        return min(self.lines, key=lambda line: line.bits(raw_bytes))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OnlineCurve:
+    """The length of the online code before the first step and after every one, and a law for what follows."""
+
+    raw_bytes: np.ndarray
+    """Bytes read so far, float64, ascending from 0."""
+    bits: np.ndarray
+    """Code length so far."""
+    law: Law
+    """Loss in nats/byte after so many bytes."""
+
+    @property
+    def measured_bytes(self) -> float:
+        """N, where measuring ends and the law begins."""
+        return float(self.raw_bytes[-1])
+
+    def bits_at(self, raw_bytes: float) -> float:
+        """Code length of the first `raw_bytes` bytes."""
+        if raw_bytes <= self.measured_bytes:
+            return float(np.interp(raw_bytes, self.raw_bytes, self.bits))
+        return float(self.bits[-1]) + bits_from_nats(self.law.integral_nats(self.measured_bytes, raw_bytes))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Crossover:
+    """Where the two codes are equally long."""
+
+    raw_bytes: float | None
+    """From here on offline is shorter; None where it never is."""
+    is_measured: bool
+    """Whether that lies within the training corpus."""
+    until_bytes: float | None
+    """From here on online is shorter again, for good; None where it never is."""
+    rates_meet_bytes: float | None
+    """From here on the law is below every offline rate; None where it never is."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Band:
+    """What resampling the curve makes of a size: its range from 5 to 95 % of the resamples, none being the largest."""
+
+    low_bytes: float | None
+    high_bytes: float | None
+    """None stands for none."""
+    share_without: float
+    """Share of the resamples that have no such size."""
+
+
+def offline_line(report: dict) -> OfflineLine:
+    """The line through the archive of a report."""
+    offline = report["offline"]
+    fixed_bits = bits_from_bytes(offline["total_bytes"] - offline["data_bytes"])
+    rate = bits_per_byte(bits_from_bytes(offline["data_bytes"]), report["data"]["raw_bytes"])
+    return OfflineLine(fixed_bits=fixed_bits, rate_bits_per_byte=rate)
+
+
+def offline_code(report: dict, points: list[GridPoint]) -> OfflineCode:
+    """The archive of a report, and lines for the same weights on other grids.
+
+    Their rates are from a sample of the text, in proportion to what the sample says of the archive's own grid. Raises
+    UsageError where the report does not say that.
+    """
+    own, offline = offline_line(report), report["offline"]
+    if "sampled_data_bytes" not in offline:
+        problem = "its report is by an older version, without sampled_data_bytes"
+        raise UsageError(f"run {report['run']}: {problem}; evaluate it again with `codelength eval`")
+    others = [
+        OfflineLine(
+            fixed_bits=own.fixed_bits + bits_from_bytes(point.model_bytes - offline["model_bytes"]),
+            rate_bits_per_byte=own.rate_bits_per_byte * point.data_bytes / offline["sampled_data_bytes"],
+        )
+        for point in points
+    ]
+    return OfflineCode.of([own, *others])
+
+
+def online_curves(online: OnlineCode) -> tuple[OnlineCurve, list[OnlineCurve]]:
+    """The curve with the law fitted to all of it, and `RESAMPLES` with laws fitted to resamples of its blocks.
+
+    What was measured is the same in all of them: it is a fact about this text. Raises UsageError for too short runs.
+    """
+    raw_bytes = np.append(0.0, np.cumsum(online.step_raw_bytes))
+    bits = np.append(0.0, np.cumsum(online.step_bits))
+    positions, rates = curve_points(raw_bytes, bits)
+    laws = [fit_law(positions, rates), *resampled_laws(positions, rates, RESAMPLES, _SEED)]
+    first, *others = (OnlineCurve(raw_bytes=raw_bytes, bits=bits, law=law) for law in laws)
+    return first, others
+
+
+def curve_points(raw_bytes: np.ndarray, bits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean loss in nats/byte of at most `_MAX_POINTS` stretches of steps after the first tenth, and their middles.
+
+    Raises UsageError where too few steps are left to fit and resample.
+    """
+    ends = np.flatnonzero(raw_bytes >= _FIRST_SHARE_LEFT_OUT * raw_bytes[-1])
+    if len(ends) <= _MIN_POINTS:
+        remedy = "lower train.batch_sequences or take more text"
+        raise UsageError(f"the ledger has {len(raw_bytes) - 1} steps: too few for a law of the loss; {remedy}")
+    kept = np.linspace(ends[0], ends[-1], min(len(ends), _MAX_POINTS + 1)).round().astype(np.int64)
+    at, length = raw_bytes[kept], bits[kept]
+    return (at[:-1] + at[1:]) / 2, nats_from_bits(np.diff(length) / np.diff(at))
+
+
+def resampled_laws(positions: np.ndarray, rates: np.ndarray, count: int, seed: int) -> list[Law]:
+    """Laws fitted to moving-block resamples of the points: blocks of neighbours, since their deviations go together."""
+    generator = np.random.default_rng(seed)
+    block = max(1, len(positions) // _BLOCKS)
+    num_blocks = -(-len(positions) // block)
+    laws = []
+    for _ in range(count):
+        starts = generator.integers(0, len(positions) - block + 1, num_blocks)
+        chosen = np.sort((starts[:, None] + np.arange(block)).ravel())
+        laws.append(fit_law(positions[chosen], rates[chosen]))
+    return laws
+
+
+def find_crossover(curve: OnlineCurve, offline: OfflineCode) -> Crossover:
+    """The smallest size at which offline is not longer than online, and whether online becomes shorter again.
+
+    Offline is shorter where any of its lines is.
+    """
+    found = [_line_crossover(curve, line) for line in offline.lines]
+    crossed = [each for each in found if each.raw_bytes is not None]
+    first = min(crossed, key=lambda each: each.raw_bytes, default=None)
+    meeting = [each.rates_meet_bytes for each in found]
+    return Crossover(
+        raw_bytes=first and first.raw_bytes,
+        is_measured=bool(first and first.is_measured),
+        until_bytes=_end_of_first_stretch(crossed),
+        rates_meet_bytes=None if None in meeting else max(meeting),
+    )
+
+
+def _end_of_first_stretch(crossed: list[Crossover]) -> float | None:
+    """Where the first stretch of sizes ends at which some line is the shorter one; None where it does not."""
+    end = -math.inf
+    for each in sorted(crossed, key=lambda each: each.raw_bytes):
+        if end != -math.inf and each.raw_bytes > end:
+            break
+        end = max(end, math.inf if each.until_bytes is None else each.until_bytes)
+    return end if math.isfinite(end) else None
+
+
+def _line_crossover(curve: OnlineCurve, offline: OfflineLine) -> Crossover:
+    """The same for one precision of the weights."""
+
+    def excess(raw_bytes: float) -> float:
+        return curve.bits_at(raw_bytes) - offline.bits(raw_bytes)
+
+    end = curve.measured_bytes
+    # The law never rises: beyond the corpus, online gains on offline up to here and loses from here on.
+    rates_meet = curve.law.crossing(nats_from_bits(offline.rate_bits_per_byte))
+    turn = min(max(rates_meet, end), FARTHEST_BYTES)
+    measured = curve.bits - offline.bits(curve.raw_bytes)
+    is_above = np.flatnonzero(measured >= 0)
+    first = until = None
+    if len(is_above):
+        first = _root(excess, *map(float, curve.raw_bytes[is_above[0] - 1 : is_above[0] + 1]))
+    elif excess(turn) >= 0:
+        first = _root(excess, end, turn)
+    if len(is_above) and measured[-1] < 0 and excess(turn) < 0:
+        until = _root(excess, *map(float, curve.raw_bytes[is_above[-1] : is_above[-1] + 2]))
+    elif first is not None and excess(FARTHEST_BYTES) < 0:
+        until = _root(excess, turn, FARTHEST_BYTES)
+    return Crossover(
+        raw_bytes=first,
+        is_measured=bool(len(is_above)),
+        until_bytes=until,
+        rates_meet_bytes=rates_meet if rates_meet < FARTHEST_BYTES else None,
+    )
+
+
+def crossover_bands(curves: list[OnlineCurve], offline: OfflineCode) -> tuple[Band, Band]:
+    """The bands of `Crossover.raw_bytes` and `until_bytes` over resampled curves."""
+    found = [find_crossover(curve, offline) for curve in curves]
+    return _band([each.raw_bytes for each in found]), _band([each.until_bytes for each in found])
+
+
+def _band(found: list[float | None]) -> Band:
+    sizes = np.array([math.inf if size is None else size for size in found])
+    # A quantile that is one of the values: between a number and infinity there is no middle.
+    low, high = (float(size) for size in np.quantile(sizes, BAND, method="inverted_cdf"))
+    return Band(
+        low_bytes=low if math.isfinite(low) else None,
+        high_bytes=high if math.isfinite(high) else None,
+        share_without=float(np.isinf(sizes).mean()),
+    )
+
+
+def online_band(curves: list[OnlineCurve], raw_bytes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """5 and 95 % quantiles of the code length in bits at each of the sizes `raw_bytes`."""
+    bits = np.array([[curve.bits_at(size) for size in raw_bytes] for curve in curves])
+    low, high = np.quantile(bits, BAND, axis=0)
+    return low, high
+
+
+def _root(excess: Callable[[float], float], start: float, end: float) -> float:
+    return float(brentq(excess, start, end, rtol=1e-12))

@@ -1,0 +1,220 @@
+"""What one run says about its model and its two codes, beside a control run on shuffled bytes: record and tables."""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eval.crossover.crossing import (
+    RESAMPLES,
+    Band,
+    Crossover,
+    OfflineCode,
+    OfflineLine,
+    OnlineCurve,
+    crossover_bands,
+    find_crossover,
+    offline_code,
+    offline_line,
+    online_curves,
+)
+from eval.crossover.crossover_figure import size_text
+from eval.crossover.model_bits import FINAL_SHARE, EvaluatedRun, ModelBits, model_bits, open_run
+from eval.offline.evaluate import grid_search, text_to_code
+from eval.offline.step_search import GridPoint
+from eval.report.precision import LOG2_FACTORS
+from eval.show.blocks import Block, to_markdown, to_rich
+from harness.units import bits_from_nats, bits_per_byte, bytes_from_bits
+
+FORMATS = ("rich", "md", "json")
+ABOUT_ZERO_BITS_PER_BYTE = 0.01
+"""What the different frequencies of training and held-out text can feign."""
+
+_QUANTITIES = {
+    "area under the loss curve": "aulc_bits",
+    "above the final held-out loss": "above_heldout_bits",
+    "above the held-out rate of the archive": "above_archive_bits",
+    "above the final training loss (misleading)": "above_training_bits",
+    "residual: text at the final held-out loss": "residual_bits",
+    "held-out, beyond byte frequencies": "beyond_frequencies_bits",
+    "area, beyond byte frequencies": "online_beyond_frequencies_bits",
+}
+_MODEL_NOTES = [
+    "ideal lengths of the training corpus; not files.",
+    "above the final held-out loss: excess description length, the information in the weights; of shuffled bytes it is "
+    "what learning their frequencies took.",
+    "above the final training loss: misleading, since with it what is known by heart looks learnt, as shuffled bytes "
+    f"after some epochs; the loss of the last steps, {100 * FINAL_SHARE:.0f} % of the corpus.",
+    "final held-out loss: the float32 weights at the end of the run, in sequences like those of training; in the "
+    "archive they are rounded, coarsely where its text is small.",
+    "beyond byte frequencies: below the cost of the held-out text, or of the training text itself, under the training "
+    "text's byte frequencies.",
+]
+_CROSSOVER_NOTES = [
+    f"offline, projected: at each size the shortest of the archive and {len(LOG2_FACTORS)} other precisions of its "
+    "weights, with rates from a sample: all but the data, plus data bits/byte times the size; not a file. Below the "
+    "corpus it takes weights that more text has trained.",
+    "online, measured (ideal) within the corpus; beyond it projected by a law c + a n^-b of the loss at first visits, "
+    "as if the run went on at its end, where its learning rate is low.",
+    f"in brackets: from 5 to 95 % of {RESAMPLES} resamples of blocks of the curve, the band of the projection alone.",
+]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measurement:
+    """All that is measured and projected of one run."""
+
+    run: str
+    bits: ModelBits
+    curve: OnlineCurve
+    resampled: list[OnlineCurve]
+    archive: OfflineLine
+    """As its file was decoded."""
+    offline: OfflineCode
+    crossover: Crossover
+    band: Band
+    """Of the crossover."""
+    until_band: Band
+    """Of where online is shorter again."""
+
+
+def measure(run_dir: Path) -> Measurement:
+    """Measure an evaluated run.
+
+    Raises UsageError where it is not one, too short, or evaluated by an older version.
+    """
+    run = open_run(run_dir)
+    curve, resampled = online_curves(run.online)
+    offline = offline_code(run.report, _precisions(run))
+    band, until_band = crossover_bands(resampled, offline)
+    return Measurement(
+        run=run.report["run"],
+        bits=model_bits(run),
+        curve=curve,
+        resampled=resampled,
+        archive=offline_line(run.report),
+        offline=offline,
+        crossover=find_crossover(curve, offline),
+        band=band,
+        until_band=until_band,
+    )
+
+
+def _precisions(run: EvaluatedRun) -> list[GridPoint]:
+    """What the weights of a run cost on grids from fine to coarse, for the text of its archive."""
+    config = replace(run.config, eval=replace(run.config.eval, chunk_bytes=run.report["data"]["chunk_bytes"]))
+    text = text_to_code(run.report["data"]["eval_split"], run.data)
+    search = grid_search(run.run_dir, config, run.data, text, torch.get_num_threads())
+    return [search.point(float(power)) for power in LOG2_FACTORS]
+
+
+def record_of(text: Measurement, control: Measurement) -> dict[str, Any]:
+    """Full numbers of both runs, units in the keys, and the verdict on the control."""
+    return {"text": _run_record(text), "control": _run_record(control), "verdict": verdict(control.bits)}
+
+
+def _run_record(found: Measurement) -> dict[str, Any]:
+    law = found.curve.law
+    fit = {"c_bits_per_byte": law.c_nats, "a_bits_per_byte": law.a_nats}
+    return {
+        "run": found.run,
+        "model_bits": asdict(found.bits) | {key: getattr(found.bits, key) for key in _QUANTITIES.values()},
+        "law": {key: bits_from_nats(nats) for key, nats in fit.items()} | {"b": law.exponent},
+        "archive": asdict(found.archive),
+        "offline_projected": [asdict(line) for line in found.offline.lines],
+        "crossover": asdict(found.crossover),
+        "crossover_band": asdict(found.band),
+        "until_band": asdict(found.until_band),
+        "resamples": RESAMPLES,
+    }
+
+
+def verdict(control: ModelBits) -> str:
+    """Whether the control has learnt what it cannot have learnt."""
+    bits = max(control.beyond_frequencies_bits, control.online_beyond_frequencies_bits)
+    rate = bits_per_byte(bits, control.raw_bytes)
+    if rate < ABOUT_ZERO_BITS_PER_BYTE:
+        return "control: no learnt information beyond byte frequencies"
+    return f"control: {bits:,.0f} bits ({rate:.3f} bits/byte) beyond byte frequencies, where there is nothing to learn"
+
+
+def render(text: Measurement, control: Measurement, fmt: str) -> str:
+    """The tables, or the record as JSON; `fmt` is one of `FORMATS`."""
+    blocks = [_model_block(text, control), _crossover_block(text, control)]
+    renderers = {
+        "rich": lambda: to_rich(blocks, None),
+        "md": lambda: to_markdown(blocks),
+        "json": lambda: json.dumps(record_of(text, control), indent=2) + "\n",
+    }
+    return renderers[fmt]()
+
+
+def _model_block(text: Measurement, control: Measurement) -> Block:
+    pair = (text.bits, control.bits)
+    rows = []
+    for name, key in _QUANTITIES.items():
+        sizes = [(getattr(bits, key), bits.raw_bytes) for bits in pair]
+        rows.append([name, *(cell for n, size in sizes for cell in (f"{n:,.0f}", f"{bits_per_byte(n, size):.3f}"))])
+    units = [f"{name} {unit}" for name in ("text", "shuffled") for unit in ("bits", "bits/byte")]
+    return Block(
+        title=f"Model bits of {text.run}: {text.bits.raw_bytes:,} bytes, and the same bytes shuffled ({control.run})",
+        header=["quantity", *units],
+        is_number=[False] + [True] * len(units),
+        rows=rows,
+        emphasised_rows=[key == "above_heldout_bits" for key in _QUANTITIES.values()],
+        notes=[f"{verdict(control.bits)}.", *_MODEL_NOTES],
+    )
+
+
+def _crossover_block(text: Measurement, control: Measurement) -> Block:
+    cells = [_crossover_cells(found) for found in (text, control)]
+    return Block(
+        title=f"Crossover of {text.run}: from which size on offline is shorter than online",
+        header=["quantity", "text", "shuffled"],
+        is_number=[False, True, True],
+        rows=[[name, cells[0][name], cells[1][name]] for name in cells[0]],
+        emphasised_rows=[name == "offline is shorter from" for name in cells[0]],
+        notes=[*_CROSSOVER_NOTES, *_none_notes({"text": text, "shuffled": control})],
+    )
+
+
+def _crossover_cells(found: Measurement) -> dict[str, str]:
+    law, crossover, end = found.curve.law, found.crossover, found.curve.measured_bytes
+    corpus = found.offline.best_at(end)
+    c, a = bits_from_nats(law.c_nats), bits_from_nats(law.a_nats)
+    return {
+        "archive without data, bytes": f"{bytes_from_bits(found.archive.fixed_bits):,.0f}",
+        "archive data, bits/byte": f"{found.archive.rate_bits_per_byte:.3f}",
+        "best for the corpus, without data, bytes": f"{bytes_from_bits(corpus.fixed_bits):,.0f}",
+        "best for the corpus, data, bits/byte": f"{corpus.rate_bits_per_byte:.3f}",
+        "offline at the end of the corpus, bits/byte": f"{bits_per_byte(corpus.bits(end), end):.3f}",
+        "online at the end of the corpus, bits/byte": f"{bits_per_byte(found.curve.bits_at(end), end):.3f}",
+        "law of the online loss, bits/byte": f"{c:.3g} + {a:.3g} n^-{law.exponent:.3g}",
+        "offline is shorter from": _place(crossover.raw_bytes, found.band, found),
+        "online is shorter again from": _place(crossover.until_bytes, found.until_band, found),
+    }
+
+
+def _place(size: float | None, band: Band, found: Measurement) -> str:
+    """A size, with its band where it is projected."""
+    if size is not None and size <= found.curve.measured_bytes:
+        return f"{size_text(size)}, measured"
+    low, high = ("none" if end is None else size_text(end) for end in (band.low_bytes, band.high_bytes))
+    without = f"; {100 * band.share_without:.0f} % none" if 0 < band.share_without < 1 else ""
+    text = "none" if size is None else f"{size_text(size)}, projected"
+    return text if low == high == "none" else f"{text} ({low} to {high}{without})"
+
+
+def _none_notes(runs: dict[str, Measurement]) -> list[str]:
+    """Why there is no crossover."""
+    notes = []
+    for name, found in runs.items():
+        if found.crossover.raw_bytes is None:
+            meet = found.crossover.rates_meet_bytes
+            reason = "online is ahead by more than its rate loses within an exabyte"
+            if meet is not None:
+                reason = f"the online rate falls below every offline rate first, at {size_text(meet)} by the law"
+            notes.append(f"{name}: no crossover, {reason}.")
+    return notes

@@ -1,0 +1,179 @@
+"""How many bits of a corpus a model has taken in, read off one run without a second one.
+
+With n the raw bytes of the training corpus, AULC the area under its loss curve (the sum of the first visits) and r a
+final rate of the model in bits/byte, n r is the residual that the model leaves, and AULC - n r, the excess description
+length, is what it has learnt on the way: the "information in the weights" (Blier and Ollivier 2018, Whitney et al.
+2020). Three rates are measured:
+
+- held-out: the mean loss of the final float32 weights over the whole held-out text, in sequences like those of
+  training. This is the rate that counts.
+- archive: the ideal length of the archive's text over its size. Its weights are rounded to the grid at which that
+  archive is smallest; for a small text that is a coarse one, and the excess may even be negative.
+- training: the mean loss over the last steps of the ledger that hold at least 5 % of the corpus. In a run of one epoch
+  these are first visits, so a held-out loss almost; with further epochs or fine-tuning they are later visits, and a
+  model that only knows its text by heart shows a low rate: random labels then look learnt.
+
+The rate of the byte frequencies is what the held-out text costs under the frequencies of the training text (half a
+count added to each, so that no byte is impossible). It is not the entropy of the training text: the two splits differ
+in their frequencies, and that difference is nothing that a model has learnt.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from eval.offline.evaluate import load_weights
+from eval.offline.ideal import ROWS_PER_FORWARD
+from eval.report.run_tables import load_reports
+from harness.config.run import RunConfig
+from harness.corpus.prepared import Data
+from harness.data.order import Sequences
+from harness.data.shards import Shard
+from harness.errors import UsageError
+from harness.model.transformer import Transformer, token_nats
+from harness.run.directory import load_run_config, open_run_data
+from harness.run.ledger import OnlineCode, read_online_code, read_rows
+from harness.units import bits_from_nats, bits_per_byte
+
+FINAL_SHARE = 0.05
+_BLOCK_TOKENS = 1 << 20
+_NUM_BYTE_VALUES = 256
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluatedRun:
+    """What a run has left that is trained and evaluated on its held-out text."""
+
+    run_dir: Path
+    config: RunConfig
+    report: dict
+    data: Data
+    online: OnlineCode
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelBits:
+    """The online code of a corpus, split at the final rate of the model."""
+
+    raw_bytes: int
+    """n, bytes of the training corpus."""
+    aulc_bits: float
+    """Area under its loss curve."""
+    heldout_bits_per_byte: float
+    """Final rate of the float32 weights on held-out text."""
+    archive_bits_per_byte: float
+    """The same of the rounded weights in the archive."""
+    training_bits_per_byte: float
+    """Final rate on the training text."""
+    frequency_bits_per_byte: float
+    """Rate of the byte frequencies of the training text on held-out text."""
+    corpus_frequency_bits_per_byte: float
+    """The same on the training text itself: the entropy of its bytes."""
+
+    @property
+    def residual_bits(self) -> float:
+        """What the corpus would take at the final held-out rate."""
+        return self.raw_bytes * self.heldout_bits_per_byte
+
+    @property
+    def above_heldout_bits(self) -> float:
+        """Excess description length: the information in the weights."""
+        return self.aulc_bits - self.residual_bits
+
+    @property
+    def above_archive_bits(self) -> float:
+        """The same above the rate of the archive, whose weights are rounded."""
+        return self.aulc_bits - self.raw_bytes * self.archive_bits_per_byte
+
+    @property
+    def above_training_bits(self) -> float:
+        """The same above the final training loss, which takes text known by heart for learnt."""
+        return self.aulc_bits - self.raw_bytes * self.training_bits_per_byte
+
+    @property
+    def online_beyond_frequencies_bits(self) -> float:
+        """What the online code saves beyond byte frequencies that were known for nothing; 0 where it saves nothing."""
+        return max(0.0, self.raw_bytes * self.corpus_frequency_bits_per_byte - self.aulc_bits)
+
+    @property
+    def beyond_frequencies_bits(self) -> float:
+        """What the model saves on n held-out bytes beyond byte frequencies; 0 where it saves nothing."""
+        return max(0.0, self.raw_bytes * (self.frequency_bits_per_byte - self.heldout_bits_per_byte))
+
+
+def open_run(run_dir: Path) -> EvaluatedRun:
+    """Read what is needed of an evaluated run.
+
+    Raises UsageError where it is not trained and evaluated, or not on its held-out text.
+    """
+    config = load_run_config(run_dir)
+    report = load_reports([run_dir])[0]
+    split = report["data"]["eval_split"]
+    if split != "heldout":
+        raise UsageError(f"{run_dir}: eval.split={split}: the final loss must be a held-out one; use heldout")
+    data = open_run_data(run_dir, config)
+    num_sequences = Sequences(data.train, config.model.context).num_sequences
+    online = read_online_code(run_dir, num_sequences, data.train.num_tokens)
+    return EvaluatedRun(run_dir=run_dir, config=config, report=report, data=data, online=online)
+
+
+def model_bits(run: EvaluatedRun) -> ModelBits:
+    """Measure the online code and the final rates of a run."""
+    offline, data = run.report["offline"], run.data
+    train_counts, heldout_counts = byte_counts(data, data.train), byte_counts(data, data.heldout)
+    return ModelBits(
+        raw_bytes=run.online.raw_bytes,
+        aulc_bits=run.online.aulc_bits,
+        heldout_bits_per_byte=final_heldout_rate(run),
+        archive_bits_per_byte=bits_per_byte(offline["ideal_data_bits"], run.report["data"]["raw_bytes"]),
+        training_bits_per_byte=final_training_rate(run.run_dir, run.online.raw_bytes),
+        frequency_bits_per_byte=frequency_rate(train_counts, heldout_counts),
+        corpus_frequency_bits_per_byte=frequency_rate(train_counts, train_counts),
+    )
+
+
+def final_heldout_rate(run: EvaluatedRun) -> float:
+    """Bits per byte of the held-out text under the final weights, in float32."""
+    data, config = run.data, run.config
+    weights, _ = load_weights(run.run_dir, config, data.tokenizer.vocab_size)
+    model = Transformer(config.model, data.tokenizer.vocab_size).eval()
+    model.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in weights.items()})
+    sequences = Sequences(data.heldout, config.model.context)
+    nats_sum = 0.0
+    with torch.inference_mode():
+        for start in range(0, sequences.num_sequences, ROWS_PER_FORWARD):
+            ids = np.arange(start, min(start + ROWS_PER_FORWARD, sequences.num_sequences))
+            tokens, mask = sequences.read(ids)
+            nats = token_nats(model, torch.from_numpy(tokens), torch.float32).numpy()
+            nats_sum += float(nats[mask].sum(dtype=np.float64))
+    return bits_per_byte(bits_from_nats(nats_sum), data.heldout.raw_bytes)
+
+
+def final_training_rate(run_dir: Path, corpus_bytes: int) -> float:
+    """Bits per byte of the last steps, first visits or not, that read `FINAL_SHARE` of the corpus or just more."""
+    columns = ["step", "raw_bytes", "nats_sum"]
+    tables = list(read_rows(run_dir, columns))
+    step, raw_bytes, nats = (np.concatenate([table[name].to_numpy() for table in tables]) for name in columns)
+    _, index = np.unique(step, return_inverse=True)
+    last_bytes = np.cumsum(np.bincount(index, weights=raw_bytes)[::-1])
+    last_nats = np.cumsum(np.bincount(index, weights=nats)[::-1])
+    # Of the corpus, and not of all that was read, so that the share of a run of many epochs is not several epochs.
+    enough = min(int(np.searchsorted(last_bytes, FINAL_SHARE * corpus_bytes)), len(last_bytes) - 1)
+    return float(bits_from_nats(last_nats[enough]) / last_bytes[enough])
+
+
+def byte_counts(data: Data, shard: Shard) -> np.ndarray:
+    """How often each byte value occurs in the text of a split, int64 of shape (256,)."""
+    counts = np.zeros(_NUM_BYTE_VALUES, dtype=np.int64)
+    for start in range(0, shard.num_tokens, _BLOCK_TOKENS):
+        text = data.tokenizer.decode(shard.tokens[start : start + _BLOCK_TOKENS])
+        counts += np.bincount(np.frombuffer(text, dtype=np.uint8), minlength=_NUM_BYTE_VALUES)
+    return counts
+
+
+def frequency_rate(train_counts: np.ndarray, heldout_counts: np.ndarray) -> float:
+    """Bits per byte of a text with `heldout_counts` under the frequencies of one with `train_counts`."""
+    probabilities = (train_counts + 0.5) / (train_counts.sum() + 0.5 * len(train_counts))
+    return float(-(heldout_counts @ np.log2(probabilities)) / heldout_counts.sum())

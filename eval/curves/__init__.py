@@ -1,0 +1,1 @@
+"""Code lengths read off loss curves, of this tool or of others."""

@@ -1,0 +1,211 @@
+"""Tables of the code lengths of a loss curve.
+
+For programs (csv, json): one record, full numbers, units in the keys. For people (rich, md, latex): the codes, the
+parts of the online code, and the fit. A missing value is an empty cell. Everything says that no file stands behind it.
+"""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+from eval.curves.area import Length, OnlineLength, two_part_bits
+from eval.curves.read import Amounts, Curve, nats_of
+from eval.report.run_tables import FORMATS
+from eval.show.blocks import Block, to_latex, to_markdown, to_rich
+from harness.errors import UsageError
+from harness.units import bits_from_nats, bits_per_byte, bytes_from_bits
+
+KIND = "ideal, from a plotted curve; no file stands behind it"
+Record = dict[str, Any]
+
+
+def check_format(fmt: str) -> None:
+    """Raise UsageError for a format that is not one of `FORMATS`."""
+    if fmt not in FORMATS:
+        raise UsageError(f"--format {fmt}: is unknown; choose one of {', '.join(FORMATS)}")
+
+
+def curve_record(curve: Curve, online: OnlineLength, amounts: Amounts, unit: str) -> Record:
+    """One flat row of full, unrounded values; None where the user gave too little. `unit` is that of `final_loss`."""
+    total, law = online.total, online.law
+    is_given = amounts.final_loss is not None
+    final_loss_nats = float(nats_of(amounts.final_loss, unit)) if is_given else online.last_loss_nats
+    record = {"curve": curve.name, "kind": KIND, "tokens": total.tokens}
+    for name, part in (("online", total), ("head", online.head), ("plotted", online.plotted), ("tail", online.tail)):
+        record |= {f"{name}_tokens": part.tokens} if name != "online" else {}
+        record |= {f"{name}_{bound}bits": bits for bound, bits in _bounds(part)}
+        record |= {f"{name}_{b}bytes": None if bits is None else bytes_from_bits(bits) for b, bits in _bounds(part)}
+    data_bits = model_bits = offline_bits = None
+    if amounts.parameters is not None:
+        data_bits, model_bits = two_part_bits(
+            total.tokens, final_loss_nats, amounts.parameters, amounts.bits_per_weight
+        )
+        offline_bits = data_bits + model_bits
+    for name, bits in (("offline_data", data_bits), ("model", model_bits), ("offline", offline_bits)):
+        record |= {f"{name}_bits": bits, f"{name}_bytes": None if bits is None else bytes_from_bits(bits)}
+    record |= {"raw_bytes": amounts.raw_bytes}
+    for name in ("online", "online_lower", "online_upper", "offline"):
+        bits, raw_bytes = record[f"{name}_bits"], amounts.raw_bytes
+        has_rate = bits is not None and raw_bytes is not None
+        record[f"{name}_bits_per_byte"] = bits_per_byte(bits, raw_bytes) if has_rate else None
+        record[f"{name}_raw_per_coded"] = raw_bytes / bytes_from_bits(bits) if has_rate else None
+    record |= {"parameters": amounts.parameters, "bits_per_weight": amounts.bits_per_weight}
+    record |= {"online_nats_per_token": total.estimate_nats / total.tokens}
+    record |= {"first_loss_nats": float(curve.loss_nats[0]), "last_loss_nats": online.last_loss_nats}
+    record |= {"final_loss_nats": final_loss_nats, "final_loss_is_given": is_given}
+    record |= {"fit_c_nats": law.c_nats, "fit_a_nats": law.a_nats, "fit_b": law.exponent}
+    record |= {"fit_rms_nats": online.law_rms_nats, "points": online.num_points}
+    record |= {"points_beyond": online.num_points_beyond, "rises": online.num_rises, "first_step": curve.first_step}
+    record |= {
+        "points_replaced": curve.num_replaced,
+        "points_skipped": curve.num_skipped,
+        "notes": " ".join(curve.notes),
+    }
+    return record
+
+
+def _bounds(part: Length) -> list[tuple[str, float | None]]:
+    upper = part.upper_nats
+    values = (("", part.estimate_nats), ("lower_", part.lower_nats), ("upper_", upper))
+    return [(name, None if nats is None else bits_from_nats(nats)) for name, nats in values]
+
+
+def render(record: Record, curve: Curve, fmt: str, width: int | None = None) -> str:
+    """The table as text ending in a newline; `width` is in characters (default: the terminal) and only for `rich`.
+
+    Raises UsageError for a format that is not one of `FORMATS`.
+    """
+    check_format(fmt)
+    if fmt == "json":
+        return json.dumps(record, indent=2) + "\n"
+    if fmt == "csv":
+        out = io.StringIO()
+        writer = csv.DictWriter(out, fieldnames=list(record), lineterminator="\n")
+        writer.writeheader()
+        writer.writerow(record)
+        return out.getvalue()
+    blocks = [_codes_block(record), _parts_block(record), _fit_block(record, curve)]
+    renderers: dict[str, Callable[[], str]] = {
+        "rich": lambda: to_rich(blocks, width),
+        "md": lambda: to_markdown(blocks),
+        "latex": lambda: to_latex(blocks),
+    }
+    return renderers[fmt]()
+
+
+def _codes_block(record: Record) -> Block:
+    """The online code with its bounds, and the two-part code where the size of the model is known."""
+    tokens = record["tokens"]
+    rows = []
+    for name, key in (("online", "online"), ("online, at least", "online_lower"), ("online, at most", "online_upper")):
+        bits = record[f"{key}_bits"]
+        if bits is not None:
+            rows.append([name, "", _count(record[f"{key}_bytes"]), *_totals(record, key)])
+    if record["offline_bits"] is not None:
+        parts = [_count(record["model_bytes"]), _count(record["offline_data_bytes"])]
+        rows.append(["offline", *parts, *_totals(record, "offline")])
+    header = ["code", "model bytes", "data bytes", "total bytes", "total bits", "bits/byte", "raw/coded"]
+    notes = [f"All of it is {KIND}.", *_verdict(record)]
+    if record["online_upper_bits"] is None:
+        notes.append("No upper bound: only --vocab-size says what a token before the first point can cost.")
+    if record["offline_bits"] is not None:
+        source = "the given final loss" if record["final_loss_is_given"] else "the last loss that counts"
+        weights = f"{_count(record['parameters'])} parameters of {record['bits_per_weight']:g} bits"
+        notes.append(f"offline: every token at {source} ({record['final_loss_nats']:.4f} nats), and {weights}.")
+    mean = record["online_nats_per_token"]
+    return Block(
+        title=f"Code lengths of {_count(tokens)} tokens, {mean:.4f} nats each online ({record['curve']})",
+        header=header,
+        is_number=[False] + [True] * (len(header) - 1),
+        rows=rows,
+        emphasised_rows=[row[0] == _shorter(record) for row in rows],
+        notes=notes,
+    )
+
+
+def _totals(record: Record, key: str) -> list[str]:
+    rates = [_decimal(record[f"{key}_bits_per_byte"]), _decimal(record[f"{key}_raw_per_coded"], digits=1)]
+    return [_count(record[f"{key}_bytes"]), _count(record[f"{key}_bits"]), *rates]
+
+
+def _shorter(record: Record, online: str = "online") -> str | None:
+    """Which code is the shorter one, if both are known and differ."""
+    online_bits, offline_bits = record[f"{online}_bits"], record["offline_bits"]
+    if None in (online_bits, offline_bits) or math.isclose(online_bits, offline_bits):
+        return None
+    return "online" if online_bits < offline_bits else "offline"
+
+
+def _verdict(record: Record) -> list[str]:
+    """Which code is shorter by how much, and whether the bounds of the online code leave that open."""
+    if record["offline_bits"] is None:
+        return []
+    winner = _shorter(record)
+    if winner is None:
+        return ["Online and offline are equally long."]
+    loser = "offline" if winner == "online" else "online"
+    share = 1 - record[f"{winner}_bits"] / record[f"{loser}_bits"]
+    bounds = {_shorter(record, bound) for bound in ("online_lower", "online_upper")}
+    is_open = "the bounds of online leave this open" if bounds != {winner} else "so it is at both bounds of online"
+    return [f"{winner} is shorter than {loser} by {100 * share:.1f} %; {is_open}."]
+
+
+def _parts_block(record: Record) -> Block:
+    """Where the online length comes from."""
+    names = {"head": "before the first point", "plotted": "between the points", "tail": "after the last point"}
+    rows = []
+    for key, name in names.items():
+        if record[f"{key}_tokens"]:
+            sizes = (record[f"{key}_{bound}bytes"] for bound in ("", "lower_", "upper_"))
+            rows.append([name, _count(record[f"{key}_tokens"]), *map(_count, sizes)])
+    notes = ["before the first point: the fit, at least the first loss and at most the logarithm of --vocab-size."]
+    if record["tail_tokens"]:
+        notes.append("after the last point: extrapolated by the fit, at most the last loss; no lower bound but 0.")
+    if record["points_beyond"]:
+        beyond = f"{_count(record['points_beyond'])} point(s) beyond {_count(record['tokens'])} tokens"
+        notes.append(f"First exposures only: {beyond} left out.")
+    if record["rises"]:
+        notes.append(
+            f"The curve rises at {_count(record['rises'])} of {_count(record['points'])} points; "
+            "the bounds are sure for a curve that never rises."
+        )
+    return Block(
+        title="Parts of the online code",
+        header=["tokens", "number", "bytes", "at least", "at most"],
+        is_number=[False] + [True] * 4,
+        rows=rows,
+        emphasised_rows=[False] * len(rows),
+        notes=notes,
+    )
+
+
+def _fit_block(record: Record, curve: Curve) -> Block:
+    """The fitted law and the curve behind it."""
+    values = ("fit_c_nats", "fit_a_nats", "fit_b", "fit_rms_nats", "first_loss_nats", "last_loss_nats")
+    row = [_count(record["points"]), *(_significant(record[key]) for key in values)]
+    notes = ["two points: the pure power law through them."] if record["points"] == 2 and record["fit_b"] else []
+    notes += curve.notes
+    return Block(
+        title="Fit l(t) = c + a t^-b, nats/token after t tokens",
+        header=["points", "c", "a", "b", "residual RMS", "first loss", "last loss"],
+        is_number=[True] * 7,
+        rows=[row],
+        emphasised_rows=[False],
+        notes=notes,
+    )
+
+
+def _count(value: float | None) -> str:
+    return "" if value is None else f"{round(value):,}"
+
+
+def _decimal(value: float | None, digits: int = 3) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _significant(value: float) -> str:
+    # What is left of rounding in float64 would look like a finding.
+    return f"{value:.4g}" if abs(value) > 1e-12 else "0"

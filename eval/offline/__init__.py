@@ -1,0 +1,1 @@
+"""A run's two-part code: its archive, its ideal length, and the compressors beside it."""

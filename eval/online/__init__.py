@@ -1,0 +1,1 @@
+"""An online code as a file: sent, received, and the program that receives it."""

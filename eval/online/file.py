@@ -1,0 +1,180 @@
+"""The file of an online code: what a receiver must know, then one stream per rank and segment.
+
+Sections: HEAD (settings that differ from the defaults, sizes, digests, environment), TOKN (tokenizer), SEGM. A segment
+is a number of optimizer steps. It holds a digest of the weights after it and, for each rank, a checksum of the rank's
+tokens, the length of the rank's stream, and the stream; little-endian.
+"""
+
+import struct
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from eval.codec.container import (
+    CHECKSUM_BYTES,
+    framing_bytes,
+    pack_json,
+    pack_sections,
+    read_sections,
+    unpack_json,
+)
+from eval.codec.range_coder import WORD_BYTES
+from harness.config.run import RunConfig, config_from, decides_training, settings_of
+from harness.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, from_model_bytes
+from harness.errors import UsageError
+from harness.files import write_file
+
+_WORLD_SIZE_DIGITS = 5
+MAX_TOKENS = 1 << 40
+# Settings of the corpus and of what follows the first epoch decide nothing of what is sent.
+_UNSENT = ("corpus.", "prune.")
+_SEGMENT, _SHARE = struct.Struct("<8s"), struct.Struct("<8sI")
+
+Tokenizer = ByteTokenizer | SentencePieceTokenizer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OnlineHead:
+    """What a receiver must know before the first symbol."""
+
+    settings: dict[str, object]
+    """Dotted keys of the configuration that differ from the defaults."""
+    num_tokens: int
+    raw_bytes: int
+    sha256: str
+    """Digest of the text."""
+    fingerprint: str
+    """Digest of tokens and tokenizer, on which the order of the sequences depends."""
+    environment: dict[str, str]
+    """What decides the last bits, and what else is known of the sender."""
+    arithmetic: str
+    """Digest of a training step and of probabilities on made-up tokens: differs where a machine computes otherwise."""
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return int(self.environment["world_size"])
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one rank contributes to a segment."""
+
+    checksum: bytes
+    """Of the rank's tokens, 8 bytes."""
+    stream: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Some optimizer steps."""
+
+    weights: bytes
+    """Digest of the weights after it, 8 bytes."""
+    shares: list[Share]
+    """By rank."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileSizes:
+    """Where the bytes of a file went; they add up to it."""
+
+    header_bytes: int
+    tokenizer_bytes: int
+    segment_bytes: int
+    """Digests, checksums and lengths of the segments."""
+    stream_bytes: int
+    checksum_bytes: int
+    file_bytes: int
+
+
+def sent_settings(config: RunConfig) -> dict[str, object]:
+    """The settings that a receiver needs."""
+    return {
+        key: value
+        for key, value in settings_of(config).items()
+        if (decides_training(key) or key.startswith("online.")) and not key.startswith(_UNSENT)
+    }
+
+
+def write_online_file(path: Path, head: OnlineHead, tokenizer: Tokenizer, segments: list[Segment]) -> FileSizes:
+    """Write the file in one rename.
+
+    Raises RunFailure where it cannot be written; nothing is left of it then.
+    """
+    packed = b"".join(
+        _SEGMENT.pack(segment.weights)
+        + b"".join(_SHARE.pack(share.checksum, len(share.stream)) + share.stream for share in segment.shares)
+        for segment in segments
+    )
+    sections = {"HEAD": pack_json(asdict(head)), "TOKN": tokenizer.model_bytes(), "SEGM": packed}
+    content = pack_sections(sections)
+    write_file(path, content)
+    stream_bytes = sum(len(share.stream) for segment in segments for share in segment.shares)
+    return FileSizes(
+        header_bytes=framing_bytes(len(sections)) + len(sections["HEAD"]),
+        tokenizer_bytes=len(sections["TOKN"]),
+        segment_bytes=len(packed) - stream_bytes,
+        stream_bytes=stream_bytes,
+        checksum_bytes=CHECKSUM_BYTES,
+        file_bytes=len(content),
+    )
+
+
+def read_online_file(path: Path) -> tuple[OnlineHead, RunConfig, Tokenizer, list[Segment]]:
+    """Inverse of `write_online_file`.
+
+    Raises UsageError for files that are missing, foreign, damaged, or made to mislead.
+    """
+    sections = read_sections(path)
+    if set(sections) != {"HEAD", "TOKN", "SEGM"}:
+        raise UsageError(f"{path}: not an online code; give a file made by `codelength send`")
+    try:
+        head = _parse_head(unpack_json(sections["HEAD"], path))
+        # Nothing is evaluated; the default would not fit into a short context.
+        config = config_from(head.settings | {"eval.chunk_bytes": 1})
+        tokenizer = from_model_bytes(config.tokenizer.kind, sections["TOKN"])
+        return head, config, tokenizer, _parse_segments(sections["SEGM"], head.world_size)
+    except UsageError as error:
+        raise UsageError(f"{path}: {' '.join(str(error).splitlines())}") from None
+
+
+def _parse_head(content: dict) -> OnlineHead:
+    kinds = {"settings": dict, "num_tokens": int, "raw_bytes": int, "sha256": str, "fingerprint": str}
+    kinds |= {"environment": dict, "arithmetic": str}
+    environment, settings = content.get("environment"), content.get("settings")
+    in_order = content.keys() == kinds.keys() and all(type(content[key]) is kind for key, kind in kinds.items())
+    in_order = in_order and all(isinstance(value, str) and value.isprintable() for value in environment.values())
+    # A dollar sign would have the value read from somewhere else; paths and names are not sent at all.
+    in_order = in_order and not any("$" in str(value) for value in settings.values())
+    in_order = in_order and all(
+        key.startswith("online.") or (decides_training(key) and not key.startswith(_UNSENT)) for key in settings
+    )
+    world_size = environment.get("world_size", "") if in_order else ""
+    in_order = in_order and world_size.isdecimal() and len(world_size) <= _WORLD_SIZE_DIGITS and int(world_size) >= 1
+    if not in_order or not (0 <= content["num_tokens"] <= MAX_TOKENS and 0 <= content["raw_bytes"] <= MAX_TOKENS):
+        raise UsageError("malformed header; fetch the file again")
+    return OnlineHead(**content)
+
+
+def _parse_segments(packed: bytes, world_size: int) -> list[Segment]:
+    segments, at = [], 0
+    # So that a small file cannot make a receiver count to many ranks.
+    if packed and len(packed) < _SEGMENT.size + world_size * _SHARE.size:
+        raise UsageError(f"world_size={world_size}: more ranks than its segments have streams; fetch the file again")
+    try:
+        while at < len(packed):
+            (weights,) = _SEGMENT.unpack_from(packed, at)
+            at += _SEGMENT.size
+            shares = []
+            for _ in range(world_size):
+                checksum, length = _SHARE.unpack_from(packed, at)
+                if length % WORD_BYTES:
+                    raise UsageError("malformed segments (a stream that is no words); fetch the file again")
+                at += _SHARE.size + length
+                shares.append(Share(checksum, packed[at - length : at]))
+            segments.append(Segment(weights, shares))
+    except struct.error:
+        at = len(packed) + 1
+    if at != len(packed):
+        raise UsageError("malformed segments; fetch the file again")
+    return segments

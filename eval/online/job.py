@@ -1,0 +1,171 @@
+"""What a sender or a receiver has done so far, kept beside its output in OUTPUT.part, segment by segment."""
+
+import hashlib
+import pickle
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from eval.online.lockstep import INFORMATIVE, Exchange
+from harness.errors import Stopped, UsageError
+from harness.files import temporary_path
+from harness.lock import DirectoryLock
+from harness.machine.hardware import peak_memory_bytes
+from harness.machine.ranks import on_first_rank
+from harness.machine.stop import StopRequest
+from harness.run.checkpoint import RunState, newest_checkpoint, read_rank_state, read_state
+from harness.run.checkpoint_writer import save_checkpoint
+
+KEPT_CHECKPOINTS = 2
+MARKER = "CODELENGTH-PART"
+"""In each folder that this program has made: no other is gone on with, or removed."""
+_MARKER_TEXT = "Work of codelength send or receive that is not finished; the same command goes on with it.\n"
+_LONGEST_NAME = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What sending or receiving has taken, stops and new starts included."""
+
+    seconds: float
+    """From the making of the models, compilation included; of what a stopped job did, the part that was kept."""
+    learning_seconds: float
+    """Of them for training steps, on the first rank."""
+    memory_bytes: int
+    """Largest memory of each process since its last start, summed up."""
+
+
+Progress = Callable[[int, int], None]
+"""Called now and then with (bytes done, bytes in all)."""
+
+
+class OnlineJob:
+    """The segments of an exchange that are still to be done, with checkpoints and an ear for Ctrl-C."""
+
+    def __init__(self, exchange: Exchange, output: Path, identity: dict[str, str], progress: Progress):
+        """`identity` is what a job that goes on must share with the stopped one, besides its environment.
+
+        Raises UsageError where another job is at work, or the folder was not made by this program.
+        """
+        self.exchange, self.ranks, self.progress = exchange, exchange.ranks, progress
+        self.folder = part_folder(output)
+        environment = {key: value for key, value in exchange.environment.items() if key not in INFORMATIVE}
+        self._state = RunState(identity=identity | environment)
+        self._tokens_done = 0
+        self._seconds_before = 0.0
+        self._lock: DirectoryLock | None = None
+        on_first_rank(self.ranks, self._hold)
+        self._stop = StopRequest(self.folder)
+
+    def close(self) -> None:
+        """Let others at the folder."""
+        if self._lock:
+            self._lock.release()
+
+    def resume(self) -> dict | None:
+        """Go on from the newest checkpoint; returns what this rank gave to `save`, None at the start of a job.
+
+        Raises UsageError where the folder belongs to something else.
+        """
+        checkpoint, messages = newest_checkpoint(self.folder, self.ranks, f"remove {self.folder} to begin again")
+        if checkpoint:
+            state = read_state(checkpoint, self._state.identity, f"remove {self.folder}")
+            try:
+                own = read_rank_state(checkpoint, self.ranks.rank)
+                first = own if self.ranks.is_first else read_rank_state(checkpoint, 0)
+                self.exchange.load(own["exchange"], first["exchange"])
+                self._tokens_done, self._seconds_before = own["tokens_done"], own["seconds"]
+            except (OSError, KeyError, TypeError, ValueError, RuntimeError, pickle.UnpicklingError):
+                # Its digests are right: somebody else has written it.
+                raise UsageError(f"{checkpoint}: not a checkpoint of this job; remove {self.folder}") from None
+            self._state = state
+            messages.append(f"goes on from step {state.step:,} of {self.exchange.num_steps:,}")
+        if self.ranks.is_first:
+            for message in messages:
+                print(message, file=sys.stderr, flush=True)
+        return own["job"] if checkpoint else None
+
+    def segments(self) -> Iterator[tuple[int, int, int]]:
+        """Index, first step and end step of each segment that is left."""
+        for index, (first_step, end_step) in enumerate(self.exchange.segments):
+            if first_step >= self._state.step:
+                yield index, first_step, end_step
+
+    def report(self, num_tokens: int) -> None:
+        """Count the tokens of a step.
+
+        Raises Stopped where a rank was asked to stop.
+        """
+        source = self.exchange.source
+        self._tokens_done += num_tokens
+        self.progress(source.raw_bytes * self._tokens_done // source.num_tokens, source.raw_bytes)
+        if self.ranks.any(self._stop.by_signal):
+            raise Stopped(f"stopped; the same command goes on from step {self._state.step:,} ({self.folder})")
+
+    def save(self, end_step: int, own: dict) -> None:
+        """Keep what has been done up to `end_step`; after the last segment there is nothing left to go on with."""
+        self._state.step = end_step
+        if end_step < self.exchange.num_steps:
+            content = {"exchange": self.exchange.state(), "tokens_done": self._tokens_done, "job": own}
+            content["seconds"] = self._seconds()
+            save_checkpoint(self.folder, self._state, content, self.ranks, KEPT_CHECKPOINTS)
+
+    def costs(self) -> Costs:
+        """So far; on all ranks."""
+        (memory_bytes,) = self.ranks.sum(peak_memory_bytes(self.ranks.device))
+        return Costs(self._seconds(), self.exchange.learning_seconds, int(memory_bytes))
+
+    def finish(self) -> None:
+        """Remove what was kept."""
+        on_first_rank(self.ranks, self._remove)
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.perf_counter() - self.exchange.started
+
+    def _hold(self) -> None:
+        """Keep other jobs out for as long as this process lives: ranks can outlive a command that was killed."""
+        _adopt(self.folder)
+        lock = DirectoryLock(self.folder)
+        if message := lock.acquire():
+            print(message, file=sys.stderr, flush=True)
+        self._lock = lock
+
+    def _remove(self) -> None:
+        """Of the folder only what this program writes: what else lies there is left, and the folder with it."""
+        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+        self._lock.release()
+        (self.folder / MARKER).unlink(missing_ok=True)
+        with suppress(OSError):
+            self.folder.rmdir()
+
+
+def part_folder(output: Path) -> Path:
+    """OUTPUT.part, or a shorter name where this one would be too long for a file system."""
+    name = f"{output.name}.part"
+    if len(name.encode()) > _LONGEST_NAME:
+        name = f"{output.name[:40]}.{hashlib.sha256(output.name.encode()).hexdigest()[:16]}.part"
+    return output.with_name(name)
+
+
+def _adopt(folder: Path) -> None:
+    """Make the folder, marked as this program's from its first moment, or go on with one that is.
+
+    Raises UsageError where it is somebody else's.
+    """
+    if not folder.is_symlink() and not folder.exists():
+        made = temporary_path(folder)
+        made.mkdir()
+        (made / MARKER).write_text(_MARKER_TEXT)
+        try:
+            made.rename(folder)
+        except OSError:
+            # Another job was faster.
+            shutil.rmtree(made)
+    if folder.is_symlink() or not (folder / MARKER).is_file():
+        raise UsageError(
+            f"{folder}: not made by this program, which would keep its work there; move it, or choose another -o"
+        )

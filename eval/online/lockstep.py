@@ -1,0 +1,252 @@
+"""One rank's end of an online code: predict a batch token by token, code it, learn from it.
+
+Sender and receiver run the very same code; only what happens to a symbol differs (`Coder`). The sender predicts with
+the stepping predictor too, not with the training step's own forward pass, since the two differ in the last bits.
+"""
+
+import functools
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+
+from eval.codec.symbol_coders import Coder, Hashing
+from eval.online.program import receiver_sha256
+from eval.predict.float_model import FloatModel
+from eval.predict.predictor import Predictor
+from harness.config.run import RunConfig
+from harness.data.batches import Batches, MicroBatch
+from harness.data.schedule import plan_phases
+from harness.machine.hardware import c_library, git_commit, identity, isa_limits, resolve_precision
+from harness.machine.ranks import Ranks
+from harness.online.combiner import Blend, table_nats
+from harness.online.ensemble import Experts, Weights
+from harness.online.replay import Lessons
+
+# Entries of the environment that are told, but decide nothing by themselves.
+INFORMATIVE = ("limits", "commit")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Tokens of a text in the order of the text; a receiver's are zeros until they are decoded."""
+
+    tokens: np.ndarray
+    """Token ids (num_tokens,), of any integer type; only a receiver's can be written to."""
+    raw_bytes: int
+    fingerprint: str
+    """`Shard.fingerprint` of the tokens."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens."""
+        return len(self.tokens)
+
+
+@dataclass(slots=True)
+class Sums:
+    """Code lengths of what this rank has sent."""
+
+    aulc_nats: float = 0.0
+    """Losses of the training steps; in a block code, which takes none on new batches, of the predictor."""
+    ideal_bits: float = 0.0
+    """-log2 of the predictor's float probabilities."""
+    quantised_bits: float = 0.0
+    """-log2 of the coder's integer frequencies."""
+
+    def over_all(self, ranks: Ranks) -> "Sums":
+        """Sums over ranks."""
+        return Sums(*ranks.sum(*asdict(self).values()))
+
+
+class Exchange:
+    """Predictor and learner in lockstep, over one epoch of the sequences of a text."""
+
+    def __init__(self, config: RunConfig, source: Source, vocab_size: int, ranks: Ranks):
+        # So that the number of threads is nothing to agree on; speed comes from more ranks.
+        torch.set_num_threads(1)
+        self.started = time.perf_counter()
+        self.config, self.source, self.ranks = config, source, ranks
+        dtype = resolve_precision(config.train.precision, ranks.device)
+        self.experts = Experts(config, vocab_size, ranks, dtype)
+        context, lanes = config.model.context, self.experts.main.micro_batch
+        self.num_steps = 0
+        if source.num_tokens:
+            self.batches = Batches(source, config.train, context, lanes, config.seed, ranks)
+            self.lessons = Lessons(config.train, self.batches)
+            self.num_steps = self.batches.order.steps_per_epoch
+            self._phase = plan_phases(config.train, self.batches.order.steps, prunings=0)[0]
+        weights = [learner.backend.weights() for learner in self.experts.learners]
+        models = [FloatModel(shape, vocab_size, own) for shape, own in zip(self.experts.shapes, weights, strict=True)]
+        self.predictors = [Predictor(model, lanes, blocks=1, length=context, threads=1) for model in models]
+        self._new_blend = functools.partial(Blend, config.online, vocab_size, lanes=lanes, length=context, ranks=ranks)
+        self.blend = self._new_blend(num_tokens=source.num_tokens)
+        self.learning_seconds = 0.0
+        packages = (*self.experts.main.backend.packages, *self.blend.packages)
+        self.environment = ranks.agreed(_environment(ranks, dtype, packages))
+
+    @property
+    def segments(self) -> list[tuple[int, int]]:
+        """First and end step of each segment."""
+        length = self.config.online.segment_steps
+        return [(first, min(first + length, self.num_steps)) for first in range(0, self.num_steps, length)]
+
+    def probe(self) -> str:
+        """Digest of a training step and of what the predictors say after it, on made-up tokens; leaves no trace.
+
+        To be called once, before the first segment.
+        """
+        self.experts.dry_step()
+        hashing = Hashing()
+        probe = self.experts.main.probe().micro_batches[0]
+        kept, self.blend = self.blend, self._new_blend(num_tokens=probe.tokens.size)
+        probe.sequences[:] = np.arange(len(probe.sequences))
+        self._code([probe], hashing)
+        self.blend = kept
+        hashing.digest.update(self.experts.weights_digest())
+        self.experts.reset()
+        self.experts.main.start_rule(self.source.num_tokens)
+        return "/".join(sorted(set(self.ranks.gather(hashing.digest.hexdigest()))))
+
+    def run(self, first_step: int, end_step: int, coder: Coder, sums: Sums, report: Callable[[int], None]) -> bytes:
+        """Code and learn the steps from `first_step` to before `end_step`; returns a checksum of this rank's tokens.
+
+        `report` is called after every step with the number of tokens that all ranks have coded in it.
+        """
+        checksum = hashlib.blake2b(digest_size=8)
+        for step in range(first_step, end_step):
+            batch = self.batches.of_step(step)
+            predicted_nats = self._code(batch.micro_batches, coder)
+            for micro_batch in batch.micro_batches:
+                checksum.update(micro_batch.tokens[micro_batch.mask].astype("<u2"))
+                self._keep(micro_batch)
+            self.blend.end_step()
+            start = time.perf_counter()
+            losses = self.experts.learn(step, self._phase, batch, self.lessons)
+            self.learning_seconds += time.perf_counter() - start
+            own_nats = None if losses is None else sum(nats_sum for _, nats_sum in losses.micro_batches)
+            sums.aulc_nats += predicted_nats if own_nats is None else own_nats
+            report(batch.num_tokens)
+        return checksum.digest()
+
+    def weights_digest(self) -> bytes:
+        """Digest of what has been learnt, 8 bytes, the same on every rank."""
+        return self.experts.weights_digest()
+
+    def state(self) -> dict:
+        """What a checkpoint of this rank holds."""
+        state = {"experts": self.experts.state(), "blend": self.blend.state()}
+        return state | {"learning_seconds": self.learning_seconds}
+
+    def load(self, own: dict, first: dict) -> None:
+        """Go on from the saved states of this rank and of the first."""
+        self.experts.load(own["experts"], first["experts"])
+        self.blend.load(own["blend"])
+        self.learning_seconds = own["learning_seconds"]
+
+    def close(self) -> None:
+        """Let go of what the backends hold."""
+        self.experts.close()
+
+    def _code(self, micro_batches: list[MicroBatch], coder: Coder) -> float:
+        """Code the micro-batches of a step one after another; their tokens become what the coder returns.
+
+        Returns the code length in nats by the chosen weights of the run's own transformer.
+        """
+        own, *others = self.predictors
+        for predictor, weights in zip(others, self.experts.others(), strict=True):
+            predictor.model.load(weights)
+        candidates = self.experts.candidates()
+        if len(candidates) == 1:
+            own.model.load(candidates[0])
+        nats = 0.0
+        for micro_batch in micro_batches:
+            if len(candidates) > 1 and micro_batch.mask.any():
+                self._choose(candidates, micro_batch, coder)
+            nats += self._code_micro_batch(micro_batch, coder)
+        return nats
+
+    def _choose(self, candidates: list[Weights], micro_batch: MicroBatch, coder: Coder) -> None:
+        """Predict with the weights that the code names; a sender tries all of them first."""
+        own = self.predictors[0]
+        tried = []
+        for weights in candidates if coder.knows_symbols else ():
+            own.model.load(weights)
+            tried.append(sum(self._own_nats(micro_batch)))
+        best = np.array([np.argmin(tried) if tried else 0])
+        (index,) = coder.code(best, np.ones((1, len(candidates))))
+        own.model.load(candidates[int(index)])
+
+    def _own_nats(self, micro_batch: MicroBatch) -> Iterator[float]:
+        """Code length of each position by the run's own transformer alone."""
+        tokens, mask = micro_batch.tokens, micro_batch.mask
+        for position, (table,) in self._tables(micro_batch, self.predictors[:1]):
+            active = np.flatnonzero(mask[:, position])
+            yield float(table_nats(table[active, tokens[active, position]]).sum())
+
+    def _tables(self, micro_batch: MicroBatch, predictors: list[Predictor]) -> Iterator[tuple[int, np.ndarray]]:
+        """Each position with what `predictors` say of it: float32 (predictors, n, vocabulary).
+
+        Tokens are read when the next position is asked for.
+        """
+        tokens, mask = micro_batch.tokens, micro_batch.mask
+        for predictor in predictors:
+            predictor.start()
+        previous = np.full(len(tokens), predictors[0].model.begin)
+        for position in range(tokens.shape[1]):
+            if not mask[:, position].any():
+                break
+            yield position, np.stack([predictor.step(previous) for predictor in predictors])
+            previous = tokens[:, position]
+
+    def _code_micro_batch(self, micro_batch: MicroBatch, coder: Coder) -> float:
+        tokens, mask, blend, nats = micro_batch.tokens, micro_batch.mask, self.blend, 0.0
+        if blend.mixture:
+            blend.mixture.start(micro_batch.sequences * tokens.shape[1])
+        coded_with: list[np.ndarray] = []
+        for position, tables in self._tables(micro_batch, self.predictors):
+            active = mask[:, position]
+            sharp = blend.sharpened(tables)
+            if blend.mixture:
+                tokens[active, position] = self._code_bits(sharp, tokens[:, position], active, coder)
+                if self.ranks.world_size > 1:
+                    coded_with.append(sharp)
+            else:
+                tokens[active, position] = coder.code(tokens[active, position], sharp[0, active])
+            blend.observe(tables[:, active], tokens[active, position])
+            nats += float(table_nats(tables[0, active, tokens[active, position]]).sum())
+        if coded_with:
+            blend.add_sent(micro_batch, np.stack(coded_with, axis=2))
+        return nats
+
+    def _code_bits(self, tables: np.ndarray, symbols: np.ndarray, active: np.ndarray, coder: Coder) -> np.ndarray:
+        """Code the active ones of `symbols` (n,) bit by bit; returns what the coder makes of them."""
+        mixture = self.blend.mixture
+        first, *others = np.ascontiguousarray(mixture.bits_of(symbols[active]).T)
+        bits = coder.code(first, mixture.start_symbols(tables, active))
+        for known in others:
+            bits = coder.code(known, mixture.next_bits(bits))
+        return mixture.end_symbols(bits)
+
+    def _keep(self, micro_batch: MicroBatch) -> None:
+        """Write a receiver's tokens to their place in the text."""
+        if self.source.tokens.flags.writeable:
+            for sequence, tokens, mask in zip(micro_batch.sequences, micro_batch.tokens, micro_batch.mask, strict=True):
+                start, length = sequence * len(tokens), int(mask.sum())
+                self.source.tokens[start : start + length] = tokens[:length]
+
+
+def _environment(ranks: Ranks, dtype: torch.dtype, packages: tuple[str, ...]) -> dict[str, str]:
+    """What decides the last bits; with the entries of `INFORMATIVE`."""
+    return {
+        **identity(ranks.device, dtype, (*packages, "constriction")),
+        "code": receiver_sha256()[:16],
+        # Learning rates come from its functions.
+        "libc": c_library(),
+        "world_size": str(ranks.world_size),
+        "limits": " ".join(f"{name}={value}" for name, value in isa_limits().items()) or "none",
+        "commit": git_commit() or "unknown",
+    }

@@ -1,0 +1,196 @@
+"""The program that a receiver of an online code needs: a part of the code's length, and what must not change.
+
+Counted is what receiving runs: the definitions that it reaches, without docstrings and comments, packed by xz. Python
+and the installed packages are not counted, as with other compressors.
+"""
+
+import ast
+import lzma
+from collections.abc import Iterator
+from functools import cache
+from modulefinder import ModuleFinder
+from pathlib import Path
+
+from harness.machine.hardware import code_sha256
+
+ROOT = Path(__file__).parents[2]
+RECEIVER = ROOT / "eval" / "online" / "receive.py"
+# What a program that receives calls: it joins the ranks and rebuilds the text.
+_ENTRIES = (
+    ("harness.train", "joined_job"),
+    ("eval.online.file", "read_online_file"),
+    ("eval.online.receive", "receive"),
+)
+
+
+def receiver_sources() -> list[Path]:
+    """All modules of this project that receiving imports, directly or through others, in alphabetical order."""
+    finder = ModuleFinder(path=[str(ROOT)])
+    finder.run_script(str(RECEIVER))
+    return sorted({Path(module.__file__) for module in finder.modules.values() if module.__file__})
+
+
+@cache
+def receiver_sha256() -> str:
+    """Digest of these sources, which sender and receiver must share."""
+    return code_sha256(receiver_sources())
+
+
+def program_bytes() -> int:
+    """Bytes of the program of a receiver, each file after its name, as `xz -9e` packs them."""
+    content = "".join(f"{name}\n{text}\n" for name, text in receiver_program().items())
+    return len(lzma.compress(content.encode(), preset=9 | lzma.PRESET_EXTREME))
+
+
+def receiver_program() -> dict[str, str]:
+    """The sources of a program that receives, by path; it runs where they lie, and receives what this version sends."""
+    reached = _Reached()
+    for module, name in _ENTRIES:
+        reached.need(module, name)
+    program = reached.sources()
+    # The program has other bytes than the sources whose digest a file names.
+    own = str(Path(__file__).relative_to(ROOT))
+    return program | {own: f"def {receiver_sha256.__name__}():\n    return {receiver_sha256()!r}\n"}
+
+
+class _Module:
+    """One module: which statements define its names, and which are run for their effects."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.body = ast.parse(path.read_text(encoding="utf-8")).body
+        self.definitions: dict[str, list[ast.stmt]] = {}
+        self.imports: dict[str, tuple[str, str | None]] = {}
+        self.effects: list[ast.stmt] = []
+        for statement in self.body:
+            if isinstance(statement, ast.Import | ast.ImportFrom):
+                self.imports |= dict(_imported(statement))
+                continue
+            names = _defined(statement)
+            for name in names:
+                self.definitions.setdefault(name, []).append(statement)
+            if _registers(statement) or not (names or _is_idle(statement)):
+                self.effects.append(statement)
+
+
+class _Reached:
+    """What running some functions can reach: by names, so rather more than less."""
+
+    def __init__(self):
+        finder = ModuleFinder(path=[str(ROOT)])
+        for module, _ in _ENTRIES:
+            finder.import_hook(module)
+        self._modules = {name: _Module(Path(m.__file__)) for name, m in finder.modules.items() if m.__file__}
+        self._needed: set[tuple[str, str]] = set()
+        self._touched: set[str] = set()
+
+    def need(self, module: str, name: str) -> None:
+        """Reach a name of a module."""
+        self._touch(module)
+        if module not in self._modules or (module, name) in self._needed:
+            return
+        self._needed.add((module, name))
+        self._touch(f"{module}.{name}")
+        for statement in self._modules[module].definitions.get(name, []):
+            self._visit(module, statement)
+        if name in self._modules[module].imports:
+            self._import(*self._modules[module].imports[name])
+
+    def sources(self) -> dict[str, str]:
+        """What was reached, by path."""
+        found = {}
+        for name in sorted(self._touched):
+            module = self._modules[name]
+            kept = [part for statement in module.body for part in self._kept(name, statement)]
+            text = ast.unparse(_Undocumented().visit(ast.Module(kept, type_ignores=[])))
+            found[str(module.path.relative_to(ROOT))] = f"{text}\n" if text else ""
+        return found
+
+    def _touch(self, module: str) -> None:
+        """Reach what importing a module runs."""
+        if module not in self._modules or module in self._touched:
+            return
+        self._touched.add(module)
+        self._touch(module.rpartition(".")[0])
+        for statement in self._modules[module].effects:
+            self._visit(module, statement)
+
+    def _import(self, module: str, name: str | None) -> None:
+        self._touch(module)
+        if name:
+            self.need(module, name)
+
+    def _visit(self, module: str, statement: ast.stmt) -> None:
+        imports = self._modules[module].imports
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Name):
+                self.need(module, node.id)
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                for _, imported in _imported(node):
+                    self._import(*imported)
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in imports:
+                of_module, name = imports[node.value.id]
+                self.need(f"{of_module}.{name}" if name else of_module, node.attr)
+
+    def _kept(self, module: str, statement: ast.stmt) -> Iterator[ast.stmt]:
+        """The statement, or what is left of an import, or nothing."""
+        if isinstance(statement, ast.Import | ast.ImportFrom):
+            kept = [alias for alias in statement.names if (module, _bound(alias)) in self._needed]
+            if kept:
+                statement.names = kept
+                yield statement
+            return
+        names = {(module, name) for name in _defined(statement)}
+        if names & self._needed or statement in self._modules[module].effects:
+            yield statement
+
+
+class _Undocumented(ast.NodeTransformer):
+    """Drops docstrings; comments are in no tree."""
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        super().generic_visit(node)
+        for field in ("body", "orelse", "finalbody"):
+            statements = getattr(node, field, None)
+            if isinstance(statements, list):
+                kept = [statement for statement in statements if not _is_idle(statement)]
+                is_empty = field == "body" and not kept and not isinstance(node, ast.Module)
+                setattr(node, field, [ast.Pass()] if is_empty else kept)
+        return node
+
+
+def _imported(statement: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, tuple[str, str | None]]]:
+    """Each name that an import binds, with the module and the name in it, if it is one of its names."""
+    for alias in statement.names:
+        if isinstance(statement, ast.ImportFrom):
+            yield _bound(alias), (statement.module or "", alias.name)
+        else:
+            yield _bound(alias), (alias.name, None)
+
+
+def _bound(alias: ast.alias) -> str:
+    return alias.asname or alias.name.partition(".")[0]
+
+
+def _defined(statement: ast.stmt) -> list[str]:
+    """Names that a statement of a module defines, if defining is all that it does."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return [statement.name]
+    if not isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign):
+        return []
+    targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+    parts = [node for target in targets for node in ast.walk(target) if isinstance(node, ast.expr)]
+    sets_others = any(isinstance(node, ast.Attribute | ast.Subscript) for node in parts)
+    return [] if sets_others else [node.id for node in parts if isinstance(node, ast.Name)]
+
+
+def _registers(statement: ast.stmt) -> bool:
+    """Whether a decorator tells something else of a definition, as `@register(Other)` does."""
+    return any(isinstance(call, ast.Call) and call.args for call in getattr(statement, "decorator_list", []))
+
+
+def _is_idle(statement: ast.stmt) -> bool:
+    """Whether a statement does nothing when it is imported: a docstring, or what is for type checkers or scripts."""
+    if isinstance(statement, ast.If):
+        return ast.unparse(statement.test) in ("TYPE_CHECKING", "__name__ == '__main__'")
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)

@@ -1,0 +1,160 @@
+"""Sending: the online (prequential) code of a text, written as a file.
+
+What is done is kept beside the output, in OUTPUT.part, at the end of every segment, and goes on from there.
+"""
+
+import hashlib
+import json
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from eval.codec.symbol_coders import Encoding
+from eval.online.file import (
+    FileSizes,
+    OnlineHead,
+    Segment,
+    Share,
+    Tokenizer,
+    sent_settings,
+    write_online_file,
+)
+from eval.online.job import Costs, OnlineJob, Progress
+from eval.online.lockstep import Exchange, Source, Sums
+from eval.online.sizes import check_batch
+from harness.config.run import RunConfig
+from harness.data.shards import token_fingerprint
+from harness.data.tokenizer import from_model_bytes, train_tokenizer
+from harness.errors import UsageError
+from harness.machine.ranks import Ranks, on_first_rank
+from harness.run.directory import open_on_all_ranks
+from harness.units import bits_from_bytes, bits_from_nats
+
+BLOCK_TOKENS = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class SendReport:
+    """A file, and how its bits come about: the parts from `aulc_bits` on add up to 8 * file_bytes."""
+
+    file_bytes: int
+    raw_bytes: int
+    sha256: str
+    """Digest of the text."""
+    aulc_bits: float
+    """Losses of the training steps: the area under the loss curve."""
+    prediction_bits: float
+    """What the stepping predictor's probabilities add: another order of the same sums, in float32."""
+    quantisation_bits: float
+    """What rounding probabilities to integer frequencies adds."""
+    termination_bits: float
+    """What the streams add: whole words at the end of each, and the range coder's own rounding."""
+    segment_bits: int
+    """Digests, checksums and lengths."""
+    header_bits: int
+    """Header, tokenizer and checksum of the file."""
+    costs: Costs
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """What is sent."""
+
+    tokenizer: Tokenizer
+    source: Source
+    sha256: str
+    """Digest of the text."""
+
+
+def open_input(config: RunConfig, path: Path | None, ranks: Ranks) -> Input:
+    """The text of a file, or without one the training corpus of the configuration; on all ranks.
+
+    Raises UsageError where it cannot be read, or no tokenizer can be trained on it.
+    """
+    if path is None:
+        data = open_on_all_ranks(config, ranks)
+        shard, digest = data.train, hashlib.sha256()
+        for start in range(0, shard.num_tokens, BLOCK_TOKENS):
+            digest.update(data.tokenizer.decode(shard.tokens[start : start + BLOCK_TOKENS]))
+        return Input(data.tokenizer, Source(shard.tokens, shard.raw_bytes, shard.fingerprint), digest.hexdigest())
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}; give the path of a file") from None
+    # One rank trains: the pieces that sentencepiece finds are not promised to be the same twice.
+    model = on_first_rank(ranks, lambda: train_tokenizer(config.tokenizer, iter([text])).model_bytes())
+    tokenizer = from_model_bytes(config.tokenizer.kind, model)
+    tokens = tokenizer.encode(text)
+    tokens.flags.writeable = False
+    source = Source(tokens, len(text), token_fingerprint(tokens, tokenizer))
+    return Input(tokenizer, source, hashlib.sha256(text).hexdigest())
+
+
+def send(config: RunConfig, sent: Input, output: Path, ranks: Ranks, progress: Progress) -> SendReport:
+    """Write the online code of a text to `output`; on all ranks, each with a stream of its own.
+
+    Raises UsageError where batches are too large for the text, or OUTPUT.part is in use or belongs to something else,
+    RunFailure where the work fails, and Stopped where it was asked to.
+    """
+    check_batch(config, sent.source.num_tokens)
+    with closing(Exchange(config, sent.source, sent.tokenizer.vocab_size, ranks)) as exchange:
+        return _send(config, sent, exchange, output, progress)
+
+
+def _send(config: RunConfig, sent: Input, exchange: Exchange, output: Path, progress: Progress) -> SendReport:
+    ranks = exchange.ranks
+    head = OnlineHead(
+        settings=sent_settings(config),
+        num_tokens=sent.source.num_tokens,
+        raw_bytes=sent.source.raw_bytes,
+        sha256=sent.sha256,
+        fingerprint=sent.source.fingerprint,
+        environment=exchange.environment,
+        arithmetic=exchange.probe(),
+    )
+    identity = {"settings": json.dumps(head.settings), "text": head.sha256, "arithmetic": head.arithmetic}
+    with closing(OnlineJob(exchange, output, identity, progress)) as job:
+        own = job.resume() or {"weights": [], "checksums": [], "streams": [], "sums": asdict(Sums())}
+        sums = Sums(**own["sums"])
+        for _, first_step, end_step in job.segments():
+            encoding = Encoding()
+            own["checksums"].append(exchange.run(first_step, end_step, encoding, sums, job.report).hex())
+            own["weights"].append(exchange.weights_digest().hex())
+            own["streams"].append(_tensor(encoding.stream()))
+            sums.quantised_bits += encoding.encoder.quantised_bits
+            sums.ideal_bits += encoding.encoder.ideal_bits
+            job.save(end_step, own | {"sums": asdict(sums)})
+        streams = [stream.numpy().tobytes() for stream in own["streams"]]
+        by_rank = ranks.gather(list(zip(map(bytes.fromhex, own["checksums"]), streams, strict=True)))
+        segments = [
+            Segment(bytes.fromhex(weights), [Share(*shares[index]) for shares in by_rank])
+            for index, weights in enumerate(own["weights"])
+        ]
+        sizes = on_first_rank(ranks, write_online_file, output, head, sent.tokenizer, segments)
+        costs = job.costs()
+        job.finish()
+    return _report(head, sums.over_all(ranks), sizes, costs)
+
+
+def _tensor(content: bytes) -> torch.Tensor:
+    return torch.from_numpy(np.frombuffer(content, dtype=np.uint8).copy())
+
+
+def _report(head: OnlineHead, sums: Sums, sizes: FileSizes, costs: Costs) -> SendReport:
+    aulc_bits = bits_from_nats(sums.aulc_nats)
+    header_bytes = sizes.header_bytes + sizes.tokenizer_bytes + sizes.checksum_bytes
+    return SendReport(
+        file_bytes=sizes.file_bytes,
+        raw_bytes=head.raw_bytes,
+        sha256=head.sha256,
+        aulc_bits=aulc_bits,
+        prediction_bits=sums.ideal_bits - aulc_bits,
+        quantisation_bits=sums.quantised_bits - sums.ideal_bits,
+        termination_bits=bits_from_bytes(sizes.stream_bytes) - sums.quantised_bits,
+        segment_bits=bits_from_bytes(sizes.segment_bytes),
+        header_bits=bits_from_bytes(header_bytes),
+        costs=costs,
+    )

@@ -1,0 +1,70 @@
+"""Whether the sizes that an online code names follow from each other and from its length, and what they cost."""
+
+from eval.codec.range_coder import most_symbols
+from eval.online.file import OnlineHead, Segment, Tokenizer
+from harness.config.run import RunConfig
+from harness.errors import UsageError
+from harness.machine.memory import check_memory
+from harness.online.combiner import mixture_bytes
+
+# A batch may be so many tokens, or as many texts as this, however short the text.
+MOST_TOKENS_OF_A_BATCH, MOST_TEXTS_OF_A_BATCH = 1 << 16, 4
+# Interpreter, libraries and compiled code of a process.
+_BASE_BYTES = 700_000_000
+
+
+def check_batch(config: RunConfig, num_tokens: int) -> None:
+    """Raises UsageError where a batch is much more than the whole text, for which only padding would be computed."""
+    batch_tokens = config.train.batch_sequences * config.model.context
+    most = max(MOST_TOKENS_OF_A_BATCH, MOST_TEXTS_OF_A_BATCH * num_tokens)
+    if batch_tokens > most:
+        raise UsageError(
+            f"train.batch_sequences={config.train.batch_sequences}: batches of {batch_tokens:,} tokens for a text of "
+            f"{num_tokens:,}; use fewer sequences, or a shorter model.context"
+        )
+
+
+def check_sizes(head: OnlineHead, config: RunConfig, tokenizer: Tokenizer, segments: list[Segment]) -> None:
+    """Raises UsageError where sizes contradict each other or the streams, before anything is allocated or started."""
+    check_batch(config, head.num_tokens)
+    config.train.micro_batch(head.world_size)
+    longest = int(tokenizer.token_bytes.max())
+    if not head.num_tokens <= head.raw_bytes <= longest * head.num_tokens:
+        raise UsageError(f"num_tokens={head.num_tokens}: contradicts raw_bytes={head.raw_bytes}; fetch the file again")
+    is_mixture = bool(config.online.experts or config.online.models)
+    alphabet = 2 if is_mixture else tokenizer.vocab_size
+    symbols_per_token = max(1, (tokenizer.vocab_size - 1).bit_length()) if is_mixture else 1
+    most = sum(most_symbols(len(share.stream), alphabet) for segment in segments for share in segment.shares)
+    if head.num_tokens * symbols_per_token > most:
+        raise UsageError(f"num_tokens={head.num_tokens}: more than its streams can hold; fetch the file again")
+    num_sequences = -(-head.num_tokens // config.model.context)
+    num_steps = -(-num_sequences // config.train.batch_sequences)
+    due = -(-num_steps // config.online.segment_steps)
+    if len(segments) != due:
+        raise UsageError(f"{len(segments)} segments where {due} are due; fetch the file again")
+
+
+def check_receiver(
+    head: OnlineHead, config: RunConfig, tokenizer: Tokenizer, processes: int, max_memory_bytes: int | None
+) -> None:
+    """Raises UsageError where `processes` on this machine need more memory than is free or allowed."""
+    check_memory(processes * memory_bytes(head, config, tokenizer), max_memory_bytes)
+
+
+def memory_bytes(head: OnlineHead, config: RunConfig, tokenizer: Tokenizer) -> int:
+    """What a rank takes at most: weights with their optimizers, activations, the mixture, text and tokens."""
+    lanes, vocab_size = config.train.micro_batch(head.world_size), tokenizer.vocab_size
+    context, models = config.model.context, config.expert_models()
+    total = _BASE_BYTES + (16 + 4 * head.world_size) * head.num_tokens + 3 * head.raw_bytes
+    for index, model in enumerate(models):
+        num_weights = 12 * model.layers * model.width**2 + (2 * vocab_size + context) * model.width
+        per_token = 4 * (42 * model.layers * model.width + 4 * vocab_size)
+        copies = 12 + bool(config.online.ema) + (0 if index else 2 * (config.online.checkpoints - 1))
+        total += 4 * copies * num_weights + lanes * context * per_token
+    if config.online.experts or config.online.models:
+        tables = len(models) + len(config.online.experts)
+        total += 32 * tables * (lanes + 16) * vocab_size
+        if head.world_size > 1:
+            # Every rank learns from what all of them have sent.
+            total += 4 * (2 + 2 * head.world_size) * len(models) * lanes * context * vocab_size
+    return total + mixture_bytes(config.online, head.num_tokens)

@@ -1,0 +1,1 @@
+"""Probabilities that both ends of a code compute alike."""

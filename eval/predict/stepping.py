@@ -1,0 +1,40 @@
+"""What a predictor steps: a model that reads tokens of many lanes and keeps keys and values of those before."""
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from eval.kernels.products import Room
+from eval.kernels.vectors import WIDTH
+
+
+@dataclass(slots=True)
+class Cache:
+    """Keys and values seen so far by a fixed number of lanes, by layer, and the position of the next token."""
+
+    layers: list[Any]
+    position: int = 0
+    room: Room = field(default_factory=Room)
+
+
+class SteppingModel(Protocol):
+    """`eval.float_model.FloatModel`, or one of those for portable archives and for other devices."""
+
+    vocab_size: int
+    begin: int
+    """The input symbol before the first."""
+
+    def new_cache(self, lanes: int, length: int) -> Cache:
+        """An empty cache for `lanes` sequences of at most `length` tokens."""
+
+    def step(self, tokens: np.ndarray, cache: Cache) -> np.ndarray:
+        """Probabilities (lanes, count, vocab_size), or multiples of them, after `tokens` (lanes, count).
+
+        `lanes` is what the cache was made for, a multiple of 16; `cache` advances by `count`.
+        """
+
+
+def tiles_of(lanes: int) -> int:
+    """Vectors that hold as many lanes."""
+    return -(-lanes // WIDTH)

@@ -1,0 +1,1 @@
+"""Tables and pictures in general; knows no run."""

@@ -1,0 +1,1 @@
+"""Sparse quantised weights to bytes and back."""

@@ -1,0 +1,1 @@
+"""One checked object from YAML and key=value."""

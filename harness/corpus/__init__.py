@@ -1,0 +1,1 @@
+"""From a text to its shards: sources, readers, splits, tokenizing on all cores."""

@@ -1,0 +1,207 @@
+"""Where text comes from: streams of documents as bytes, cut into a training and a held-out split.
+
+The concatenation of the documents, without separators, is the corpus: every byte of it is coded.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.corpus.readers import ON_NULL
+from harness.corpus.sources import Listing, describe, list_sources
+from harness.corpus.wikipedia import list_wiki40b, wiki40b_articles, wiki40b_from_hub, wiki_mini
+from harness.errors import UsageError
+
+KINDS = ("wiki-mini", "wiki40b", "files")
+SHUFFLE_SEEDS = {"train": 0, "heldout": 1}
+
+
+@dataclass(kw_only=True, slots=True)
+class CorpusConfig:
+    """Which text is trained on, and which is held out."""
+
+    kind: str = "wiki-mini"
+    """Source of the text: wiki-mini (packaged with gensim), wiki40b (English) or files (text, jsonl, json, parquet)."""
+    subset_bytes: int | None = None
+    """Leading bytes of the training split that are used; None is all of them."""
+    heldout_bytes: int = 256_000
+    """Size of the held-out split in bytes: the end of wiki-mini or files, the beginning of wiki40b's validation."""
+    path: str | None = None
+    """files: a file or folder; wiki40b: a local folder of its parquet files, None is the Hugging Face hub."""
+    heldout_path: str | None = None
+    """files: a file or folder that is the held-out split, whole; None cuts it off the end of `path`."""
+    text_field: str = "text"
+    """Field that holds the text in jsonl, json and parquet."""
+    on_null: str = "fail"
+    """What a record does whose text is null: fail ends the preparation, skip leaves the record out."""
+    shuffle: bool = False
+    """Permute the bytes of each split by itself, always alike: a control that leaves only frequencies to learn."""
+
+    def problems(self) -> list[str]:
+        """Every bad value, one line each that names key, value and remedy."""
+        found = []
+        if self.kind not in KINDS:
+            found.append(f"corpus.kind={self.kind}: unknown; use wiki-mini, wiki40b or files")
+        if self.subset_bytes is not None and self.subset_bytes < 1:
+            found.append(f"corpus.subset_bytes={self.subset_bytes}: must be at least 1; null uses the whole split")
+        if self.heldout_bytes < 1:
+            found.append(f"corpus.heldout_bytes={self.heldout_bytes}: must be at least 1")
+        if self.kind == "files" and not self.path:
+            found.append(f"corpus.path={self.path}: corpus.kind=files needs it; name a file or folder")
+        if self.kind == "wiki-mini" and self.path:
+            found.append(f"corpus.path={self.path}: wiki-mini is packaged; leave it null or use corpus.kind=files")
+        if self.kind in KINDS and self.kind != "files" and self.heldout_path:
+            found.append(f"corpus.heldout_path={self.heldout_path}: only for corpus.kind=files; leave it null")
+        if not self.text_field:
+            found.append("corpus.text_field=: empty; name the field that holds the text, such as text")
+        if self.on_null not in ON_NULL:
+            found.append(f"corpus.on_null={self.on_null}: unknown; use fail or skip")
+        return found
+
+
+class Corpus:
+    """The two splits of a corpus; each source is read once, the training split first."""
+
+    def __init__(self, config: CorpusConfig):
+        """Raises UsageError where the corpus is missing or its configuration is wrong."""
+        if problems := config.problems():
+            raise UsageError("; ".join(problems))
+        self._config = config
+        self.listings: list[Listing] = []
+        """What `path` and `heldout_path` hold, or the splits of a local Wiki-40B that have been read."""
+        self._front: Iterator[bytes] | None = None
+        """All but the end of a corpus whose end is held out."""
+        self._tail: list[bytes] = []
+        if config.kind == "files":
+            self.listings = list_corpus(config)
+        if config.kind == "wiki-mini":
+            self._front = self._cut_off_tail(iter(wiki_mini()))
+        elif config.kind == "files" and config.heldout_path is None:
+            self._front = self._cut_off_tail(self._documents(self.listings[0]))
+
+    def train(self) -> Iterator[bytes]:
+        """Documents of the training split, cut to `subset_bytes`, as UTF-8 bytes, in file order, streamed.
+
+        The last may be a piece of a document where a cut falls inside it; a plain file or shuffled split comes in
+        blocks. Raises UsageError, while iterating, where the corpus is empty, too small or damaged.
+        """
+        return self._finished(self._train(), "train")
+
+    def heldout(self) -> Iterator[bytes]:
+        """Documents of the held-out split; where it is cut off the end, what is left of `train` is read first."""
+        return self._finished(self._heldout(), "heldout")
+
+    def record(self) -> dict:
+        """What was read so far, for a file: each source with its reader and bytes, what was left out, and why."""
+        sources = [source for listing in self.listings for source in listing.taken]
+        return {
+            "summary": self.what_was_read(),
+            "read": [source.record() for source in sources],
+            "left_out": dict(pair for listing in self.listings for pair in listing.left_out),
+        }
+
+    def what_was_read(self) -> list[str]:
+        """Lines for people about the files that were read and those that were left out."""
+        return [line for listing in self.listings for line in describe(listing)]
+
+    def _train(self) -> Iterator[bytes]:
+        config, key = self._config, "corpus.subset_bytes"
+        if self._front is not None:
+            yield from _window(self._front, config.subset_bytes, key)
+            deque(self._front, maxlen=0)
+        elif config.kind == "wiki40b":
+            yield from _window(self._articles("train"), config.subset_bytes, key)
+        else:
+            yield from _window(self._documents(self.listings[0]), config.subset_bytes, key)
+
+    def _heldout(self) -> Iterator[bytes]:
+        config = self._config
+        if self._front is not None:
+            deque(self._front, maxlen=0)
+            yield from self._tail
+        elif config.kind == "wiki40b":
+            yield from _window(self._articles("heldout"), config.heldout_bytes, "corpus.heldout_bytes")
+        else:
+            yield from _window(self._documents(self.listings[1]), None, "corpus.heldout_path")
+
+    def _documents(self, listing: Listing) -> Iterator[bytes]:
+        for source in listing.taken:
+            yield from source.documents(self._config.text_field, self._config.on_null)
+
+    def _articles(self, split: str) -> Iterator[bytes]:
+        config = self._config
+        if config.path is None:
+            return wiki40b_from_hub(split, config.text_field, config.on_null)
+        listing = list_wiki40b(Path(config.path), split)
+        self.listings.append(listing)
+        return wiki40b_articles(listing, config.text_field, config.on_null)
+
+    def _cut_off_tail(self, stream: Iterator[bytes]) -> Iterator[bytes]:
+        """All but the last `heldout_bytes`, which wait in memory and are left in `_tail` in the end."""
+        heldout_bytes = self._config.heldout_bytes
+        waiting, waiting_bytes, front_bytes = deque(), 0, 0
+        for document in stream:
+            waiting.append(document)
+            waiting_bytes += len(document)
+            while waiting_bytes - len(waiting[0]) >= heldout_bytes:
+                first = waiting.popleft()
+                waiting_bytes -= len(first)
+                front_bytes += len(first)
+                yield first
+        cut = waiting_bytes - heldout_bytes
+        if waiting_bytes == 0:
+            raise UsageError(f"corpus.path={self._config.path}: the corpus is empty; name a file or folder with text")
+        if front_bytes + cut <= 0:
+            raise UsageError(
+                f"corpus.heldout_bytes={heldout_bytes}: the corpus has only {waiting_bytes} bytes; "
+                "lower it, or give corpus.heldout_path"
+            )
+        first = waiting.popleft()
+        self._tail = [first[cut:], *waiting]
+        if cut:
+            yield first[:cut]
+
+    def _finished(self, stream: Iterator[bytes], split: str) -> Iterator[bytes]:
+        if not self._config.shuffle:
+            return stream
+        # It needs numpy, which reading does not.
+        from harness.corpus.shuffle import shuffled
+
+        return shuffled(stream, SHUFFLE_SEEDS[split])
+
+
+def list_corpus(config: CorpusConfig) -> list[Listing]:
+    """What the files and folders of `corpus.kind=files` hold.
+
+    Raises UsageError where one is missing or has no text.
+    """
+    places = (("corpus.path", config.path), ("corpus.heldout_path", config.heldout_path))
+    return [list_sources(key, path, config.text_field) for key, path in places if path]
+
+
+def documents(config: CorpusConfig, split: str) -> Iterator[bytes]:
+    """Documents of one split, "train" or "heldout", alone: those of `Corpus`.
+
+    Raises UsageError, also while iterating, if the corpus is missing, empty, too small or damaged.
+    """
+    if split not in SHUFFLE_SEEDS:
+        raise ValueError(f"split={split}: use train or heldout")
+    corpus = Corpus(config)
+    return corpus.train() if split == "train" else corpus.heldout()
+
+
+def _window(stream: Iterator[bytes], num_bytes: int | None, key: str) -> Iterator[bytes]:
+    """The leading `num_bytes` (None: all) of `stream`; UsageError naming `key` if it ends before."""
+    position = 0
+    for document in stream:
+        piece = document if num_bytes is None else document[: num_bytes - position]
+        position += len(piece)
+        if piece:
+            yield piece
+        if position == num_bytes:
+            return
+    if position == 0:
+        raise UsageError(f"{key}: the corpus is empty; check corpus.path and corpus.text_field")
+    if num_bytes is not None:
+        raise UsageError(f"{key}={num_bytes}: the split has only {position} bytes; use at most {position}")

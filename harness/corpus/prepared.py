@@ -1,0 +1,202 @@
+"""Prepared data: tokenizer and shards of a corpus, made once and kept under `data_dir`."""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+from harness.corpus.config import CorpusConfig, list_corpus
+from harness.corpus.encode import MODEL_FILE
+from harness.corpus.prepare import HELDOUT_FILE, TRAIN_FILE, clear, prepare
+from harness.data.shards import Shard, open_shard
+from harness.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, TokenizerConfig, from_model_bytes
+from harness.errors import RunFailure, UsageError
+from harness.files import make_directory, reason, sync_directory
+from harness.lock import DirectoryLock
+from harness.machine.stop import keeping
+
+
+class TextSettings(Protocol):
+    """What decides the prepared data; a run's whole configuration is one."""
+
+    corpus: CorpusConfig
+    tokenizer: TokenizerConfig
+    data_dir: str
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Tokenizer and both splits of a corpus."""
+
+    directory: Path
+    tokenizer: ByteTokenizer | SentencePieceTokenizer
+    train: Shard
+    heldout: Shard
+
+
+def data_directory(config: TextSettings) -> Path:
+    """Where the shards of this corpus and tokenizer lie; local source files count with size and time of change."""
+    corpus = asdict(config.corpus)
+    if corpus["on_null"] == "fail":
+        # As it was before there was a choice.
+        del corpus["on_null"]
+    stamps, is_plain = _stamps(config.corpus)
+    settings = [corpus, asdict(config.tokenizer)]
+    # Earlier versions counted folders too, so that a corpus moved when anything beside it changed.
+    earlier = _named(config, [*settings, _stamps_of_all(config.corpus)]) if is_plain else None
+    if earlier and (earlier.exists() or not stamps):
+        return earlier
+    return _named(config, [*settings, stamps, "read by rules"])
+
+
+def work_directory(directory: Path) -> Path:
+    """Where the data of a directory are prepared."""
+    return directory.with_suffix(".tmp")
+
+
+def open_data(config: TextSettings, verify: bool = False) -> Data:
+    """Open what `prepare_data` made; `verify` reads all of it and recomputes its SHA-256, a second per GB.
+
+    Raises UsageError where it is missing or damaged.
+    """
+    directory = data_directory(config)
+    if not directory.exists():
+        if config.corpus.kind == "files":
+            # What is wrong with the source is the better message.
+            list_corpus(config.corpus)
+        raise UsageError(f"{directory}: not prepared; run `codelength data` with the same configuration first")
+    missing = [name for name in (MODEL_FILE, TRAIN_FILE, HELDOUT_FILE) if not (directory / name).exists()]
+    remedy = "run `codelength data` with the same configuration, which prepares it again"
+    if missing:
+        raise UsageError(f"{directory}: incomplete, without {', '.join(missing)}; {remedy}")
+    model = (directory / MODEL_FILE).read_bytes()
+    shards = [open_shard(directory / name) for name in (TRAIN_FILE, HELDOUT_FILE)]
+    for shard in shards:
+        if hashlib.sha256(model).digest() != shard.model_digest:
+            raise UsageError(f"{directory / MODEL_FILE}: not the one that {shard.path.name} was made with; {remedy}")
+        if verify:
+            shard.verify()
+    return Data(directory, from_model_bytes(config.tokenizer.kind, model), *shards)
+
+
+def prepare_data(
+    config: TextSettings, repair: bool = False, check: Callable[[Path], object] = lambda work: None
+) -> Data:
+    """Train the tokenizer and write the shards, unless they are there already; with `repair`, unless they are whole.
+
+    One process prepares and the others wait for it. The directory appears at once; what an earlier preparation has
+    completed is used. `check` is called with the folder of the work before it begins. Raises UsageError where the
+    corpus cannot be read, RunFailure where the work fails, and Interrupted where a signal ended it.
+    """
+    directory = data_directory(config)
+    work = work_directory(directory)
+    with keeping(f"{directory}: what is prepared is kept, and the same command goes on"):
+        while not directory.exists() or (repair and _damage(config)):
+            try:
+                make_directory(work)
+                lock = DirectoryLock(work, _task())
+                message = lock.wait(tell)
+            except FileNotFoundError:
+                # Who had the lock has finished and removed the folder.
+                continue
+            except OSError as error:
+                raise RunFailure(f"{error.filename or work}: {reason(error)}") from None
+            try:
+                if message:
+                    tell(message)
+                check(work)
+                if _prepare(config, directory, lock, repair):
+                    break
+            finally:
+                lock.release()
+                # It stays where there is something in it to go on from, or somebody has the lock.
+                with suppress(OSError):
+                    work.rmdir()
+    return open_data(config)
+
+
+def _prepare(config: TextSettings, directory: Path, lock: DirectoryLock, repair: bool) -> bool:
+    """Prepare, unless somebody has done so meanwhile; whether that was necessary."""
+    if directory.exists():
+        damage = _damage(config) if repair else ""
+        if not damage:
+            return False
+        tell(damage)
+    work = work_directory(directory)
+    _replace(directory, prepare(config.corpus, config.tokenizer, work, tell), lock)
+    clear(work)
+    return True
+
+
+def _replace(directory: Path, ready: Path, lock: DirectoryLock) -> None:
+    """Give prepared data their place; what is there and damaged goes."""
+    lock.check()
+    try:
+        if directory.exists():
+            directory.rename(ready.with_name("damaged"))
+        ready.rename(directory)
+        sync_directory(directory.parent)
+    except OSError as error:
+        raise RunFailure(f"{directory}: {reason(error)}; the same command goes on") from None
+
+
+def _damage(config: TextSettings) -> str:
+    """What is wrong with the prepared data; nothing where they are whole."""
+    try:
+        open_data(config, verify=True)
+    except UsageError as error:
+        return str(error)
+    return ""
+
+
+def _task() -> str:
+    """This task of a SLURM job, of whose nodes each may ask for the lock; empty outside one."""
+    names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_PROCID", "RANK")
+    return ".".join(os.environ.get(name, "") for name in names) if "SLURM_JOB_ID" in os.environ else ""
+
+
+def tell(message: str) -> None:
+    """Say something about the preparation; stdout is for results."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def _named(config: TextSettings, key: list) -> Path:
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+    return Path(config.data_dir) / f"{config.corpus.kind}-{digest[:12]}"
+
+
+def _stamps(config: CorpusConfig) -> tuple[list, bool]:
+    """Path, size and time of each file that text is read from; whether earlier versions read the same."""
+    if config.kind != "files":
+        return [], True
+    try:
+        listings = list_corpus(config)
+    except UsageError:
+        # Whoever opens or prepares says so.
+        return [], True
+    files = [source.path for listing in listings for source in listing.taken]
+    return [_stamp(path) for path in files], all(listing.is_plain for listing in listings)
+
+
+def _stamps_of_all(config: CorpusConfig) -> list:
+    """The same of everything below the folders, as earlier versions had it."""
+    return [
+        _stamp(path)
+        for source in (config.path, config.heldout_path)
+        if source and Path(source).exists()
+        for path in sorted([Path(source), *Path(source).rglob("*")])
+    ]
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        # A link that leads nowhere.
+        found = path.lstat()
+    return str(path), found.st_size, found.st_mtime_ns

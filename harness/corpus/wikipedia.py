@@ -1,0 +1,127 @@
+"""The two corpora of Wikipedia: the pages that gensim ships, and Wiki-40B from the hub or a folder."""
+
+import ast
+import bz2
+import functools
+import importlib.util
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from harness.corpus.readers import (
+    PARQUET,
+    PARQUET_BATCH_ROWS,
+    Source,
+    first_line,
+    no_field,
+    parquet_texts,
+    readable,
+    text_bytes,
+)
+from harness.corpus.sources import Listing
+from harness.errors import UsageError
+
+WIKI_MINI_FILE = "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+WIKI40B_HUB_NAME = "google/wiki40b"
+WIKI40B_LANGUAGE = "en"
+WIKI40B_SPLITS = {"train": "train", "heldout": "validation"}
+HUB_TIMEOUT_SECONDS = 10
+_FOLDER_REMEDY = "use a folder of train*.parquet and validation*.parquet with fields wikidata_id, text, version_id"
+
+
+@functools.cache
+def wiki_mini() -> list[bytes]:
+    """Bodies of the 206 `<text>` elements of the dump that gensim ships, XML entities left as they are."""
+    # Finding the package without importing it saves seconds.
+    package = importlib.util.find_spec("gensim")
+    if package is None:
+        raise UsageError("corpus.kind=wiki-mini: gensim is not installed; run pip install 'codelength[wiki-mini]'")
+    file = Path(package.submodule_search_locations[0]) / WIKI_MINI_FILE
+    with readable(file):
+        dump = bz2.decompress(file.read_bytes())
+    return re.findall(rb"<text[^>]*?(?:/>|>(.*?)</text>)", dump, re.DOTALL)
+
+
+def wiki40b_from_hub(split: str, field: str, on_null: str) -> Iterator[bytes]:
+    """Articles of one split ("train" or "heldout") of Wiki-40B (en) from the Hugging Face hub.
+
+    Raises UsageError where they cannot be read.
+    """
+    for place, text in _from_hub(WIKI40B_SPLITS[split], field):
+        article = text_bytes(place, _turned_back(place, text), on_null)
+        if article is not None:
+            yield article
+
+
+def wiki40b_articles(listing: Listing, field: str, on_null: str) -> Iterator[bytes]:
+    """Articles of the files that `list_wiki40b` found.
+
+    Raises UsageError where one cannot be read.
+    """
+    for source in listing.taken:
+        try:
+            for place, text in parquet_texts(source.path, field):
+                article = text_bytes(place, _turned_back(place, text), on_null)
+                if article is None:
+                    source.nulls += 1
+                    continue
+                source.raw_bytes += len(article)
+                yield article
+        except UsageError as error:
+            raise UsageError(f"{error}; {_FOLDER_REMEDY}") from None
+
+
+def list_wiki40b(folder: Path, split: str) -> Listing:
+    """The Parquet files of a split below a folder, which their names or those of their folders say.
+
+    Raises UsageError where there are none.
+    """
+    key, name = f"corpus.path={folder}", WIKI40B_SPLITS[split]
+    if not folder.is_dir():
+        raise UsageError(f"{key}: no such folder; {_FOLDER_REMEDY}")
+    pattern = re.compile(rf"(?:^|[-._ 0-9/]){name}[-._ 0-9/]")
+    found = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*.parquet")}
+    taken = [Source(file, path, PARQUET) for path, file in sorted(found.items()) if pattern.search(path)]
+    if not taken:
+        raise UsageError(f"{key}: no {name}*.parquet; {_FOLDER_REMEDY}")
+    return Listing(taken, [], True)
+
+
+def _from_hub(name: str, field: str) -> Iterator[tuple[str, object]]:
+    # Heavy import (2 s) that the other corpora do not need.
+    import datasets
+    import huggingface_hub
+
+    key = f"corpus.kind=wiki40b: cannot read {WIKI40B_HUB_NAME} from the Hugging Face hub"
+    try:
+        # One request without retries, so that a machine without network says so at once.
+        huggingface_hub.HfApi().dataset_info(WIKI40B_HUB_NAME, timeout=HUB_TIMEOUT_SECONDS)
+        stream = datasets.load_dataset(WIKI40B_HUB_NAME, WIKI40B_LANGUAGE, split=name, streaming=True)
+        if stream.column_names and field not in stream.column_names:
+            raise UsageError(no_field(key, field, stream.column_names))
+        batches = stream.select_columns([field]).with_format("arrow").iter(batch_size=PARQUET_BATCH_ROWS)
+        row = 0
+        for batch in batches:
+            for text in batch[field].to_pylist():
+                row += 1
+                yield f"{WIKI40B_HUB_NAME}, {name}, row {row}", text
+    except UsageError:
+        raise
+    except Exception as error:
+        # The two libraries raise errors of many kinds here (httpx, fsspec, arrow, their own): all mean "cannot read".
+        remedy = "check the network, or set corpus.path to a local folder of its parquet files"
+        raise UsageError(f"{key}: {first_line(error)}; {remedy}") from error
+
+
+def _turned_back(source: str, text: object) -> object:
+    """A Wiki-40B article as a text or bytes.
+
+    Copies made from the original records hold the printed form of the bytes (b'\\n_START_ARTICLE_...') as a string:
+    it is turned back. No article begins like this itself, since each begins with its marker.
+    """
+    if isinstance(text, str) and text.startswith((r"b'\n_START_ARTICLE_", r'b"\n_START_ARTICLE_')):
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError) as error:
+            raise UsageError(f"{source}: damaged article {text[:40]!r}; fetch the parquet files again") from error
+    return text

@@ -1,0 +1,1 @@
+"""Which tokens are read at which step: shards, orders, batches, phases."""

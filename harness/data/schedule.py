@@ -1,0 +1,156 @@
+"""How long a run trains, in which batches, and its learning rate at each step."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from harness.data.order import ORDERS
+from harness.errors import UsageError
+
+ON_DAMAGE = ("stop", "restart")
+PRECISIONS = ("auto", "bf16", "fp32")
+MAX_REPLAYS = 1000
+REPLAYS = ("uniform", "streams")
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainConfig:
+    """Length and batches of the main and fine-tuning phases."""
+
+    epochs: float = 1.0
+    """Passes over the corpus in the main phase; at least 1, since the online code needs every token once."""
+    finetune_epochs: float = 0.1
+    """Passes after pruning, without penalty and with zeros held at zero; 0 leaves them out. See `prune.rounds`."""
+    batch_sequences: int = 8
+    """Sequences per optimizer step, over all ranks and micro-batches."""
+    micro_batch_sequences: int | None = None
+    """Sequences per forward pass of one rank; default: the rank's whole share."""
+    order: str = "shuffled"
+    """`shuffled`, `sequential` as in the text, or `streams`: each row of the batch reads a part of the text."""
+    replays: int = 0
+    """Steps on what was read before, after each step of the first epoch; they are never counted as code length."""
+    replay: str = "uniform"
+    """What replays read: `uniform`, any earlier rows; `streams`: readers that walk the past and may start again."""
+    retrain_at: list[float] = field(default_factory=list)
+    """Block code: nothing is learnt but at these fractions of the corpus, there anew from all that was read."""
+    retrain_epochs: float = 4.0
+    """Passes of such a training."""
+    precision: str = "auto"
+    """`bf16` or `fp32` arithmetic of the forward pass; `auto` takes bf16 where the hardware is fast at it."""
+    compile: bool = False
+    """Compile each block with torch.compile: faster where a compiler is found, and other last bits than without."""
+    activation_checkpointing: bool = False
+    """Compute activations inside blocks again in the backward pass, instead of keeping them in memory."""
+    checkpoint_minutes: float = 10.0
+    """Time between checkpoints."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints are kept."""
+    on_damage: str = "stop"
+    """What happens where checkpoints exist and none is usable: `stop`, or `restart` from step 0."""
+    log_every_steps: int = 10
+    """Steps between progress lines and metrics; losses in between are summed, not skipped."""
+
+    @property
+    def main_passes(self) -> float:
+        """Passes over the corpus that the main phase trains on, replays and block trainings included."""
+        return self.retrain_epochs * sum(self.retrain_at) if self.retrain_at else self.epochs + self.replays
+
+    def problems(self) -> list[str]:
+        """Every bad value, a line each."""
+        found = []
+        if self.on_damage not in ON_DAMAGE:
+            found.append(f"train.on_damage={self.on_damage}: unknown; use {' or '.join(ON_DAMAGE)}")
+        if not (math.isfinite(self.epochs) and self.epochs >= 1):
+            found.append(f"train.epochs={self.epochs}: must be at least 1, so that every token is coded once")
+        if not (math.isfinite(self.finetune_epochs) and self.finetune_epochs >= 0):
+            found.append(f"train.finetune_epochs={self.finetune_epochs}: must be 0 or more")
+        for key in ("batch_sequences", "keep_checkpoints", "log_every_steps"):
+            if getattr(self, key) < 1:
+                found.append(f"train.{key}={getattr(self, key)}: must be at least 1")
+        micro = self.micro_batch_sequences
+        if micro is not None and (micro < 1 or self.batch_sequences % micro):
+            found.append(
+                f"train.micro_batch_sequences={micro}: must divide train.batch_sequences ({self.batch_sequences})"
+            )
+        for key, known in (("precision", PRECISIONS), ("order", ORDERS), ("replay", REPLAYS)):
+            if getattr(self, key) not in known:
+                found.append(f"train.{key}={getattr(self, key)}: unknown; use one of {', '.join(known)}")
+        found.extend(self._lesson_problems())
+        if not self.checkpoint_minutes > 0:
+            found.append(f"train.checkpoint_minutes={self.checkpoint_minutes}: must be positive")
+        return found
+
+    def _lesson_problems(self) -> list[str]:
+        found, at = [], self.retrain_at
+        if not 0 <= self.replays <= MAX_REPLAYS:
+            found.append(f"train.replays={self.replays}: must be between 0 and {MAX_REPLAYS}")
+        if not all(0 < fraction < 1 for fraction in at) or sorted(set(at)) != at:
+            found.append(f"train.retrain_at={at}: must be fractions between 0 and 1, each larger than the one before")
+        if not 0 < self.retrain_epochs <= MAX_REPLAYS:
+            found.append(f"train.retrain_epochs={self.retrain_epochs}: must be positive and at most {MAX_REPLAYS}")
+        if at and self.replays:
+            found.append(f"train.replays={self.replays}: nothing is learnt between the blocks of retrain_at; use 0")
+        if at and self.epochs != 1:
+            found.append(f"train.epochs={self.epochs}: a block code reads the corpus once; use 1")
+        return found
+
+    def micro_batch(self, world_size: int) -> int:
+        """Sequences per forward pass of one rank.
+
+        Raises UsageError where the batch cannot be shared evenly among `world_size` ranks.
+        """
+        micro = self.micro_batch_sequences or self.batch_sequences // world_size
+        if micro < 1 or self.batch_sequences % (micro * world_size):
+            raise UsageError(
+                f"train.batch_sequences={self.batch_sequences}: must be a multiple of "
+                f"{max(micro, 1) * world_size} (micro-batch {max(micro, 1)} x {world_size} ranks)"
+            )
+        return micro
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A stretch of optimizer steps with its own learning-rate schedule."""
+
+    name: str
+    first_step: int
+    num_steps: int
+    prunings: int = 0
+    """How many prunings come before it."""
+
+    @property
+    def end_step(self) -> int:
+        """The step after the last one."""
+        return self.first_step + self.num_steps
+
+
+def plan_phases(config: TrainConfig, steps_of: Callable[[float], int], prunings: int) -> list[Phase]:
+    """The main phase and, after each pruning, an equal stretch of fine-tuning; `steps_of(epochs)` are optimizer steps.
+
+    Each stretch has its own decay, so that every pruning is judged on weights that have settled, and what it damages is
+    mended at learning rates that can. Raises UsageError where there are fewer steps of fine-tuning than prunings.
+    """
+    phases = [Phase("main", 0, steps_of(config.epochs))]
+    num_steps = steps_of(config.finetune_epochs) if prunings else 0
+    if 0 < num_steps < prunings:
+        raise UsageError(
+            f"prune.rounds={prunings}: fine-tuning has {num_steps} steps to share out among as many stretches; "
+            "use fewer rounds or more train.finetune_epochs"
+        )
+    for index in range(prunings if num_steps else 0):
+        share = num_steps // prunings + (index < num_steps % prunings)
+        phases.append(Phase("finetune", phases[-1].end_step, share, prunings=index + 1))
+    return phases
+
+
+def ramp_factor(step: int, ramp_steps: float) -> float:
+    """Linear rise from just above 0 to 1 over `ramp_steps` steps."""
+    return min(1.0, (step + 1) / ramp_steps) if ramp_steps else 1.0
+
+
+def learning_rate_factor(step: int, num_steps: int, warmup_steps: int, shape: str, final_fraction: float) -> float:
+    """Factor on the peak learning rate at `step` of a phase: linear warm-up, then linear or cosine decay."""
+    warmup = ramp_factor(step, warmup_steps)
+    progress = step / num_steps
+    decay = 1.0 - progress if shape == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    return warmup * (final_fraction + (1.0 - final_fraction) * decay)

@@ -1,0 +1,1 @@
+"""What this process runs on and with whom: hardware, ranks, memory, signals, compiled functions."""

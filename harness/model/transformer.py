@@ -1,0 +1,180 @@
+"""The decoder-only transformer that trains; `eval.predict.float_model` steps it one token a lane.
+
+Two architectures share one skeleton. `modern` has rotary positions (Su et al. 2021), RMS norm without gains, normalised
+queries and keys, squared ReLU (So et al. 2021) and zero-initialised output projections. `published` is the reference of
+the sparsity literature: sinusoidal positions, LayerNorm, GELU and biases, as in GPT-2.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from harness.model.attention import causal_attention
+from harness.model.functions import rms_norm, rotated, squared_relu
+
+ARCHITECTURES = ("modern", "published")
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """Shape of the transformer."""
+
+    architecture: str = "modern"
+    """`modern` or `published`."""
+    width: int = 128
+    """Width of the residual stream, a multiple of `heads`."""
+    layers: int = 4
+    """Number of blocks."""
+    heads: int = 2
+    """Attention heads per block."""
+    context: int = 512
+    """Longest sequence in tokens; a training sequence has exactly this length."""
+
+    def problems(self) -> list[str]:
+        """Every bad value, a line each."""
+        found = []
+        if self.architecture not in ARCHITECTURES:
+            found.append(f"model.architecture={self.architecture}: unknown; use one of {', '.join(ARCHITECTURES)}")
+        for key in ("width", "layers", "heads", "context"):
+            if getattr(self, key) < 1:
+                found.append(f"model.{key}={getattr(self, key)}: must be at least 1")
+        if min(self.width, self.heads) >= 1 and self.width % (2 * self.heads):
+            found.append(f"model.width={self.width}: must be a multiple of 2 * model.heads ({2 * self.heads})")
+        return found
+
+
+class Transformer(nn.Module):
+    """Next-token model over `vocab_size` symbols; the input symbol `vocab_size` means "begin"."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int):
+        super().__init__()
+        self.config, self.vocab_size, self.begin = config, vocab_size, vocab_size
+        self.checkpoint_activations = False
+        """Whether a backward pass computes the inside of each block again instead of keeping it."""
+        published = config.architecture == "published"
+        self.embed = nn.Embedding(vocab_size + 1, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width) if published else RMSNorm()
+        self.head = nn.Linear(config.width, vocab_size, bias=False)
+        if published:
+            self.register_buffer("positions", sinusoidal_positions(config.context, config.width), persistent=False)
+            self.apply(_initialise_published)
+        else:
+            cos, sin = rotary_tables(config.context, config.width // config.heads)
+            self.register_buffer("cos", cos, persistent=False)
+            self.register_buffer("sin", sin, persistent=False)
+            nn.init.normal_(self.embed.weight, 0.0, 0.1)
+            nn.init.zeros_(self.head.weight)
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of trained scalars."""
+        return sum(p.numel() for p in self.parameters())
+
+    def flops_per_token(self) -> float:
+        """Floating-point operations of one forward and backward pass, per token (PaLM, appendix B)."""
+        matrices = self.num_parameters - self.embed.weight.numel()
+        return 6 * matrices + 12 * self.config.layers * self.config.width * self.config.context / 2
+
+    def forward(self, targets: Tensor) -> Tensor:
+        """Logits (batch, length, vocab_size) of each of `targets` (batch, length) given those before it."""
+        begin = torch.full_like(targets[:, :1], self.begin)
+        x = self.embed(torch.cat([begin, targets[:, :-1]], dim=1))
+        if self._published:
+            x = x + self.positions[: x.shape[1]]
+        rotary = None if self._published else (self.cos[: x.shape[1]], self.sin[: x.shape[1]])
+        for block in self.blocks:
+            recompute = self.checkpoint_activations and torch.is_grad_enabled()
+            # There is no dropout: no random state has to be kept for the second pass.
+            x = (
+                checkpoint(block, x, rotary, use_reentrant=False, preserve_rng_state=False)
+                if recompute
+                else block(x, rotary)
+            )
+        return self.head(self.norm(x))
+
+    @property
+    def _published(self) -> bool:
+        return self.config.architecture == "published"
+
+
+class Block(nn.Module):
+    """Attention and a two-layer perceptron, each behind a norm and added to the residual stream."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        width, self.heads = config.width, config.heads
+        self.published = config.architecture == "published"
+        bias = self.published
+        self.attention_norm = nn.LayerNorm(width) if self.published else RMSNorm()
+        self.qkv = nn.Linear(width, 3 * width, bias=bias)
+        self.out = nn.Linear(width, width, bias=bias)
+        self.mlp_norm = nn.LayerNorm(width) if self.published else RMSNorm()
+        self.up = nn.Linear(width, 4 * width, bias=bias)
+        self.down = nn.Linear(4 * width, width, bias=bias)
+        if not self.published:
+            nn.init.zeros_(self.out.weight)
+            nn.init.zeros_(self.down.weight)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Whole sequences: `x` has shape (batch, length, width)."""
+        batch, length, _ = x.shape
+        q, k, v = self._heads(self.qkv(self.attention_norm(x)).view(batch, length, 3, self.heads, -1), rotary)
+        x = x + self.out(causal_attention(q, k, v))
+        return x + self.down(self._activate(self.up(self.mlp_norm(x))))
+
+    def _heads(self, qkv: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Split (batch, length, 3, heads, head width) into queries, keys and values."""
+        if rotary is None:
+            return qkv.unbind(2)
+        query_key, value = qkv[:, :, :2], qkv[:, :, 2]
+        q, k = rotate(rms_norm(query_key), *rotary).unbind(2)
+        return q, k, value
+
+    def _activate(self, x: Tensor) -> Tensor:
+        return F.gelu(x) if self.published else squared_relu(x)
+
+
+class RMSNorm(nn.Module):
+    """`rms_norm` as a module."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension."""
+        return rms_norm(x)
+
+
+def token_nats(module: nn.Module, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+    """Code length in nats (float32) of each of `tokens` (n, length) given those before it in its row."""
+    with torch.autocast(tokens.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        logits = module(tokens)
+    return F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), reduction="none").view_as(tokens)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions on `x` (batch, length, parts, heads, head width); `cos`, `sin` (length, half)."""
+    cos, sin = (table.to(x.dtype)[:, None, None] for table in (cos, sin))
+    return rotated(x, cos, sin)
+
+
+def rotary_tables(length: int, head_width: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (length, head_width / 2) of the rotary angles."""
+    frequency = 10000.0 ** (-torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
+    angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency
+    return angle.cos().float(), angle.sin().float()
+
+
+def sinusoidal_positions(length: int, width: int) -> Tensor:
+    """Position vectors (length, width) of Vaswani et al. 2017, section 3.5."""
+    frequency = 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+    angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :width].float()
+
+
+def _initialise_published(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)

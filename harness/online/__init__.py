@@ -1,0 +1,1 @@
+"""Who predicts in an online code, how predictions are combined, what is learnt again."""

@@ -1,0 +1,158 @@
+"""From the tables of the transformers to one code: temperatures, and the mixture with other experts."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from harness.config.codes import OnlineConfig
+from harness.data.batches import MicroBatch
+from harness.machine.ranks import Ranks
+
+if TYPE_CHECKING:
+    from harness.online.mixture import Mixture
+
+_SMALLEST = np.float32(1e-30)
+_FLATTEST, _SHARPEST = 0.25, 4.0
+_NEWTON_SHARE = 0.5
+
+
+class Blend:
+    """Turns tables into chances, and remembers what follows for the next ones; each rank has its own mixture."""
+
+    def __init__(self, config: OnlineConfig, vocab_size: int, num_tokens: int, lanes: int, length: int, ranks: Ranks):
+        """`length` is that of a sequence in tokens; `num_tokens` that of the text."""
+        self.config, self.ranks, self.length = config, ranks, length
+        self.sharpness = np.ones(1 + len(config.models))
+        """Inverse temperature of each transformer."""
+        self._slopes = np.zeros((2, len(self.sharpness)))
+        self._sent: list[tuple[MicroBatch, np.ndarray]] = []
+        is_mixture = bool(config.experts or config.models)
+        self.mixture = _new_mixture(config, vocab_size, num_tokens, lanes) if is_mixture else None
+
+    @property
+    def names(self) -> list[str]:
+        """Members of the mixture, in its order."""
+        first = [name for name in ("uniform", "frequencies") if name in self.config.experts]
+        last = [name for name in ("ngram", "network") if name in self.config.experts]
+        return ["model", *self.config.models, *first, *last]
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Packages whose versions decide the last bits."""
+        return ("numpy", "numba", "llvmlite") if self.mixture else ("numpy",)
+
+    def sharpened(self, tables: np.ndarray) -> np.ndarray:
+        """`tables` (tables, ..., vocabulary), float32, at the temperatures learnt so far."""
+        if not self.config.calibrate:
+            return tables
+        return np.stack([_sharpened(table, sharpness) for table, sharpness in zip(tables, self.sharpness, strict=True)])
+
+    def observe(self, tables: np.ndarray, tokens: np.ndarray) -> None:
+        """What `tables` (tables, n, vocabulary), as the transformers gave them, should have said of `tokens` (n,).
+
+        Collects the first two derivatives of their code length by the sharpness.
+        """
+        if not self.config.calibrate:
+            return
+        rows = np.arange(len(tokens))
+        for index, table in enumerate(tables):
+            logs = np.log(np.maximum(table, _SMALLEST)).astype(np.float64)
+            chances = _sharpened(table, self.sharpness[index]).astype(np.float64)
+            means = (chances * logs).sum(axis=1)
+            self._slopes[0, index] += float((means - logs[rows, tokens]).sum())
+            self._slopes[1, index] += float(((chances * logs**2).sum(axis=1) - means**2).sum())
+
+    def nats_known(self, tables: np.ndarray, micro_batch: MicroBatch) -> np.ndarray:
+        """Code length (n, length) of a micro-batch, given float32 tables (tables, n, length, vocabulary)."""
+        tokens, mask = micro_batch.tokens, micro_batch.mask
+        sharp = self.sharpened(tables)
+        self.observe(tables[:, mask], tokens[mask])
+        if self.mixture is None:
+            chosen = np.take_along_axis(sharp[0], tokens[..., None], axis=-1)[..., 0]
+            return np.where(mask, table_nats(chosen), 0.0)
+        self.mixture.start(micro_batch.sequences * self.length)
+        chances = self.mixture.code_known(sharp, tokens, mask)
+        self.add_sent(micro_batch, sharp)
+        return np.where(mask, self.mixture.nats_of(chances, tokens), 0.0)
+
+    def add_sent(self, micro_batch: MicroBatch, sharp: np.ndarray) -> None:
+        """A micro-batch that this rank has coded with the tables `sharp` (tables, n, length, vocabulary)."""
+        if self.mixture and self.ranks.world_size > 1:
+            self._sent.append((micro_batch, sharp))
+
+    def end_step(self) -> None:
+        """Learn from a step after it was coded: temperatures from all ranks, the mixture from the other ones."""
+        if self.config.calibrate:
+            slope, curvature = np.array(self.ranks.sum(*self._slopes.ravel())).reshape(2, -1)
+            moved = self.sharpness - _NEWTON_SHARE * slope / np.maximum(curvature, 1.0)
+            self.sharpness = np.clip(moved, _FLATTEST, _SHARPEST)
+            self._slopes[:] = 0
+        if self.mixture and self.ranks.world_size > 1:
+            # One at a time: all ranks' tables together may be more than memory holds.
+            for rank, number in enumerate(self.ranks.gather(len(self._sent))):
+                for index in range(number):
+                    own = self._sent[index] if rank == self.ranks.rank else None
+                    micro_batch, sharp = self.ranks.share(own, source=rank)
+                    if own is None:
+                        starts = micro_batch.sequences * self.length
+                        self.mixture.learn_known(starts, sharp, micro_batch.tokens, micro_batch.mask)
+        self._sent = []
+
+    def member_nats(self) -> dict[str, float]:
+        """Code length in nats of each member of the mixture by itself, of all ranks' sequences."""
+        if self.mixture is None:
+            return {}
+        return dict(zip(self.names, self.ranks.sum(*self.mixture.state.nats), strict=True))
+
+    def state(self) -> dict:
+        """What a checkpoint of this rank holds."""
+        arrays = self.mixture.arrays() if self.mixture else {}
+        kept = {name: torch.from_numpy(_storable(array)) for name, array in arrays.items()}
+        return {"sharpness": self.sharpness.tolist(), "mixture": kept}
+
+    def load(self, own: dict) -> None:
+        """Go on from the saved state of this rank; raises KeyError or ValueError for that of something else."""
+        self.sharpness = np.array(own["sharpness"])
+        if self.mixture:
+            arrays = {name: tensor.numpy() for name, tensor in own["mixture"].items()}
+            like = self.mixture.arrays()
+            self.mixture.load({name: array.view(like[name].dtype) for name, array in arrays.items()})
+
+
+def _new_mixture(config: OnlineConfig, vocab_size: int, num_tokens: int, lanes: int) -> "Mixture":
+    # Only a mixture needs the compiler, which takes a second to import.
+    from harness.online.mixture import Mixture
+
+    return Mixture(1 + len(config.models), config.experts, config.ngram_order, vocab_size, num_tokens, lanes)
+
+
+def mixture_bytes(config: OnlineConfig, num_tokens: int) -> int:
+    """Memory of a rank's mixture, without what it keeps a lane: the tables of the n-gram model and of the networks."""
+    has_ngram, has_network = "ngram" in config.experts, "network" in config.experts
+    if not (has_ngram or has_network):
+        return 0
+    from harness.online.logistic_mixer import network_bytes
+    from harness.online.ngram import ngram_bytes, num_inputs
+
+    contexts = num_inputs(config.ngram_order) if has_ngram else 0
+    joint = network_bytes(contexts + len(config.models) + 2) if has_network else 0
+    return (ngram_bytes(config.ngram_order, num_tokens) if has_ngram else 0) + network_bytes(contexts) + joint
+
+
+def table_nats(chances: np.ndarray) -> np.ndarray:
+    """Code lengths in nats, float64, of symbols that a table gives `chances`; one that underflowed counts as e^-69."""
+    return -np.log(np.maximum(chances, _SMALLEST).astype(np.float64))
+
+
+def _sharpened(table: np.ndarray, sharpness: float) -> np.ndarray:
+    logs = np.log(np.maximum(table, _SMALLEST)) * np.float32(sharpness)
+    logs -= logs.max(axis=-1, keepdims=True)
+    np.exp(logs, out=logs)
+    return logs / logs.sum(axis=-1, keepdims=True)
+
+
+def _storable(array: np.ndarray) -> np.ndarray:
+    """The same bytes in a type that torch has."""
+    signed = {"uint64": "int64", "uint16": "int16"}.get(array.dtype.name)
+    return array.view(signed) if signed else array

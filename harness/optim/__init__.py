@@ -1,0 +1,1 @@
+"""The optimizers, and when training stops by itself."""

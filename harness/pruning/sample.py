@@ -1,0 +1,70 @@
+"""The training sequences that pruning is judged on."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from harness.data.batches import MicroBatch
+from harness.learner import Learner
+from harness.model.transformer import token_nats
+
+
+class Sample:
+    """Means over a fixed sample; ranks share the work and get the same numbers."""
+
+    def __init__(self, learner: Learner, micro_batches: list[MicroBatch]):
+        """`micro_batches` are this rank's share."""
+        self.learner, self.ranks, self._micro_batches = learner, learner.ranks, micro_batches
+
+    def mean_loss(self, model: nn.Module) -> float:
+        """Nats a token."""
+        return self._mean(lambda ids: token_nats(model, ids, self.learner.dtype))
+
+    def error_rate(self, model: nn.Module) -> float:
+        """Share of the tokens that are not the one that `model` takes for the most likely."""
+
+        def errors(ids: Tensor) -> Tensor:
+            with self._arithmetic():
+                return (model(ids).argmax(dim=-1) != ids).float()
+
+        return self._mean(errors)
+
+    @torch.no_grad()
+    def second_moments(self, model: nn.Module, layer: nn.Linear) -> Tensor:
+        """Mean of x x' over the inputs x of a layer of `model`, float64 (inputs, inputs)."""
+        total = torch.zeros(layer.in_features, layer.in_features, dtype=torch.float64, device=layer.weight.device)
+        count, masks = 0.0, []
+
+        def add(_: nn.Module, inputs: tuple[Tensor]) -> None:
+            x = inputs[0].float()[masks[-1]]
+            with torch.autocast(x.device.type, enabled=False):
+                total.add_(x.T @ x)
+
+        handle = layer.register_forward_pre_hook(add)
+        try:
+            for micro_batch in self._micro_batches:
+                ids, mask = self.learner.on_device(micro_batch)
+                masks.append(mask)
+                count += int(micro_batch.mask.sum())
+                with self._arithmetic():
+                    model(ids)
+        finally:
+            handle.remove()
+        return self.ranks.sum_tensor(total) / self.ranks.sum(count)[0]
+
+    @torch.no_grad()
+    def _mean(self, values: Callable[[Tensor], Tensor]) -> float:
+        """Mean over all tokens of `values(ids)`, which has the shape of `ids`."""
+        total = tokens = 0.0
+        for micro_batch in self._micro_batches:
+            ids, mask = self.learner.on_device(micro_batch)
+            total += float(values(ids).masked_fill(~mask, 0.0).sum(dtype=torch.float64))
+            tokens += int(micro_batch.mask.sum())
+        total, tokens = self.ranks.sum(total, tokens)
+        return total / tokens
+
+    def _arithmetic(self) -> torch.autocast:
+        dtype = self.learner.dtype
+        device = self.ranks.device.type
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)

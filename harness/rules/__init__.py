@@ -1,0 +1,1 @@
+"""Elementwise forces that make weights sparse."""

@@ -1,0 +1,135 @@
+"""Which rule makes weights sparse in the main phase: its configuration, and the rule itself."""
+
+import math
+from dataclasses import dataclass, field, fields
+
+from torch import Tensor
+
+from harness.rules.admm import L0ADMM
+from harness.rules.minimax import FPP, PMMP
+from harness.rules.penalties import DRR, RL1
+from harness.rules.rule import Rule
+from harness.units import nats_from_bits
+
+RULES = ("none", "rl1", "drr", "pmmp", "fpp", "admm")
+COUPLINGS = ("adam", "decoupled")
+TENSORS = ("embedding", "matrices", "head", "vectors")
+_KEPT = {"pmmp": PMMP.kept, "fpp": FPP.kept, "admm": L0ADMM.kept}
+# Settings of some rules only, and these rules.
+_OWN = {"beta": ("drr",), "l2": ("drr",), "layer_normalisation": ("drr",), "start_u": ("pmmp", "fpp"), "rho": ("admm",)}
+
+
+@dataclass(kw_only=True, slots=True)
+class RuleConfig:
+    """The L0 method of the main phase."""
+
+    kind: str = "none"
+    """`none`, `rl1`, `drr`, `pmmp`, `fpp` or `admm`."""
+    alpha: float = 0.0
+    """Strength: `adam` in nats of the mean loss per unit of the penalty; `decoupled` in usual updates of a weight.
+
+    A decoupled rule never meets the loss, only updates. For rl1 alpha is the pull on a weight, for drr alpha beta is
+    that on a weight near 0. For pmmp and fpp it is the price of gamma, for admm it sets the threshold
+    sqrt(2 alpha / rho), both in the unit in which the pull on theta is one: nats or updates.
+    """
+    bits_per_weight: float = 0.0
+    """Another way to say alpha, with `adam`: what a weight costs in the two-part code; bits ln 2 / training tokens."""
+    beta: float = 5.0
+    """drr: steepness of exp(-beta |weight|)."""
+    l2: float = 0.0
+    """drr: strength of an additional sum of squares (DRR-O)."""
+    layer_normalisation: bool = False
+    """drr: alpha times all weights / weights of the tensor / number of tensors (DRR-O)."""
+    start_u: float = 0.0
+    """pmmp, fpp: first value of u, the price of weight - w gamma."""
+    rho: float = 1.0
+    """admm: price of the distance from the sparse vector."""
+    warmup: float = 0.0
+    """Share of the main phase during which the rule rests."""
+    ramp: float = 0.0
+    """Share of the main phase over which the strength then rises linearly from 0."""
+    coupling: str = "decoupled"
+    """`adam` or `decoupled`; matrices trained by Muon need `decoupled`."""
+    tensors: list[str] = field(default_factory=lambda: ["embedding", "matrices", "head"])
+    """What rules and pruning touch; `vectors` are norms and biases."""
+
+    @property
+    def tensors_kept(self) -> int:
+        """Numbers that the rule keeps for each weight."""
+        return sum(_KEPT.get(self.kind, {}).values())
+
+    def strength(self, step: int, num_steps: int) -> float:
+        """Factor on alpha at `step` of a main phase of `num_steps`."""
+        elapsed = step + 1 - self.warmup * num_steps
+        return min(1.0, max(0.0, elapsed / (self.ramp * num_steps) if self.ramp else float(elapsed > 0)))
+
+    def problems(self) -> list[str]:
+        """Every bad value, a line each."""
+        found = []
+        if self.kind not in RULES:
+            found.append(f"rule.kind={self.kind}: unknown; use one of {', '.join(RULES)}")
+        if self.coupling not in COUPLINGS:
+            found.append(f"rule.coupling={self.coupling}: unknown; use one of {', '.join(COUPLINGS)}")
+        for key in ("alpha", "bits_per_weight", "l2", "start_u"):
+            if not (math.isfinite(getattr(self, key)) and getattr(self, key) >= 0):
+                found.append(f"rule.{key}={getattr(self, key)}: must be finite and not negative")
+        for key in ("beta", "rho"):
+            if not (math.isfinite(getattr(self, key)) and getattr(self, key) > 0):
+                found.append(f"rule.{key}={getattr(self, key)}: must be finite and positive")
+        for key in ("warmup", "ramp"):
+            if not 0 <= getattr(self, key) <= 1:
+                found.append(f"rule.{key}={getattr(self, key)}: must be between 0 and 1 (a share of the main phase)")
+        if self.warmup >= 1:
+            found.append(f"rule.warmup={self.warmup}: the rule would never act; use less than 1 or rule.kind=none")
+        elif self.ramp <= 1 < self.warmup + self.ramp:
+            found.append(
+                f"rule.ramp={self.ramp}: with rule.warmup={self.warmup} the strength would never reach rule.alpha; "
+                "both together must be at most 1"
+            )
+        if not self.tensors or len(set(self.tensors)) < len(self.tensors) or not set(self.tensors) <= set(TENSORS):
+            found.append(f"rule.tensors={self.tensors}: must name some of {', '.join(TENSORS)}, each once")
+        return found + self._strength_problems()
+
+    def _strength_problems(self) -> list[str]:
+        found = []
+        if self.kind != "none" and not (self.alpha or self.bits_per_weight):
+            found.append(f"rule.alpha=0: {self.kind} needs a positive strength, or set rule.kind=none")
+        if self.alpha and self.bits_per_weight:
+            found.append(
+                f"rule.bits_per_weight={self.bits_per_weight}: rule.alpha={self.alpha} says the strength too; set one "
+                "of them to 0"
+            )
+        if self.bits_per_weight and self.coupling == "decoupled":
+            found.append(
+                f"rule.bits_per_weight={self.bits_per_weight}: with rule.coupling=decoupled strengths are in updates "
+                "of a weight, not nats; use rule.coupling=adam or rule.alpha"
+            )
+        defaults = {f.name: f.default for f in fields(self)}
+        for key, kinds in _OWN.items():
+            # `none` switches off whatever a configuration has set.
+            if getattr(self, key) != defaults[key] and self.kind not in ("none", *kinds):
+                found.append(f"rule.{key}={getattr(self, key)}: is for rule.kind={' or '.join(kinds)}, not {self.kind}")
+        return found
+
+
+def make_rule(config: RuleConfig, betas: list[float], num_tokens: int) -> Rule | None:
+    """The rule that `config` names, or None; `num_tokens` are those of the training text, `betas` those of AdamW."""
+    if config.kind == "none":
+        return None
+    alpha = config.alpha or nats_from_bits(config.bits_per_weight) / max(1, num_tokens)
+    players = (config.start_u, tuple(betas))
+    makers = {
+        "rl1": lambda: RL1(alpha, config.coupling),
+        "drr": lambda: DRR(alpha, config.coupling, config.beta, config.l2),
+        "pmmp": lambda: PMMP(alpha, config.coupling, *players),
+        "fpp": lambda: FPP(alpha, config.coupling, *players),
+        "admm": lambda: L0ADMM(alpha, config.coupling, config.rho),
+    }
+    return makers[config.kind]()
+
+
+def kind_of_tensor(name: str, parameter: Tensor) -> str:
+    """Which of TENSORS a parameter of the model is."""
+    if parameter.dim() < 2:
+        return "vectors"
+    return {"embed": "embedding", "head": "head"}.get(name.partition(".")[0], "matrices")

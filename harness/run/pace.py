@@ -1,0 +1,59 @@
+"""How fast a step is here: seconds that a run's length is told from before it starts."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from harness.machine.ranks import Ranks
+from harness.optim.optimizer import Optimizer
+from harness.run.monitor import clock
+
+MAX_TIMED = 5
+# A first step that takes so many times what there is time for is not repeated.
+TOO_LONG = 8
+# After a longer one nobody waits for more of them, only to be told how long all steps take.
+LONG_DRY_STEP_SECONDS = 20.0
+
+
+def seconds_of_a_step(step: Callable[[], object], ranks: Ranks, seconds: float = 1.0) -> float:
+    """The median of some calls of `step`, as many as `seconds` are enough for, after one to warm up.
+
+    All ranks call it together, and it as often as the slowest has time for.
+    """
+    first = _timed(step, ranks.device)
+    wanted = 0 if first > TOO_LONG * seconds else min(MAX_TIMED, max(1, int(seconds / first)))
+    times = min(ranks.gather(wanted))
+    return statistics.median([_timed(step, ranks.device) for _ in range(times)]) if times else first
+
+
+def duration_line(
+    dry_step: Callable[[], object], optimizers: list[Optimizer], ranks: Ranks, num_steps: int, first_seconds: float
+) -> str:
+    """How long `num_steps` steps will take, and until when, at the rate of some more dry steps.
+
+    The first one took `first_seconds` on this rank; where that was long, it is taken for all.
+    """
+    seconds = max(ranks.gather(first_seconds))
+    if seconds < LONG_DRY_STEP_SECONDS:
+        for optimizer in optimizers:
+            stand_still(optimizer)
+        seconds = seconds_of_a_step(dry_step, ranks, seconds=0.3)
+    end = time.strftime("%H:%M", time.localtime(time.time() + seconds * num_steps))
+    return f"duration    about {clock(seconds * num_steps)} at {seconds:.3g} s a step, until {end}"
+
+
+def stand_still(optimizer: Optimizer) -> None:
+    """Learning rates of 0, so that steps on made-up tokens lead nowhere however many there are."""
+    for part in optimizer.parts:
+        for group in part.param_groups:
+            group["lr"] = 0.0
+
+
+def _timed(step: Callable[[], object], device: torch.device) -> float:
+    start = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start

@@ -1,0 +1,83 @@
+"""The numbers that follow from a configuration, printed before the first step."""
+
+from collections.abc import Sequence
+
+import torch
+
+from harness.config.run import RunConfig
+from harness.corpus.prepared import Data
+from harness.data.schedule import Phase
+from harness.machine.ranks import Ranks
+from harness.online.combiner import mixture_bytes
+
+LEDGER_BYTES_PER_TOKEN = 5
+FLOAT_BYTES = 4
+
+
+def derived_numbers(
+    config: RunConfig,
+    data: Data,
+    phases: list[Phase],
+    groups: list[list[dict]],
+    ranks: Ranks,
+    micro_batch: int,
+    dtype: torch.dtype,
+) -> list[str]:
+    """Lines for the user; `groups` are the optimizers' parameter groups of each model, `micro_batch` sequences."""
+    shard, batch = data.train, config.train.batch_sequences
+    steps, tokens = ", ".join(f"{p.name} {p.num_steps:,}" for p in phases), batch * config.model.context
+    backend = config.backend.name + (f" ZeRO-{config.backend.zero_stage}" if config.backend.name == "deepspeed" else "")
+    num_parameters = _count(groups[0])
+    counts = [(_count(own), _count(own, "muon")) for own in groups]
+    saved_bytes = checkpoint_bytes(config, counts, _count(groups[0], "regularised"))
+    saved_bytes += ranks.world_size * mixture_bytes(config.online, shard.num_tokens)
+    return [
+        f"corpus      {config.corpus.kind}: {shard.raw_bytes:,} bytes = {shard.num_tokens:,} tokens "
+        f"({config.tokenizer.kind}); held out {data.heldout.raw_bytes:,} bytes",
+        f"model       {config.model.architecture}: {num_parameters:,} parameters",
+        f"steps       {steps} of {tokens:,} tokens = {ranks.world_size} rank(s)"
+        f" x {batch // micro_batch // ranks.world_size} micro-batch(es) x {micro_batch} x {config.model.context}",
+        *_online_lines(config),
+        f"arithmetic  {str(dtype).removeprefix('torch.')} products, float32 loss, {ranks.device.type}, {backend}",
+        f"sizes       ledger about {LEDGER_BYTES_PER_TOKEN * shard.num_tokens / 1e6:,.1f} MB, checkpoint about "
+        f"{saved_bytes / 1e6:,.1f} MB",
+    ]
+
+
+def checkpoint_bytes(config: RunConfig, counts: Sequence[tuple[int, int]], regularised: int) -> int:
+    """Bytes of a checkpoint without mixtures, by numbers of weights: all and Muon's of each model, regularised ones.
+
+    Weights, moments (Muon has one, Adam two), and the most that rule or pruning keep of the run's own model, which
+    comes first; what an online code keeps beside these.
+    """
+    masks = 0 if config.prune.kind == "none" else 3 if config.prune.grid else 1
+    weights = sum(3 * total - muon for total, muon in counts) + regularised * max(masks, config.rule.tensors_kept)
+    return FLOAT_BYTES * (weights + kept_weights(config, [total for total, _ in counts]))
+
+
+def kept_weights(config: RunConfig, totals: Sequence[int]) -> int:
+    """Numbers that an online code keeps beside the trained weights: running means and the states of a self-switch."""
+    return bool(config.online.ema) * sum(totals) + (config.online.checkpoints - 1) * totals[0]
+
+
+def _count(groups: list[dict], key: str | None = None) -> int:
+    """Parameters of all groups, or of those of which `key` holds."""
+    return sum(p.numel() for group in groups if key is None or group[key] for p in group["params"])
+
+
+def _online_lines(config: RunConfig) -> list[str]:
+    """Who predicts in the online code and what follows each new batch, where that is not the plain training."""
+    online, train, parts = config.online, config.train, []
+    if online.models or online.experts:
+        parts.append(f"switch between {', '.join(['model', *online.models, *online.experts])}")
+    if online.ema:
+        parts.append(f"running means ({online.ema:g})")
+    if online.calibrate:
+        parts.append("temperature")
+    if online.checkpoints > 1:
+        parts.append(f"best of {online.checkpoints} states")
+    if train.replays:
+        parts.append(f"{train.replays} replays a step ({train.replay})")
+    if train.retrain_at:
+        parts.append(f"retrained at {', '.join(f'{fraction:g}' for fraction in train.retrain_at)}")
+    return [f"online      {'; '.join(parts)}"] if parts else []

@@ -1,1 +1,0 @@
-"""Elementwise sparsity rules and pruning."""

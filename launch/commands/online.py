@@ -1,0 +1,157 @@
+"""`codelength send`, `receive` and `audit`: the online code as a file."""
+
+import functools
+import json
+import os
+import sys
+from argparse import Namespace
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.errors import RunFailure, UsageError
+from launch.commands.runs import show_progress
+
+if TYPE_CHECKING:
+    from eval.online.job import Costs
+    from eval.online.send import SendReport
+    from harness.config.run import RunConfig
+
+# A file may have so many processes started without being asked, however few cores there are.
+MOST_PROCESSES = 8
+
+
+def send_command(options: Namespace) -> int:
+    """Write an online code; returns the exit status."""
+    from harness.config.run import load_config
+
+    inputs = [text for text in options.overrides if "=" not in text]
+    if len(inputs) > 1:
+        raise UsageError(f"{' '.join(inputs)}: send takes one INPUT; settings look like key=value")
+    config = load_config(options.config, [text for text in options.overrides if "=" in text])
+    from launch.jobs.streams import opened
+
+    with opened(Path(inputs[0]) if inputs else None, options.output, options.force) as (source, output):
+        return _send(options, config, source, output)
+
+
+def _send(options: Namespace, config: "RunConfig", source: Path | None, output: Path) -> int:
+    if options.processes > 1 and not _is_rank():
+        from launch.jobs.torchrun import run_here
+
+        config.train.micro_batch(options.processes)
+        settings = [text for text in options.overrides if "=" in text]
+        arguments = ["send", options.config, *([str(source)] if source else []), *settings, *_shared(options, output)]
+        return run_here("launch", arguments, options.processes)
+    from eval.online.send import open_input, send
+    from harness.run.waiting import prepare_for_job
+    from harness.train import joined_job
+
+    if source is None:
+        prepare_for_job(config)
+    with joined_job(config) as ranks:
+        config.train.micro_batch(ranks.world_size)
+        sent = open_input(config, source, ranks)
+        report = send(config, sent, output, ranks, show_progress(options.quiet or not ranks.is_first))
+        if ranks.is_first:
+            print(json.dumps(asdict(report)) if options.json else describe(report, options.output), flush=True)
+    return 0
+
+
+def receive_command(options: Namespace) -> int:
+    """Rebuild a text; returns the exit status."""
+    from launch.jobs.streams import opened
+
+    with opened(options.file, options.output, options.force) as (file, output):
+        return _receive(options, file, output)
+
+
+def _receive(options: Namespace, file: Path, output: Path) -> int:
+    from eval.online.file import read_online_file
+    from eval.online.receive import open_file, receive
+    from harness.train import joined_job
+
+    head, config, *_ = read_online_file(file)
+    if not _is_rank():
+        processes = options.processes or _usual_processes(file, head.world_size)
+        open_file(file, processes, options.max_memory)
+        if processes > 1:
+            from launch.jobs.torchrun import run_here
+
+            limit = ["--max-memory", str(options.max_memory)] if options.max_memory else []
+            return run_here("launch", ["receive", str(file), *limit, *_shared(options, output)], processes)
+    with joined_job(config) as ranks:
+        progress = show_progress(options.quiet or not ranks.is_first)
+        costs = receive(file, output, ranks, progress, options.max_memory)
+        if ranks.is_first and options.json:
+            told = {"raw_bytes": head.raw_bytes, "sha256": head.sha256, "costs": asdict(costs)}
+            print(json.dumps(told), flush=True)
+        elif ranks.is_first and not options.quiet:
+            print(f"{options.output}: {head.raw_bytes:,} bytes, SHA-256 verified; {describe_costs(costs)}", flush=True)
+    return 0
+
+
+def _usual_processes(path: Path, world_size: int) -> int:
+    """As many as have sent; more than this machine is good for are not started because a file says so."""
+    most = max(MOST_PROCESSES, os.cpu_count() or 1)
+    if world_size > most:
+        raise UsageError(
+            f"{path}: sent by {world_size} processes, this machine has {os.cpu_count()} cores; "
+            f"add --processes {world_size} to start as many"
+        )
+    return world_size
+
+
+def audit_command(options: Namespace) -> None:
+    """Compare what this machine computes in several settings."""
+    from eval.audit.audit import audit, block, settings
+    from eval.show.blocks import to_markdown, to_rich
+    from harness.config.run import load_config
+
+    config = load_config(options.config, options.overrides)
+    compared = settings(config.train.batch_sequences)
+    tell = functools.partial(print, file=sys.stderr, flush=True)
+    findings = audit(config, [options.config, *options.overrides], compared, tell)
+    table = [block(findings)]
+    formats = {
+        "rich": lambda: to_rich(table, None),
+        "md": lambda: to_markdown(table),
+        "json": lambda: json.dumps([asdict(finding) for finding in findings]) + "\n",
+    }
+    print(formats[options.format](), end="")
+    again = findings[1]
+    if again.step_difference or again.tables_differing:
+        raise RunFailure("the same setting gave other bits twice: online codes cannot be received on this machine")
+
+
+def describe(report: "SendReport", path: Path) -> str:
+    """What a file consists of, for people."""
+    from eval.report.online_tables import SENT_PARTS
+    from harness.units import bits_from_bytes, bits_per_byte
+
+    file_bits = bits_from_bytes(report.file_bytes)
+    parts = [(report.aulc_bits, "losses of the training steps (area under the loss curve)")]
+    parts += [(getattr(report, f"{part}_bits"), words) for part, words in SENT_PARTS.items()]
+    lines = [f"{bits:>+18,.1f} bits  {words}" for bits, words in parts]
+    rate = bits_per_byte(file_bits, report.raw_bytes)
+    total = f"{path}: {report.file_bytes:,} bytes for {report.raw_bytes:,} ({rate:.3f} bits/byte), of which"
+    return "\n".join([total, *lines, describe_costs(report.costs)])
+
+
+def describe_costs(costs: "Costs") -> str:
+    """Time and memory, for people."""
+    return (
+        f"{costs.seconds:,.1f} s, of which {costs.learning_seconds:,.1f} s training; "
+        f"{costs.memory_bytes / 1e6:,.0f} MB in all processes"
+    )
+
+
+def _shared(options: Namespace, output: Path) -> list[str]:
+    """Output and options that every rank gets."""
+    flags = [f"--{name}" for name in ("force", "quiet", "json") if getattr(options, name)]
+    return ["-o", str(output), *flags]
+
+
+def _is_rank() -> bool:
+    """Whether this process is one of a job already, as under torchrun."""
+    return "WORLD_SIZE" in os.environ

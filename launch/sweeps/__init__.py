@@ -1,0 +1,1 @@
+"""Many runs: the file that names them, their states, their comparison."""

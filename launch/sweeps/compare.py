@@ -1,0 +1,75 @@
+"""After a sweep: methods against data sets. The best are repeated, the very best written as files, and all is drawn."""
+
+from eval.report.comparison import Entry, best_of, column_block, summary_block, winners
+from eval.report.comparison_figures import heldout_figure, totals_figure
+from eval.report.run_tables import flat_record, load_reports
+from eval.show.blocks import to_markdown, to_rich
+from harness.files import write_file
+from launch.sweeps.states import check_finished, finish_runs
+from launch.sweeps.sweep_file import Run, Sweep, repeated, with_file
+
+Labelled = list[tuple[str, Run]]
+"""Runs with the labels of their methods."""
+
+
+def compare(grid: Sweep, at_a_time: int, processes: int) -> list[str]:
+    """Repeat the best with other seeds, write the files of the best of all; then tables and pictures.
+
+    No run of the grid must have failed. Returns a line per run that has failed since; raises Paused where one was
+    stopped.
+    """
+    check_finished(list(grid.runs))
+    runs = [(grid.method(run), run) for run in grid.runs]
+    repetitions = [
+        (f"{label}, seed {seed}", repeated(grid, run, seed))
+        for label, run in (_run_of(grid, runs, best) for best in winners(_entries(grid, runs)))
+        for seed in grid.comparison.seeds
+    ]
+    again = [run for _, run in repetitions]
+    if failures := finish_runs(grid, again, at_a_time, processes):
+        return failures
+    check_finished(again)
+    runs += repetitions
+    # A file's data are a little longer or shorter than the ideal ones, so that another run may be the best after it.
+    while ideal := [best for best in _best_of_columns(grid, runs) if best.record["is_ideal"]]:
+        files = [with_file(grid, _run_of(grid, runs, best)[1]) for best in ideal]
+        if failures := finish_runs(grid, files, at_a_time, processes):
+            return failures
+        check_finished(files)
+    _write(grid, _entries(grid, runs))
+    return []
+
+
+def _best_of_columns(grid: Sweep, runs: Labelled) -> list[Entry]:
+    return [best_of(own) for own in _by_column(_entries(grid, runs)).values()]
+
+
+def _run_of(grid: Sweep, runs: Labelled, entry: Entry) -> tuple[str, Run]:
+    return next((label, run) for label, run in runs if (label, grid.column(run)) == (entry.label, entry.column))
+
+
+def _entries(grid: Sweep, runs: Labelled) -> list[Entry]:
+    found = []
+    for label, run in runs:
+        (report,) = load_reports([run.config.run_dir])
+        found.append(Entry(grid.column(run), label, flat_record(report)))
+    return found
+
+
+def _by_column(entries: list[Entry]) -> dict[str, list[Entry]]:
+    found: dict[str, list[Entry]] = {}
+    for entry in entries:
+        found.setdefault(entry.column, []).append(entry)
+    return found
+
+
+def _write(grid: Sweep, entries: list[Entry]) -> None:
+    columns = _by_column(entries)
+    blocks = [summary_block(entries, grid.comparison.published)]
+    blocks += [column_block(column, own) for column, own in columns.items()]
+    write_file(grid.directory / "comparison.md", to_markdown(blocks).encode())
+    for column, own in columns.items():
+        totals_figure(grid.directory / f"total-{column}.png", column, own)
+    heldout_figure(grid.directory / "heldout.png", entries)
+    print(to_rich(blocks, None), end="")
+    print(f"comparison.md, total-*.png and heldout.png are in {grid.directory}", flush=True)
