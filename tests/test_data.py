@@ -362,7 +362,7 @@ def test_ranks_whose_preparation_was_killed_give_up(tmp_path, monkeypatch):
 
 
 def test_a_failure_of_an_earlier_job_at_the_same_port_does_not_count(tmp_path, monkeypatch):
-    from harness import waiting
+    from harness.run import waiting
 
     config = load_config(write_config(tmp_path, b"x" * 60_000))
     work = make(work_directory(data_directory(config)))

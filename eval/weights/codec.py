@@ -73,7 +73,7 @@ class _Coder:
 
     def __init__(self, shapes: Shapes, stream: bytes | None):
         # Only those who code weights need the compiler, which takes a second to import.
-        from eval import weights_kernel
+        from eval.weights import kernel as weights_kernel
 
         self._kernel = weights_kernel
         self._decoding = stream is not None

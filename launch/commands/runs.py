@@ -191,7 +191,7 @@ def decompress_command(options: Namespace) -> None:
 
 def submit_command(options: Namespace) -> None:
     """Submit a job."""
-    from launch import submit
+    from launch.slurm import submit
     from launch.slurm.resources import Resources
 
     names = [field.name for field in fields(Resources) if not field.name.startswith("gpu")]
