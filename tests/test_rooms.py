@@ -4,6 +4,7 @@
 """
 
 import ast
+import tomllib
 from collections import Counter, defaultdict
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -76,6 +77,14 @@ def test_no_file_and_no_function_is_long(module):
 def test_no_room_is_crowded():
     files = Counter(module.rpartition(".")[0] for module in MODULES)
     assert {name: count for name, count in files.items() if count > MOST_FILES} == {}
+
+
+def test_every_room_is_installed():
+    rooms = {path.parent for floor in FLOORS for path in (ROOT / floor).rglob("__init__.py")} - {
+        ROOT / "launch" / "api"
+    }
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert sorted(listed) == sorted({"codelength"} | {".".join(path.relative_to(ROOT).parts) for path in rooms})
 
 
 def test_the_page_says_what_is_counted():

@@ -70,7 +70,7 @@ class Law:
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
-class Length:
+class BoundedLength:
     """A code length in nats of some tokens, with what a curve that never rises says for certain."""
 
     tokens: float
@@ -79,9 +79,9 @@ class Length:
     upper_nats: float | None
     """None where the curve alone gives no bound."""
 
-    def __add__(self, other: "Length") -> "Length":
+    def __add__(self, other: "BoundedLength") -> "BoundedLength":
         uppers = (self.upper_nats, other.upper_nats)
-        return Length(
+        return BoundedLength(
             tokens=self.tokens + other.tokens,
             estimate_nats=self.estimate_nats + other.estimate_nats,
             lower_nats=self.lower_nats + other.lower_nats,
@@ -93,11 +93,11 @@ class Length:
 class OnlineLength:
     """The online code of the first exposures of a dataset."""
 
-    head: Length
+    head: BoundedLength
     """Before the first point."""
-    plotted: Length
+    plotted: BoundedLength
     """From the first point to the last one that counts."""
-    tail: Length
+    tail: BoundedLength
     """After it."""
     law: Law
     law_rms_nats: float
@@ -111,7 +111,7 @@ class OnlineLength:
     """Loss of the last point that counts."""
 
     @property
-    def total(self) -> Length:
+    def total(self) -> BoundedLength:
         """All parts together."""
         return self.head + self.plotted + self.tail
 
@@ -193,13 +193,13 @@ def fit_law(tokens: np.ndarray, loss_nats: np.ndarray) -> Law:
     return Law(c_nats=c, scale_nats=scale, reference_tokens=reference, exponent=exponent if scale else 0.0)
 
 
-def _head(law: Law, first_tokens: float, first_loss: float, vocab_size: float | None) -> Length:
+def _head(law: Law, first_tokens: float, first_loss: float, vocab_size: float | None) -> BoundedLength:
     """The tokens before the first point: at least its loss each, at most that of a model that knows nothing."""
     # A first loss above that of the uniform distribution shows a start that is worse than to know nothing.
     highest = math.inf if vocab_size is None else max(math.log(vocab_size), first_loss)
     # The law of the first token stands for all of it: between 0 and 1 it would have no limit.
     first_token = min(max(float(law.loss_nats(1.0)), first_loss), highest)
-    return Length(
+    return BoundedLength(
         tokens=first_tokens,
         estimate_nats=first_token + law.clipped_integral_nats(1.0, first_tokens, first_loss, highest),
         lower_nats=first_loss * first_tokens,
@@ -207,10 +207,10 @@ def _head(law: Law, first_tokens: float, first_loss: float, vocab_size: float | 
     )
 
 
-def _plotted(tokens: np.ndarray, loss: np.ndarray) -> Length:
+def _plotted(tokens: np.ndarray, loss: np.ndarray) -> BoundedLength:
     """The tokens between the points: in each interval between the losses of its two ends."""
     widths = np.diff(tokens)
-    return Length(
+    return BoundedLength(
         tokens=float(tokens[-1] - tokens[0]),
         estimate_nats=math.fsum(power_integral(tokens[:-1], tokens[1:], loss[:-1], loss[1:])),
         lower_nats=math.fsum(widths * np.minimum(loss[:-1], loss[1:])),
@@ -218,9 +218,9 @@ def _plotted(tokens: np.ndarray, loss: np.ndarray) -> Length:
     )
 
 
-def _tail(law: Law, last_tokens: float, last_loss: float, end: float) -> Length:
+def _tail(law: Law, last_tokens: float, last_loss: float, end: float) -> BoundedLength:
     """The tokens after the last point: at most its loss each; the curve does not say how low it would have come."""
-    return Length(
+    return BoundedLength(
         tokens=end - last_tokens,
         estimate_nats=law.clipped_integral_nats(last_tokens, end, 0.0, last_loss),
         lower_nats=0.0,

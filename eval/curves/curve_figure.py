@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from eval.curves.area import Length, OnlineLength
+from eval.curves.area import BoundedLength, OnlineLength
 from eval.curves.read import Curve
 from eval.show.figures import COLOURS, LEGEND, MEASURED_COLOUR, QUIET_COLOUR, new_figure, save_figure, si_prefix
 from harness.errors import UsageError
@@ -63,7 +63,7 @@ def draw_curve(path: Path, curve: Curve, online: OnlineLength) -> None:
     save_figure(figure, path)
 
 
-def _size(length: Length) -> str:
+def _size(length: BoundedLength) -> str:
     num_bytes = bytes_from_bits(bits_from_nats(length.estimate_nats))
     factor, prefix = si_prefix(num_bytes)
     return f"{num_bytes / factor:.4g} {prefix}B"

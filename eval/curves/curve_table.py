@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from eval.curves.area import Length, OnlineLength, two_part_bits
+from eval.curves.area import BoundedLength, OnlineLength, two_part_bits
 from eval.curves.read import Amounts, Curve, nats_of
 from eval.report.run_tables import FORMATS
 from eval.show.blocks import Block, to_latex, to_markdown, to_rich
@@ -67,7 +67,7 @@ def curve_record(curve: Curve, online: OnlineLength, amounts: Amounts, unit: str
     return record
 
 
-def _bounds(part: Length) -> list[tuple[str, float | None]]:
+def _bounds(part: BoundedLength) -> list[tuple[str, float | None]]:
     upper = part.upper_nats
     values = (("", part.estimate_nats), ("lower_", part.lower_nats), ("upper_", upper))
     return [(name, None if nats is None else bits_from_nats(nats)) for name, nats in values]

@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 
 from launch.commands import crossover, online, teacher
@@ -25,6 +26,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="codelength",
         description="Pretrain a transformer, know the online code length of its corpus, and write its offline code.",
     )
+    parser.add_argument("--version", action="version", version=f"codelength {_version()}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
@@ -210,6 +212,13 @@ def _add_machines(command: AddCommand) -> None:
     text = "commands that every job begins with, such as module load"
     sub.add_argument("--setup", type=Path, metavar="FILE", help=text)
     sub.add_argument("--dry-run", action="store_true", help="print the job script and submit nothing")
+
+
+def _version() -> str:
+    try:
+        return metadata.version("codelength")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
 
 
 def _add_work_options(sub: argparse.ArgumentParser) -> None:

@@ -1,0 +1,203 @@
+"""What the commands do, as functions: a run as an object, files in and out."""
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+from safetensors.numpy import load_file
+
+from eval.curves.area import OnlineLength
+from eval.curves.read import Curve
+from eval.length import Length, lengths
+from harness.config.run import RunConfig
+from harness.data.order import Sequences
+from harness.errors import UsageError
+from harness.run.directory import WEIGHTS_FILE, check_done, load_run_config, open_run_data
+from harness.run.ledger import OnlineCode, read_online_code, read_rows
+
+P, T = ParamSpec("P"), TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A finished run: what lies in its directory, read when it is asked for."""
+
+    directory: Path
+
+    @property
+    def config(self) -> RunConfig:
+        """The configuration that it was trained with."""
+        return load_run_config(self.directory)
+
+    @property
+    def online(self) -> OnlineCode:
+        """The online code of its training corpus, in bits, by step; an ideal length.
+
+        Raises UsageError where the data that it was trained on are not there.
+        """
+        config = self.config
+        data = open_run_data(self.directory, config)
+        sequences = Sequences(data.train, config.model.context)
+        return read_online_code(self.directory, sequences.num_sequences, data.train.num_tokens)
+
+    @property
+    def report(self) -> dict:
+        """What `report.json` says: sizes in bytes, code lengths in bits. Raises UsageError before `evaluate`."""
+        from eval.report.run_tables import load_reports
+
+        return load_reports([self.directory])[0]
+
+    def lengths(self) -> dict[str, Length]:
+        """Every code of the report by name: `online`, `offline`, `projected`, and other compressors'."""
+        return lengths(self.report)
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """The float32 weights after training, pruning and fine-tuning, by name."""
+        return load_file(self.directory / WEIGHTS_FILE)
+
+    def ledger(self, columns: Sequence[str] = ("step", "sequence", "epoch", "nats", "nats_sum")) -> Iterator[pa.Table]:
+        """Losses of every sequence at every step, a table for each file; `nats` are of its tokens, in order."""
+        yield from read_rows(self.directory, list(columns))
+
+
+def open_run(directory: str | os.PathLike) -> Run:
+    """A finished run; raises UsageError where `directory` holds none, or its files are damaged."""
+    load_run_config(Path(directory))
+    check_done(Path(directory))
+    return Run(Path(directory))
+
+
+def train(config: RunConfig) -> Run:
+    """Train a run in this process, or go on where it was stopped; prepares the data where needed.
+
+    Raises UsageError for wrong input and RunFailure where the work fails. For several processes use
+    `codelength train --processes N` or torchrun.
+    """
+    from harness.train import train_run
+
+    if config.dry_run:
+        raise UsageError("dry_run=true: leaves no run; use `codelength train` to see what it prints")
+    train_run(config)
+    return open_run(config.run_dir)
+
+
+def _keeping_threads(call: Callable[P, T]) -> Callable[P, T]:
+    """`call`, after which PyTorch has the number of threads that it had before: runs depend on it."""
+
+    @functools.wraps(call)
+    def wrapped(*arguments: P.args, **named: P.kwargs) -> T:
+        before = torch.get_num_threads()
+        try:
+            return call(*arguments, **named)
+        finally:
+            torch.set_num_threads(before)
+
+    return wrapped
+
+
+@_keeping_threads
+def evaluate(directory: str | os.PathLike, settings: Sequence[str] = (), threads: int | None = None) -> dict:
+    """Write the archive of a run, decode it in a fresh process, and return the report.
+
+    `settings` are `eval.key=value`. Raises UsageError and RunFailure as `codelength eval` does.
+    """
+    from eval.offline import evaluate as offline
+
+    return offline.evaluate(Path(directory), list(settings), threads or _cores(), _silent, quiet=True)
+
+
+@_keeping_threads
+def compress(
+    directory: str | os.PathLike, text: bytes, output: str | os.PathLike, threads: int | None = None
+) -> Length:
+    """Write `text` as an archive that holds the model of a run; its length, which nobody has decoded yet."""
+    from eval.offline import evaluate as offline
+
+    run_dir, config = Path(directory), load_run_config(Path(directory))
+    data = open_run_data(run_dir, config)
+    report = offline.compress(run_dir, config, data, text, Path(output), threads or _cores(), _silent)
+    model_bytes = report.model_bytes + report.tokenizer_bytes
+    return Length(model_bytes, report.total_bytes - model_bytes, "coded")
+
+
+@_keeping_threads
+def decompress(archive: str | os.PathLike, threads: int | None = None, max_memory_bytes: int | None = None) -> bytes:
+    """The text of an archive, checked by its SHA-256; raises UsageError where it is foreign or damaged."""
+    from eval.offline.archive import read_archive
+
+    return read_archive(Path(archive), threads or _cores(), _silent, max_memory_bytes)
+
+
+@_keeping_threads
+def send(config: RunConfig, output: str | os.PathLike, source: str | os.PathLike | None = None) -> dict:
+    """Write the online code of a file, or without one of the training corpus; how its bits come about.
+
+    Raises UsageError and RunFailure as `codelength send` does.
+    """
+    from eval.online.send import open_input
+    from eval.online.send import send as send_text
+    from harness.run.waiting import prepare_for_job
+    from harness.train import joined_job
+
+    path = None if source is None else Path(source)
+    if path is None:
+        prepare_for_job(config)
+    with joined_job(config) as ranks:
+        return asdict(send_text(config, open_input(config, path, ranks), Path(output), ranks, _silent))
+
+
+@_keeping_threads
+def receive(file: str | os.PathLike, max_memory_bytes: int | None = None) -> bytes:
+    """The text of an online code that one process has sent, checked by its SHA-256.
+
+    What is done is kept in FILE.received.part until it ends. Raises UsageError where the file is foreign or damaged,
+    or this machine computes otherwise than the sender's.
+    """
+    from eval.online.file import read_online_file
+    from eval.online.receive import receive as receive_text
+    from harness.train import joined_job
+
+    path = Path(file)
+    output = path.with_name(f"{path.name}.received")
+    _, config, *_ = read_online_file(path)
+    with joined_job(config) as ranks:
+        receive_text(path, output, ranks, _silent, max_memory_bytes)
+    text = output.read_bytes()
+    output.unlink()
+    return text
+
+
+def online_length(
+    tokens: Sequence[float],
+    loss_nats: Sequence[float],
+    num_tokens: float | None = None,
+    vocab_size: float | None = None,
+) -> OnlineLength:
+    """Area under a loss curve: `loss_nats` per token after so many `tokens`, both increasing in time, 1-D.
+
+    `num_tokens` is the number of different tokens of the data (default: the last point's); `vocab_size` bounds the
+    loss before the first point. Raises UsageError where the points are no curve.
+    """
+    from eval.curves import area
+
+    read, losses = (np.asarray(values, dtype=np.float64) for values in (tokens, loss_nats))
+    if read.ndim != 1 or read.shape != losses.shape:
+        raise UsageError(f"tokens, loss_nats: shapes {read.shape} and {losses.shape}; give two lists of equal length")
+    is_curve = np.isfinite(read).all() and (np.diff(read) > 0).all() and (read >= 1).all()
+    if not (is_curve and np.isfinite(losses).all() and (losses > 0).all()):
+        raise UsageError("tokens, loss_nats: tokens must increase from at least 1, losses be finite and above 0")
+    return area.online_length(Curve("points", read, losses), num_tokens, vocab_size)
+
+
+def _silent(done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
