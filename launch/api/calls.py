@@ -192,7 +192,7 @@ def online_length(
     is_curve = np.isfinite(read).all() and (np.diff(read) > 0).all() and (read >= 1).all()
     if not (is_curve and np.isfinite(losses).all() and (losses > 0).all()):
         raise UsageError("tokens, loss_nats: tokens must increase from at least 1, losses be finite and above 0")
-    return area.online_length(Curve("points", read, losses), num_tokens, vocab_size)
+    return area.online_length(Curve(name="points", tokens=read, loss_nats=losses), num_tokens, vocab_size)
 
 
 def _silent(done: int, total: int) -> None:
