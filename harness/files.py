@@ -144,3 +144,8 @@ def patiently(work: Callable[[], T]) -> T:
                 raise
             time.sleep(seconds)
     return work()
+
+
+def user_cache() -> Path:
+    """Where this user keeps what can be made again; it may not be there, and not be writable."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "codelength"

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numba
 
+from harness.files import user_cache
+
 _SOURCES = (
     *("harness/machine/jit.py", "harness/model/functions.py"),
     *(f"harness/online/{name}.py" for name in ("mixture", "logistic_mixer", "ngram", "switch")),
@@ -22,8 +24,7 @@ def _cache_directory() -> Path:
     for path in (Path(__file__).parents[2] / name for name in _SOURCES):
         # A program that only receives lacks some.
         digest.update(path.read_bytes() if path.exists() else b"")
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-    folder = home / "codelength" / digest.hexdigest()[:16]
+    folder = user_cache() / digest.hexdigest()[:16]
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
     return folder if os.access(folder, os.W_OK) else Path(tempfile.mkdtemp(prefix="codelength-"))
