@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from harness.backends.base import Backend, load_local_state, local_state, reset
 from harness.backends.ddp import DDPBackend
-from harness.backends.deepspeed import DeepSpeedBackend
 from harness.config.run import RunConfig
 from harness.data.batches import MicroBatch, StepBatch
 from harness.data.schedule import Phase
@@ -166,6 +165,9 @@ class Learner:
     def _make_backend(self) -> Backend:
         config, muon_dtype = self.config, muon_precision(self.dtype, self.ranks.device)
         if config.backend.name == "deepspeed":
+            # Only such runs need the module, and those who receive what they have sent.
+            from harness.backends.deepspeed import DeepSpeedBackend
+
             clip_norm = config.optimizer.clip_norm
             return DeepSpeedBackend(self.ranks, config.backend, clip_norm, self.micro_batch, muon_dtype)
         return DDPBackend(self.ranks, muon_dtype)

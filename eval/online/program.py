@@ -1,7 +1,7 @@
 """The program that a receiver of an online code needs: a part of the code's length, and what must not change.
 
-Counted is what receiving runs: the definitions that it reaches, without docstrings and comments, packed by xz. Python
-and the installed packages are not counted, as with other compressors.
+Counted is what receiving can run: the definitions and methods that it reaches, without docstrings, comments and
+annotations of functions, packed by xz. Python and the installed packages are not counted, as with other compressors.
 """
 
 import ast
@@ -39,36 +39,45 @@ def receiver_sha256() -> str:
     return code_sha256(receiver_sources())
 
 
-def program_bytes() -> int:
-    """Bytes of the program of a receiver, each file after its name, as `xz -9e` packs them.
+def program_bytes(backend: str = "ddp") -> int:
+    """Bytes of the program that receives what `backend` has sent, each file after its name, as `xz -9e` packs them.
 
     They are counted once for all sources that may be part of it, and kept in the user's cache: counting takes seconds.
     """
     sources = [path for package in ("harness", "eval") for path in (ROOT / package).rglob("*.py")]
-    kept = user_cache() / f"program-{code_sha256(sources)[:32]}"
+    kept = user_cache() / f"program-{backend}-{code_sha256(sources)[:32]}"
     with suppress(OSError, ValueError):
         return int(kept.read_text())
-    size = _counted_bytes()
+    size = _counted_bytes(backend)
     with suppress(OSError, RunFailure):
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_file(kept, str(size).encode())
     return size
 
 
-def _counted_bytes() -> int:
-    content = "".join(f"{name}\n{text}\n" for name, text in receiver_program().items())
+def _counted_bytes(backend: str) -> int:
+    content = "".join(f"{name}\n{text}\n" for name, text in receiver_program(backend).items())
     return len(lzma.compress(content.encode(), preset=9 | lzma.PRESET_EXTREME))
 
 
-def receiver_program() -> dict[str, str]:
-    """The sources of a program that receives, by path; it runs where they lie, and receives what this version sends."""
-    reached = _Reached()
+def receiver_program(backend: str = "ddp") -> dict[str, str]:
+    """The sources of a program that receives what `backend` has sent with this version, by path; it runs as it is."""
+    reached = _Reached({module for other, module in _OF_ONE_BACKEND.items() if other != backend})
     for module, name in _ENTRIES:
         reached.need(module, name)
     program = reached.sources()
     # The program has other bytes than the sources whose digest a file names.
     own = str(Path(__file__).relative_to(ROOT))
     return program | {own: f"def {receiver_sha256.__name__}():\n    return {receiver_sha256()!r}\n"}
+
+
+# Imported where it is needed.
+_OF_ONE_BACKEND = {"deepspeed": "harness.backends.deepspeed"}
+# Methods that libraries call by name: context managers that close, and objects in place of files.
+_CALLED_BY_LIBRARIES = {"close", "flush", "read", "readinto", "seek", "tell", "write"}
+# Bases that call none of the methods that are added to them.
+_QUIET_BASES = {"NamedTuple", "Protocol", "Exception", "ABC", "Generic", "object"}
+_PLAIN_DECORATORS = {"property", "staticmethod", "classmethod", "cached_property", "abstractmethod", "contextmanager"}
 
 
 class _Module:
@@ -92,15 +101,20 @@ class _Module:
 
 
 class _Reached:
-    """What running some functions can reach: by names, so rather more than less."""
+    """What running some functions can reach, without some modules: by names, so rather more than less."""
 
-    def __init__(self):
+    def __init__(self, left_out: set[str]):
         finder = ModuleFinder(path=[str(ROOT)])
         for module, _ in _ENTRIES:
             finder.import_hook(module)
         self._modules = {name: _Module(Path(m.__file__)) for name, m in finder.modules.items() if m.__file__}
+        for module in left_out:
+            del self._modules[module]
         self._needed: set[tuple[str, str]] = set()
         self._touched: set[str] = set()
+        # Attributes that something reached speaks of, and methods by the attribute that would reach them.
+        self._attributes: set[str] = set(_CALLED_BY_LIBRARIES)
+        self._unreached: dict[str, list[tuple[str, ast.stmt]]] = {}
 
     def need(self, module: str, name: str) -> None:
         """Reach a name of a module."""
@@ -120,7 +134,8 @@ class _Reached:
         for name in sorted(self._touched):
             module = self._modules[name]
             kept = [part for statement in module.body for part in self._kept(name, statement)]
-            text = ast.unparse(_Undocumented().visit(ast.Module(kept, type_ignores=[])))
+            unreached = {id(method) for methods in self._unreached.values() for _, method in methods}
+            text = ast.unparse(_Bare(unreached).visit(ast.Module(kept, type_ignores=[])))
             found[str(module.path.relative_to(ROOT))] = f"{text}\n" if text else ""
         return found
 
@@ -140,15 +155,55 @@ class _Reached:
 
     def _visit(self, module: str, statement: ast.stmt) -> None:
         imports = self._modules[module].imports
-        for node in ast.walk(statement):
+        for node in self._walked(module, statement):
             if isinstance(node, ast.Name):
+                self._mention(node.id)
                 self.need(module, node.id)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                # As in getattr(object, "name").
+                self._mention(node.value)
             elif isinstance(node, ast.Import | ast.ImportFrom):
                 for _, imported in _imported(node):
                     self._import(*imported)
-            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in imports:
-                of_module, name = imports[node.value.id]
-                self.need(f"{of_module}.{name}" if name else of_module, node.attr)
+            elif isinstance(node, ast.Attribute):
+                self._mention(node.attr)
+                if isinstance(node.value, ast.Name) and node.value.id in imports:
+                    of_module, name = imports[node.value.id]
+                    self.need(f"{of_module}.{name}" if name else of_module, node.attr)
+
+    def _walked(self, module: str, statement: ast.AST) -> Iterator[ast.AST]:
+        """The nodes of a statement, without annotations of functions and methods that nothing reaches yet."""
+        yield statement
+        if isinstance(statement, ast.ClassDef) and self._is_quiet(module, statement):
+            for part in statement.body:
+                if _is_plain_method(part) and part.name not in self._attributes:
+                    self._unreached.setdefault(part.name, []).append((module, part))
+                else:
+                    yield from self._walked(module, part)
+            parts = [*statement.bases, *statement.keywords, *statement.decorator_list]
+        else:
+            parts = list(_unannotated(statement))
+        for part in parts:
+            yield from self._walked(module, part)
+
+    def _mention(self, attribute: str) -> None:
+        """Reach every method of that name."""
+        self._attributes.add(attribute)
+        for module, method in self._unreached.pop(attribute, []):
+            self._visit(module, method)
+
+    def _is_quiet(self, module: str, node: ast.ClassDef) -> bool:
+        """Whether no library calls its methods: all its bases are of this project, or call nothing."""
+        known = self._modules[module]
+        for base in node.bases:
+            name = base.id if isinstance(base, ast.Name) else ""
+            of_module, of_name = known.imports.get(name, (module, name))
+            if of_name in _QUIET_BASES:
+                continue
+            bases = self._modules[of_module].definitions.get(of_name or "", []) if of_module in self._modules else []
+            if not bases or not all(isinstance(b, ast.ClassDef) and self._is_quiet(of_module, b) for b in bases):
+                return False
+        return True
 
     def _kept(self, module: str, statement: ast.stmt) -> Iterator[ast.stmt]:
         """The statement, or what is left of an import, or nothing."""
@@ -163,11 +218,20 @@ class _Reached:
             yield statement
 
 
-class _Undocumented(ast.NodeTransformer):
-    """Drops docstrings; comments are in no tree."""
+class _Bare(ast.NodeTransformer):
+    """Drops docstrings, annotations of functions, and methods by their identity; comments are in no tree."""
 
-    def generic_visit(self, node: ast.AST) -> ast.AST:
+    def __init__(self, unreached: set[int]):
+        self._unreached = unreached
+
+    def generic_visit(self, node: ast.AST) -> ast.AST | None:
+        if id(node) in self._unreached:
+            return None
         super().generic_visit(node)
+        if isinstance(node, ast.FunctionDef):
+            node.returns = None
+        if isinstance(node, ast.arg):
+            node.annotation = None
         for field in ("body", "orelse", "finalbody"):
             statements = getattr(node, field, None)
             if isinstance(statements, list):
@@ -175,6 +239,25 @@ class _Undocumented(ast.NodeTransformer):
                 is_empty = field == "body" and not kept and not isinstance(node, ast.Module)
                 setattr(node, field, [ast.Pass()] if is_empty else kept)
         return node
+
+
+def _is_plain_method(node: ast.AST) -> bool:
+    """Whether a part of a class is a method that only its name reaches."""
+    if not isinstance(node, ast.FunctionDef) or node.name.startswith("__"):
+        return False
+    return all(isinstance(d, ast.Name) and d.id in _PLAIN_DECORATORS for d in node.decorator_list)
+
+
+def _unannotated(node: ast.AST) -> Iterator[ast.AST]:
+    """Children of a node that remain when annotations of functions are dropped."""
+    for field, value in ast.iter_fields(node):
+        if (isinstance(node, ast.FunctionDef) and field == "returns") or (
+            isinstance(node, ast.arg) and field == "annotation"
+        ):
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.AST):
+                yield child
 
 
 def _imported(statement: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, tuple[str, str | None]]]:
