@@ -66,6 +66,17 @@ def test_a_run_holds_its_ledger_its_weights_and_the_length_of_its_codes(run):
     assert lengths["lzma2_whole"].kind == "decoded"
 
 
+def test_the_lines_of_the_readme_print_every_length(config, run, capsys):
+    block = (ROOT / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    small = [*TINY, f"runs_dir={config.runs_dir}", f"data_dir={config.data_dir}"]
+    program = block.replace("configs/demo.yaml", str(ROOT / "configs" / "demo.yaml")).replace(
+        '["name=first"]', repr(small)
+    )
+    exec(compile(program, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "offline decoded" in printed and "online ideal" in printed and "lzma2_whole decoded" in printed
+
+
 def test_texts_go_into_files_and_come_back(run, config, tmp_path):
     text = (ROOT / "LICENSE").read_bytes()[:3000]
     length = cl.compress(run.directory, text, tmp_path / "text.cl", threads=1)
