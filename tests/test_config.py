@@ -54,7 +54,7 @@ def test_what_is_not_a_mapping_is_one_line(tmp_path, text):
 
 def test_a_missing_file_is_one_line(tmp_path):
     assert refusal(tmp_path / "none.yaml") == [
-        f"{tmp_path}/none.yaml: no such configuration file; see configs/ for examples"
+        f"{tmp_path}/none.yaml: no such configuration file; `codelength init` lists the presets"
     ]
 
 

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.config.bounds import number_problems
+from harness.config.presets import preset_path
 from harness.errors import UsageError
 
 T = TypeVar("T")
@@ -135,7 +136,8 @@ def read_yaml(path: Path, what: str, content_words: str, remedy: str) -> dict:
 def _read_layers(path: Path, depth: int = 0) -> list[dict]:
     if depth > MAX_INCLUDE_DEPTH:
         raise UsageError(f"{path}: includes are nested deeper than {MAX_INCLUDE_DEPTH}; does a file include itself?")
-    content = read_yaml(path, "configuration file", "sections", "see configs/ for examples")
+    path = path if depth else preset_path(path)
+    content = read_yaml(path, "configuration file", "sections", "`codelength init` lists the presets")
     given = content.pop("include", [])
     try:
         includes = [_at_home(_text(name)) for name in (given if isinstance(given, list) else [given])]

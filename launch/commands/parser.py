@@ -52,6 +52,9 @@ def with_passed_options(arguments: Sequence[str]) -> list[str]:
 
 def _add_runs(command: AddCommand) -> None:
     """Making and comparing runs."""
+    sub = command("init", commands.init_command, "write a preset as a file to edit, or list the presets")
+    sub.add_argument("preset", nargs="?", metavar="PRESET", help="for example wiki-mini")
+    sub.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: PRESET.yaml")
     sub = command("data", commands.data_command, "prepare tokenizer and shards of a corpus")
     _add_config(sub)
     sub = command("train", commands.train_command, "train a run: main -> prune -> finetune; a stopped run goes on")
@@ -230,7 +233,7 @@ def _add_work_options(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_config(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("config", metavar="CONFIG", help="a YAML file, see configs/")
+    sub.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of a preset (`codelength init`)")
     sub.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.epochs=2")
 
 

@@ -18,6 +18,28 @@ SECONDS_BETWEEN_PROGRESS = 0.5
 SECONDS_BEFORE_PROGRESS_LINES, SECONDS_BETWEEN_PROGRESS_LINES = 2.0, 10.0
 
 
+def init_command(options: Namespace) -> None:
+    """List the presets, or write one."""
+    from harness.config.presets import preset_names, preset_path
+    from harness.config.run import dump_config, load_config
+    from harness.files import write_file
+
+    if options.preset is None:
+        print("\n".join(preset_names()))
+        return
+    if options.preset not in preset_names():
+        raise UsageError(f"{options.preset}: no preset; use one of {', '.join(preset_names())}")
+    output = options.output or Path(f"{options.preset}.yaml")
+    if output.exists():
+        raise UsageError(f"{output}: exists; choose another with -o FILE")
+    text = preset_path(options.preset).read_text()
+    if "\ninclude:" in f"\n{text}":
+        # What it includes lies beside the preset, not beside the copy.
+        text = dump_config(load_config(options.preset, []))
+    write_file(output, text.encode())
+    print(f"{output}: edit it, and use it in place of {options.preset}")
+
+
 def data_command(options: Namespace) -> None:
     """Prepare tokenizer and shards."""
     from harness.machine.stop import PAUSE_SIGNAL, interruptible

@@ -125,10 +125,7 @@ def check_training() -> Finding:
     from harness.machine.hardware import processor_name
     from launch.plan.pace import seconds_in_processes
 
-    demo = Path(__file__).parents[2] / "configs" / "demo.yaml"
-    if not demo.exists():
-        return Finding("ok", "not measured: configs/demo.yaml is not installed, only in a clone")
-    config: RunConfig = load_config(demo, [])
+    config: RunConfig = load_config("demo", [])
     num_gpus = torch.cuda.device_count()
     place = torch.cuda.get_device_name(0) if num_gpus else f"{processor_name()}, {_cores()} core(s)"
     processes = 2 if num_gpus != 1 else 1

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from harness.config.presets import product_folder
 from harness.config.run import RunConfig, dump_config, load_config
 from harness.corpus.prepared import data_directory
 from harness.errors import RunFailure, UsageError
@@ -20,7 +21,7 @@ from harness.files import write_file
 from harness.run.directory import check_same_run, is_done, load_run_config
 from launch.slurm.resources import Resources, words_of
 
-TEMPLATES = Path(__file__).parents[2] / "slurm"
+TEMPLATES = product_folder("slurm")
 DIRECTIVE = "#SBATCH --"
 # sbatch puts these variables above the lines of a script; most are named after their option.
 SBATCH_VARIABLES = {"time": "TIMELIMIT", "array": "ARRAY_INX", "mem": "MEM_PER_NODE", "requeue": "NO_REQUEUE"}
@@ -203,7 +204,7 @@ def _filled(
     try:
         lines = path.read_text().splitlines()
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; submit needs a clone, installed with pip install -e") from None
+        raise UsageError(f"{path}: {error.strerror}; install codelength again") from None
     given = {_option(line): line.partition("=")[2] for line in lines if line.startswith(DIRECTIVE)}
     first = next(i for i, line in enumerate(lines) if line.startswith(DIRECTIVE))
     header, body = lines[:first], [line for line in lines[first:] if not line.startswith(DIRECTIVE)]

@@ -1,0 +1,92 @@
+"""The wheel is the whole product: presets, templates of jobs, types, and every room."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from harness.config.run import load_config
+from harness.files import sha256
+
+SMALL = [
+    "model.width=16",
+    "model.layers=1",
+    "model.heads=1",
+    "model.context=64",
+    "eval.chunk_bytes=64",
+    "train.epochs=1",
+    "prune.kind=none",
+    "train.finetune_epochs=0",
+    "corpus.subset_bytes=4000",
+    "corpus.heldout_bytes=500",
+]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """A folder in which the unpacked wheel lies, as pip leaves it, and nothing else of a clone."""
+    source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
+    for name in ("harness", "eval", "launch", "configs", "slurm"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        source,
+        source,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = source.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(folder)
+    return folder
+
+
+def codelength(installed: Path, folder: Path, *arguments: str) -> str:
+    """A command of the unpacked wheel, which must not find the clone."""
+    program = "import sys, harness, launch.main; print(harness.__file__, file=sys.stderr); sys.exit(launch.main.main())"
+    command = [sys.executable, "-P", "-c", program, *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment(installed), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[0] == str(installed / "harness" / "__init__.py")
+    return done.stdout
+
+
+def environment(installed: Path) -> dict[str, str]:
+    import os
+
+    return os.environ | {"PYTHONPATH": str(installed)}
+
+
+def test_presets_are_found_by_name_and_written_to_be_edited(installed, tmp_path):
+    assert "wiki-mini" in codelength(installed, tmp_path, "init").split()
+    codelength(installed, tmp_path, "init", "wiki40b-ut4-300mb", "-o", "mine.yaml")
+    assert load_config(tmp_path / "mine.yaml") == load_config(ROOT / "configs" / "wiki40b-ut4-300mb.yaml")
+    codelength(installed, tmp_path, "init", "demo")
+    assert (tmp_path / "demo.yaml").read_bytes() == (ROOT / "configs" / "demo.yaml").read_bytes()
+
+
+def test_a_run_of_a_preset_is_trained_evaluated_and_decoded(installed, tmp_path):
+    codelength(installed, tmp_path, "train", "demo", "name=wheel", *SMALL)
+    codelength(installed, tmp_path, "eval", "runs/wheel", "--quiet")
+    archive = "runs/wheel/offline/archive.cl"
+    assert "verified" in codelength(installed, tmp_path, "decompress", archive, "-o", "out")
+    golden = ROOT / "tests" / "golden" / "portable.cl"
+    codelength(installed, tmp_path, "decompress", str(golden), "-o", "golden")
+    assert sha256(tmp_path / "golden")
+
+
+def test_jobs_are_submitted_without_a_clone(installed, tmp_path):
+    text = codelength(installed, tmp_path, "submit", "demo", "--dry-run")
+    assert text.startswith("#!/bin/bash") and "harness.train" in text
