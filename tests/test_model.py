@@ -1,5 +1,8 @@
 """The transformer: what it may see, and that stepping and whole sequences agree."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -69,3 +72,18 @@ def test_a_model_of_zeros_stays_finite(architecture):
         for p in model.parameters():
             p.zero_()
     assert model(torch.zeros(1, 5, dtype=torch.int64)).isfinite().all()
+
+
+def test_shapes_alone_import_no_compiler():
+    """It takes longer than decoding a page."""
+    program = (
+        "import sys, torch\n"
+        "from harness.model.transformer import ModelConfig, Transformer\n"
+        "for architecture in ('modern', 'published'):\n"
+        "    with torch.device('meta'):\n"
+        "        model = Transformer(ModelConfig(architecture=architecture, width=32, layers=1, context=8), 50)\n"
+        "    assert all(p.is_meta for p in model.parameters())\n"
+        "print('torch._dynamo' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100)
+    assert done.stdout == "False\n", done.stderr

@@ -55,7 +55,9 @@ class Transformer(nn.Module):
         self.checkpoint_activations = False
         """Whether a backward pass computes the inside of each block again instead of keeping it."""
         published = config.architecture == "published"
-        self.embed = nn.Embedding(vocab_size + 1, config.width)
+        weight = torch.empty(vocab_size + 1, config.width)
+        _fill_normal(weight, 1.0)
+        self.embed = nn.Embedding(*weight.shape, _weight=weight)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width) if published else RMSNorm()
         self.head = nn.Linear(config.width, vocab_size, bias=False)
@@ -66,7 +68,7 @@ class Transformer(nn.Module):
             cos, sin = rotary_tables(config.context, config.width // config.heads)
             self.register_buffer("cos", cos, persistent=False)
             self.register_buffer("sin", sin, persistent=False)
-            nn.init.normal_(self.embed.weight, 0.0, 0.1)
+            _fill_normal(self.embed.weight, 0.1)
             nn.init.zeros_(self.head.weight)
 
     @property
@@ -161,20 +163,31 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def rotary_tables(length: int, head_width: int) -> tuple[Tensor, Tensor]:
     """Cosines and sines (length, head_width / 2) of the rotary angles."""
-    frequency = 10000.0 ** (-torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
-    angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency
+    angle = _angles(length, head_width)
     return angle.cos().float(), angle.sin().float()
 
 
 def sinusoidal_positions(length: int, width: int) -> Tensor:
     """Position vectors (length, width) of Vaswani et al. 2017, section 3.5."""
-    frequency = 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
-    angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency
+    angle = _angles(length, width)
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :width].float()
+
+
+def _angles(length: int, width: int) -> Tensor:
+    # Always of the CPU, also where a model is made on the meta device: there, arithmetic imports PyTorch's compiler,
+    # which takes more than a second.
+    frequency = 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / width)
+    return torch.arange(length, dtype=torch.float64, device="cpu")[:, None] * frequency
+
+
+def _fill_normal(weight: Tensor, deviation: float) -> None:
+    # As above: on the meta device there is nothing to fill.
+    if not weight.is_meta:
+        nn.init.normal_(weight, 0.0, deviation)
 
 
 def _initialise_published(module: nn.Module) -> None:
     if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, 0.0, 0.02)
+        _fill_normal(module.weight, 0.02)
     if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
