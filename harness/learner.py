@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from harness.backends.ddp import DDPBackend
 from harness.config.run import RunConfig
 from harness.data.batches import MicroBatch, StepBatch
 from harness.data.schedule import Phase
-from harness.errors import OtherRankFailed, RunFailure
+from harness.errors import OtherRankFailed, RunFailure, UsageError
 from harness.machine.hardware import load_random_state, muon_precision, random_state
 from harness.machine.ranks import Ranks
 from harness.model.transformer import Transformer, token_nats
@@ -75,6 +76,10 @@ class Learner:
     def _prepared(self, model: Transformer) -> Transformer:
         model.checkpoint_activations = self.config.train.activation_checkpointing
         if self.config.train.compile:
+            if self.ranks.device.type == "cpu" and "ATEN_CPU_CAPABILITY" in os.environ:
+                # Compiled code takes the best instructions all the same; beside kernels without them losses were NaN.
+                limit = os.environ["ATEN_CPU_CAPABILITY"]
+                raise UsageError(f"train.compile=true: not with ATEN_CPU_CAPABILITY={limit}; unset one of them")
             for block in model.blocks:
                 block.compile()
         mark_parameters(model, self.config.rule)

@@ -39,6 +39,13 @@ LONGEST = (
     "doctor",
     "stepping",
     "faults",
+    "wheel",
+    "signals",
+    "train",
+    "plan",
+    "demo",
+    "audit",
+    "fuzz",
 )
 
 

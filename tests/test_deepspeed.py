@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from harness.config.run import load_config
 from harness.errors import UsageError
+from harness.machine.hardware import isa_limits
 from harness.train import train_run
 
 
@@ -153,7 +154,7 @@ def test_one_process_needs_no_launcher_and_no_compiler(config, alone):
     program = f"from harness.train import main; assert main({plain}) == 0 and main({muon}) == 0; import os; os._exit(0)"
     command = [sys.executable, "-c", program]
     # Nothing but Python can be found: no compiler, no ninja.
-    environment = {"PATH": "/nonexistent", "OMP_NUM_THREADS": "1", "HOME": str(config.parent)}
+    environment = {"PATH": "/nonexistent", "OMP_NUM_THREADS": "1", "HOME": str(config.parent)} | isa_limits()
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "compil" not in done.stdout + done.stderr and not (config.parent / ".cache" / "torch_extensions").exists()

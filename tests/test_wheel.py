@@ -62,12 +62,20 @@ def test_presets_are_found_by_name_and_written_to_be_edited(installed, tmp_path)
     assert (tmp_path / "wiki-mini.yaml").read_bytes() == (ROOT / "configs" / "wiki-mini.yaml").read_bytes()
 
 
-def test_a_run_of_a_preset_is_trained_evaluated_and_decoded(installed, tmp_path):
-    codelength(installed, tmp_path, "train", "demo", "name=wheel", *SMALL)
-    codelength(installed, tmp_path, "eval", "runs/wheel", "--quiet")
-    archive = "runs/wheel/offline/archive.cl"
-    assert "verified" in codelength(installed, tmp_path, "decompress", archive, "-o", "out")
-    codelength(installed, tmp_path, "decompress", str(ROOT / "tests" / "golden" / "portable.cl"), "-o", "golden")
+def test_a_run_of_a_preset_is_trained_and_decoded_and_an_earlier_file_is_read(installed, tmp_path):
+    program = (
+        "import codelength as cl\n"
+        f"run = cl.train(cl.load_config('demo', ['name=wheel', *{SMALL}]))\n"
+        "cl.evaluate(run.directory, threads=1)\n"
+        f"text = cl.decompress({str(ROOT / 'tests' / 'golden' / 'portable.cl')!r})\n"
+        "print(cl.__file__, run.lengths()['offline'].kind, len(text) > 0)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"{installed}/codelength/__init__.py decoded True"
 
 
 def test_jobs_are_submitted_without_a_clone(installed, tmp_path):
