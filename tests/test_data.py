@@ -1,5 +1,6 @@
 """Data are prepared once, by one process, from one reading; what was ended goes on, what is damaged is not used."""
 
+import errno
 import gzip
 import hashlib
 import json
@@ -373,3 +374,15 @@ def test_a_failure_of_an_earlier_job_at_the_same_port_does_not_count(tmp_path, m
     before = time.time() - 100_000
     os.utime(path, (before, before))
     waiting._raise_failure_of_others(work)
+
+
+def test_a_device_that_fails_while_data_are_opened_is_named(prepared, monkeypatch):
+    def fail(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    _, config = prepared
+    monkeypatch.setattr("harness.files.SECONDS_BETWEEN_TRIES", ())
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(OSError) as caught:
+        open_data(config)
+    assert caught.value.filename == str(data_directory(config) / "tokenizer.model")

@@ -16,7 +16,7 @@ from harness.corpus.pieces import Piece, documents_of, read_piece, read_text, te
 from harness.data.shards import token_type
 from harness.data.tokenizer import SentencePieceTokenizer, TokenizerConfig, from_model_bytes, train_tokenizer
 from harness.errors import CodelengthError, RunFailure
-from harness.files import reason, write_file
+from harness.files import read_file, reason, write_file
 
 MODEL_FILE = "tokenizer.model"
 _DEATH_SIGNAL_OF_PARENT = 1
@@ -38,7 +38,7 @@ def encode_pieces(folder: Path, texts: list[Path]) -> None:
 
     Raises RunFailure where that fails.
     """
-    tokenizer = from_model_bytes("sentencepiece", (folder / MODEL_FILE).read_bytes())
+    tokenizer = from_model_bytes("sentencepiece", read_file(folder / MODEL_FILE))
     for path in texts:
         text, tokens = _text(path), path.with_suffix(".tokens")
         identity = tokens_identity(tokenizer, text)

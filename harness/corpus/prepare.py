@@ -25,7 +25,7 @@ from harness.corpus.pieces import read_text, text_path, write_text_pieces
 from harness.data.shards import Encoded, token_type, write_encoded, write_shard
 from harness.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, TokenizerConfig, from_model_bytes
 from harness.errors import RunFailure, UsageError
-from harness.files import make_directory, reason, write_file, write_json
+from harness.files import make_directory, read_file, reason, write_file, write_json
 from harness.lock import LOCK_FILE
 
 TRAIN_FILE, HELDOUT_FILE, SOURCES_FILE = "train.shard", "heldout.shard", "sources.json"
@@ -136,7 +136,7 @@ def _trained(folder: Path, vocab_size: int, is_small: bool) -> bytes:
         else:
             with _started(folder, [("train", vocab_size)]) as processes:
                 _wait_for(processes)
-    return path.read_bytes()
+    return read_file(path)
 
 
 def _encode_on_all_cores(folder: Path, num_pieces: int, tell: Tell) -> None:

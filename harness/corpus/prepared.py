@@ -16,7 +16,7 @@ from harness.corpus.prepare import HELDOUT_FILE, TRAIN_FILE, clear, prepare
 from harness.data.shards import Shard, open_shard
 from harness.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, TokenizerConfig, from_model_bytes
 from harness.errors import RunFailure, UsageError
-from harness.files import make_directory, reason, sync_directory
+from harness.files import make_directory, read_file, reason, sync_directory
 from harness.lock import DirectoryLock
 from harness.machine.stop import keeping
 
@@ -74,7 +74,7 @@ def open_data(config: TextSettings, verify: bool = False) -> Data:
     remedy = "run `codelength data` with the same configuration, which prepares it again"
     if missing:
         raise UsageError(f"{directory}: incomplete, without {', '.join(missing)}; {remedy}")
-    model = (directory / MODEL_FILE).read_bytes()
+    model = read_file(directory / MODEL_FILE)
     shards = [open_shard(directory / name) for name in (TRAIN_FILE, HELDOUT_FILE)]
     for shard in shards:
         if hashlib.sha256(model).digest() != shard.model_digest:

@@ -64,7 +64,7 @@ OUTPUTS = {
     "send": ("sent.clo",),
     "receive": ("received",),
 }
-PROGRESS = re.compile(r"(left|prune.*)\s*$")
+PROGRESS = re.compile(r"(left|prune.*)\s*$|^read     ")
 TIMEOUT_SECONDS = 120
 """A command that takes longer waits without end: undisturbed ones take seconds."""
 INTERRUPTED_AT = 4
