@@ -1,4 +1,4 @@
-"""The environment of processes that run this very package: fresh decoders, workers, audits."""
+"""Processes that run this very package (fresh decoders, workers, audits): their environment, and cores for them."""
 
 import os
 from pathlib import Path
@@ -11,3 +11,8 @@ def child_environment(**settings: str) -> dict[str, str]:
     """
     paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))} | settings
+
+
+def num_cores() -> int:
+    """Cores that this process may use; a job of a cluster has fewer than its machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

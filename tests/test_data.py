@@ -132,16 +132,16 @@ def test_a_piece_is_whole_and_of_its_identity_or_nothing(tmp_path):
 
 
 def test_preparations_that_start_together_wait_for_one_and_find_its_work(tmp_path):
-    path = write_config(tmp_path, make_text(1_200_000))
+    path = write_config(tmp_path, make_text(3_000_000))
     processes = []
     for _ in range(3):
         processes.append(python("-m", "launch", "data", path, cwd=tmp_path))
-        time.sleep(0.3)
+        time.sleep(0.1)
     results = [result_of(process) for process in processes]
     assert [result.returncode for result in results] == [0, 0, 0], [result.stderr for result in results]
     assert len({result.stdout for result in results}) == 1
     said = [result.stderr for result in results]
-    assert sum("1 jsonl; 1,200,000 bytes of text" in text for text in said) == 1
+    assert sum("1 jsonl; 3,000,000 bytes of text" in text for text in said) == 1
     assert sum(bool(re.search(r"in use by process \d+ on .*; waiting\n", text)) for text in said) == 2
     assert [entry.name for entry in (tmp_path / "data").iterdir()] == [data_directory(load_config(path)).name]
 

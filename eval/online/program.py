@@ -6,6 +6,7 @@ annotations of functions, packed by xz. Python and the installed packages are no
 
 import ast
 import lzma
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
@@ -45,7 +46,9 @@ def program_bytes(backend: str = "ddp") -> int:
     They are counted once for all sources that may be part of it, and kept in the user's cache: counting takes seconds.
     """
     sources = [path for package in ("harness", "eval") for path in (ROOT / package).rglob("*.py")]
-    kept = user_cache() / f"program-{backend}-{code_sha256(sources)[:32]}"
+    # Versions of Python write the same program differently.
+    python = ".".join(map(str, sys.version_info[:3]))
+    kept = user_cache() / f"program-{backend}-{python}-{code_sha256(sources)[:32]}"
     with suppress(OSError, ValueError):
         return int(kept.read_text())
     size = _counted_bytes(backend)

@@ -25,7 +25,7 @@ def preset_path(text: str | Path) -> Path:
     A word that is neither stays as it is, so that reading it says that there is no such file.
     """
     path = Path(text)
-    if path.exists() or path.suffix or path.name != str(text):
+    if path.is_file() or path.suffix or path.name != str(text):
         return path
     preset = product_folder("configs") / f"{text}.yaml"
     return preset if preset.exists() else path

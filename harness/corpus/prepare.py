@@ -6,7 +6,6 @@ is kept. The shards come out the same, byte by byte, whatever the number of proc
 """
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.children import child_environment
+from harness.children import child_environment, num_cores
 from harness.corpus.config import Corpus, CorpusConfig
 from harness.corpus.encode import MODEL_FILE, encode_pieces, tokens_of_pieces, train_on_pieces
 from harness.corpus.pieces import read_text, text_path, write_text_pieces
@@ -69,11 +68,6 @@ def clear(work: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         elif path.name != LOCK_FILE and not path.name.startswith("."):
             path.unlink(missing_ok=True)
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _write_bytes(config: CorpusConfig, ready: Path, tell: Tell) -> dict:

@@ -2,7 +2,7 @@
 
     import codelength as cl
 
-    config = cl.load_config("wiki-mini.yaml", ["name=first", "train.epochs=1"])
+    config = cl.load_config("wiki-mini", ["name=first", "train.epochs=1"])
     run = cl.train(config)
     cl.evaluate(run.directory)
     print(run.lengths()["offline"].total_bytes, run.online.bits_per_byte)

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors.numpy import load_file
 from eval.curves.area import OnlineLength
 from eval.curves.read import Curve
 from eval.length import Length, lengths
+from harness.children import num_cores
 from harness.config.run import RunConfig
 from harness.data.order import Sequences
 from harness.errors import UsageError
@@ -109,7 +111,7 @@ def evaluate(directory: str | os.PathLike, settings: Sequence[str] = (), threads
     """
     from eval.offline import evaluate as offline
 
-    return offline.evaluate(Path(directory), list(settings), threads or _cores(), _silent, quiet=True)
+    return offline.evaluate(Path(directory), list(settings), threads or num_cores(), _silent, quiet=True)
 
 
 @_keeping_threads
@@ -121,7 +123,7 @@ def compress(
 
     run_dir, config = Path(directory), load_run_config(Path(directory))
     data = open_run_data(run_dir, config)
-    report = offline.compress(run_dir, config, data, text, Path(output), threads or _cores(), _silent)
+    report = offline.compress(run_dir, config, data, text, Path(output), threads or num_cores(), _silent)
     model_bytes = report.model_bytes + report.tokenizer_bytes
     return Length(model_bytes, report.total_bytes - model_bytes, "coded")
 
@@ -131,7 +133,7 @@ def decompress(archive: str | os.PathLike, threads: int | None = None, max_memor
     """The text of an archive, checked by its SHA-256; raises UsageError where it is foreign or damaged."""
     from eval.offline.archive import read_archive
 
-    return read_archive(Path(archive), threads or _cores(), _silent, max_memory_bytes)
+    return read_archive(Path(archive), threads or num_cores(), _silent, max_memory_bytes)
 
 
 @_keeping_threads
@@ -156,21 +158,19 @@ def send(config: RunConfig, output: str | os.PathLike, source: str | os.PathLike
 def receive(file: str | os.PathLike, max_memory_bytes: int | None = None) -> bytes:
     """The text of an online code that one process has sent, checked by its SHA-256.
 
-    What is done is kept in FILE.received.part until it ends. Raises UsageError where the file is foreign or damaged,
-    or this machine computes otherwise than the sender's.
+    Raises UsageError where the file is foreign or damaged, or this machine computes otherwise than the sender's. To go
+    on after a stop, use `codelength receive`.
     """
     from eval.online.file import read_online_file
     from eval.online.receive import receive as receive_text
     from harness.train import joined_job
 
     path = Path(file)
-    output = path.with_name(f"{path.name}.received")
     _, config, *_ = read_online_file(path)
-    with joined_job(config) as ranks:
+    with tempfile.TemporaryDirectory(prefix="codelength-") as folder, joined_job(config) as ranks:
+        output = Path(folder) / "received"
         receive_text(path, output, ranks, _silent, max_memory_bytes)
-    text = output.read_bytes()
-    output.unlink()
-    return text
+        return output.read_bytes()
 
 
 def online_length(
@@ -197,7 +197,3 @@ def online_length(
 
 def _silent(done: int, total: int) -> None:
     """Progress that nobody watches."""
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,12 +1,12 @@
 """The command line: subcommands and their options."""
 
 import argparse
-import os
 import re
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
+from harness.children import num_cores
 from launch.commands import crossover, online, teacher
 from launch.commands import runs as commands
 
@@ -225,7 +225,7 @@ def _version() -> str:
 
 
 def _add_work_options(sub: argparse.ArgumentParser) -> None:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = num_cores()
     sub.add_argument(
         "--threads", type=_positive, default=cores, help="blocks computed at a time (default: %(default)s)"
     )

@@ -20,7 +20,7 @@ SECONDS_BEFORE_PROGRESS_LINES, SECONDS_BETWEEN_PROGRESS_LINES = 2.0, 10.0
 
 def init_command(options: Namespace) -> None:
     """List the presets, or write one."""
-    from harness.config.presets import preset_names, preset_path
+    from harness.config.presets import preset_names, product_folder
     from harness.config.run import dump_config, load_config
     from harness.files import write_file
 
@@ -32,10 +32,11 @@ def init_command(options: Namespace) -> None:
     output = options.output or Path(f"{options.preset}.yaml")
     if output.exists():
         raise UsageError(f"{output}: exists; choose another with -o FILE")
-    text = preset_path(options.preset).read_text()
+    preset = product_folder("configs") / f"{options.preset}.yaml"
+    text = preset.read_text()
     if "\ninclude:" in f"\n{text}":
         # What it includes lies beside the preset, not beside the copy.
-        text = dump_config(load_config(options.preset, []))
+        text = dump_config(load_config(preset, []))
     write_file(output, text.encode())
     print(f"{output}: edit it, and use it in place of {options.preset}")
 

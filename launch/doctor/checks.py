@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from harness.children import num_cores
 from launch.jobs.queue import last_words
 
 OLDEST_PYTHON = (3, 11)
@@ -120,14 +121,15 @@ def check_training() -> Finding:
     """How fast the demo's model trains here, in one process and in two."""
     import torch
 
+    from harness.config.presets import product_folder
     from harness.config.run import RunConfig, load_config
     from harness.data.tokenizer import NUM_BYTE_VALUES
     from harness.machine.hardware import processor_name
     from launch.plan.pace import seconds_in_processes
 
-    config: RunConfig = load_config("demo", [])
+    config: RunConfig = load_config(product_folder("configs") / "demo.yaml", [])
     num_gpus = torch.cuda.device_count()
-    place = torch.cuda.get_device_name(0) if num_gpus else f"{processor_name()}, {_cores()} core(s)"
+    place = torch.cuda.get_device_name(0) if num_gpus else f"{processor_name()}, {num_cores()} core(s)"
     processes = 2 if num_gpus != 1 else 1
     seconds = seconds_in_processes(config, NUM_BYTE_VALUES, processes, "auto")
     tokens = config.train.batch_sequences * config.model.context
@@ -138,17 +140,13 @@ def check_training() -> Finding:
     return Finding("ok", found)
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def check_threads() -> Finding:
     """Threads per process; more than one only helps on cores that nobody else uses."""
     import torch
 
     from harness.machine.hardware import matmul_flops
 
-    cores = _cores()
+    cores = num_cores()
     setting = os.environ.get("OMP_NUM_THREADS")
     found = f"{cores} cores, OMP_NUM_THREADS {setting or 'not set'}"
     if cores > 1:

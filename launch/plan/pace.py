@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from harness.backends.base import BackendConfig
+from harness.children import num_cores
 from harness.config.run import RunConfig, config_from, settings_of
 from harness.errors import RunFailure
 from harness.learner import Learner
@@ -57,7 +58,7 @@ def measured_step_seconds(config: RunConfig, vocab_size: int, processes: int) ->
     if processes == 1:
         compute_deterministically()
         return step_seconds(config, vocab_size, Ranks(0, 1, torch.device("cpu")))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = num_cores()
     # More processes than cores take turns.
     running = max(n for n in range(1, min(processes, cores) + 1) if config.train.batch_sequences % n == 0)
     return seconds_in_processes(config, vocab_size, running, "cpu")[1]

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from eval.offline.evaluate import REPORT_FILE
+from harness.children import num_cores
 from harness.config.run import changed_keys, config_sha256
 from harness.config.settings import setting
 from harness.corpus.prepared import data_directory, prepare_data
@@ -112,7 +113,7 @@ def _job(grid: Sweep, run: Run, processes: int, at_a_time: int) -> Job:
     codelength = [sys.executable, "-m", "launch"]
     train = [*codelength, "train", "--processes", str(processes), str(grid.config_path), *run.overrides]
     settings = [setting(f"eval.{key}", value) for key, value in asdict(run.config.eval).items()]
-    threads = max(1, len(os.sched_getaffinity(0)) // at_a_time)
+    threads = max(1, num_cores() // at_a_time)
     evaluate = [*codelength, "eval", "--quiet", "--threads", str(threads), str(run.config.run_dir), *settings]
 
     def next_command() -> list[str] | None:
