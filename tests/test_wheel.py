@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from tests.support.commands import ROOT
 
 from harness.config.run import load_config
 
