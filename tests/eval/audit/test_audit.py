@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from tests.support.commands import ROOT
 
 from eval.audit.audit import Setting, _compare, audit, block, settings
 from harness.config.run import load_config
 from harness.errors import RunFailure
 from launch.main import main
+from tests.support.commands import ROOT
 
 OVERRIDES = ["model.width=32", "model.layers=1", "model.context=64", "eval.chunk_bytes=64", "train.batch_sequences=4"]
 CONFIG = str(ROOT / "configs" / "wiki-mini.yaml")

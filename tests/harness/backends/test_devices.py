@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tests.support.commands import ROOT, run_command
 
 from harness.errors import UsageError
 from harness.machine.ranks import choose_device
+from tests.support.commands import ROOT, run_command
 
 
 @pytest.mark.parametrize("wanted", ["auto", "cuda"])

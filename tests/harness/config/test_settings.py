@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
-from tests.support.commands import ROOT
 
 from eval.teacher.experiment import TeacherConfig
 from harness.config.run import dump_config, load_config
 from harness.config.settings import load_settings, setting
 from harness.errors import UsageError
+from tests.support.commands import ROOT
 
 DEMO = ROOT / "configs" / "demo.yaml"
 # What YAML takes for numbers, flags, dates, nothing, lists, comments and references.

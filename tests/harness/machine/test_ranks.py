@@ -3,11 +3,11 @@
 import os
 
 import pytest
-from tests.support.commands import ROOT
 
 from harness.errors import RunFailure
 from harness.machine.ranks import joined_ranks
 from harness.train import main
+from tests.support.commands import ROOT
 
 ALONE = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_NTASKS": "8"}
 

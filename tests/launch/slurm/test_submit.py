@@ -4,11 +4,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.support.commands import ROOT
 
 from harness.config.run import dump_config, load_config
 from launch.main import main
 from launch.slurm.submit import TEMPLATES
+from tests.support.commands import ROOT
 
 CONFIG = """
 corpus: {kind: wiki-mini, subset_bytes: 20300, heldout_bytes: 1000}

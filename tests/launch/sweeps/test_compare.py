@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.support.commands import ROOT, run_command
 
 from eval.offline.baseline_cache import measured
 from eval.offline.baselines import measure
@@ -13,6 +12,7 @@ from eval.report.comparison import Entry, best_of, column_block, families, summa
 from eval.report.run_tables import flat_record
 from harness.errors import UsageError
 from launch.sweeps.sweep_file import read_sweep
+from tests.support.commands import ROOT, run_command
 
 SWEEP = """
 name: small
