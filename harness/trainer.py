@@ -1,7 +1,6 @@
 """The training loop of one rank."""
 
 import functools
-import pickle
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from harness.config.run import RunConfig, training_sha256
 from harness.corpus.prepared import Data
 from harness.data.batches import Ahead, Batches, StepBatch
 from harness.data.schedule import Phase, plan_phases
-from harness.errors import Paused, RunFailure, Stopped, UsageError
+from harness.errors import Paused, RunFailure, Stopped
 from harness.machine.hardware import identity, peak_flops, peak_memory_bytes
 from harness.machine.ranks import Ranks, on_first_rank
 from harness.machine.stop import Asked, StopRequest
@@ -23,7 +22,7 @@ from harness.online.replay import Lessons
 from harness.optim.stopping import Convergence
 from harness.pruning.phase import prune
 from harness.pruning.sample import Sample
-from harness.run.checkpoint import RunState, committed_checkpoints, newest_checkpoint, read_rank_state, read_state
+from harness.run.checkpoint import RunState, committed_checkpoints, newest_checkpoint, read_state, taking_back
 from harness.run.checkpoint_writer import CheckpointWriter
 from harness.run.directory import mark_done, write_members, write_weights
 from harness.run.ledger import LedgerWriter, check_ledger, ledger_damage
@@ -280,20 +279,15 @@ class Trainer:
 
     def _load(self, checkpoint: Path) -> None:
         self.state = read_state(checkpoint, self.state.identity, "set name=... for a new run")
-        try:
-            own = read_rank_state(checkpoint, self.ranks.rank)
+        with taking_back(checkpoint, "run", "remove it to go on from the one before") as of_rank:
+            own = of_rank(self.ranks.rank)
             is_whole = "backend" in own["learners"][0] and "means" in own
-            first = own if is_whole else read_rank_state(checkpoint, 0)
+            first = own if is_whole else of_rank(0)
             self.experts.load(own, first)
             if self.prequential:
                 self.prequential.blend.load(own["blend"])
             self.meter = Meter(**own["meter"])
             self.convergence.loss_nats = self.state.recent_loss_nats
-        except (KeyError, TypeError, ValueError, RuntimeError, pickle.UnpicklingError):
-            # Its digests are right: somebody else has written it.
-            raise UsageError(
-                f"{checkpoint}: not a checkpoint of this run; remove it to go on from the one before"
-            ) from None
 
     def _save(self) -> Path:
         on_first_rank(self.ranks, self._check)

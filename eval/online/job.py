@@ -1,7 +1,6 @@
 """What a sender or a receiver has done so far, kept beside its output in OUTPUT.part, segment by segment."""
 
 import hashlib
-import pickle
 import shutil
 import sys
 import time
@@ -17,7 +16,7 @@ from harness.lock import DirectoryLock
 from harness.machine.hardware import peak_memory_bytes
 from harness.machine.ranks import on_first_rank
 from harness.machine.stop import StopRequest
-from harness.run.checkpoint import RunState, newest_checkpoint, read_rank_state, read_state
+from harness.run.checkpoint import RunState, newest_checkpoint, read_state, taking_back
 from harness.run.checkpoint_writer import save_checkpoint
 
 KEPT_CHECKPOINTS = 2
@@ -74,14 +73,11 @@ class OnlineJob:
         checkpoint, messages = newest_checkpoint(self.folder, self.ranks, f"remove {self.folder} to begin again")
         if checkpoint:
             state = read_state(checkpoint, self._state.identity, f"remove {self.folder}")
-            try:
-                own = read_rank_state(checkpoint, self.ranks.rank)
-                first = own if self.ranks.is_first else read_rank_state(checkpoint, 0)
+            with taking_back(checkpoint, "job", f"remove {self.folder}") as of_rank:
+                own = of_rank(self.ranks.rank)
+                first = own if self.ranks.is_first else of_rank(0)
                 self.exchange.load(own["exchange"], first["exchange"])
                 self._tokens_done, self._seconds_before = own["tokens_done"], own["seconds"]
-            except (OSError, KeyError, TypeError, ValueError, RuntimeError, pickle.UnpicklingError):
-                # Its digests are right: somebody else has written it.
-                raise UsageError(f"{checkpoint}: not a checkpoint of this job; remove {self.folder}") from None
             self._state = state
             messages.append(f"goes on from step {state.step:,} of {self.exchange.num_steps:,}")
         if self.ranks.is_first:

@@ -66,6 +66,9 @@ class Shard:
         offsets_digest = hashlib.sha256(self.document_offsets).digest()
         if digest.hexdigest() != self.fingerprint or offsets_digest != self.offsets_digest:
             raise _refusal(self.path, "damaged: its SHA-256 differs from the recorded one")
+        ends = np.append(self.document_offsets, np.uint64(self.num_tokens))
+        if ends[0] != 0 or (ends[1:] <= ends[:-1]).any():
+            raise _refusal(self.path, "damaged: its documents do not follow one another")
 
 
 class Encoded(NamedTuple):
@@ -167,7 +170,7 @@ def open_shard(path: Path) -> Shard:
     )
     if version != VERSION:
         raise _refusal(path, f"version {version}, this program reads version {VERSION}")
-    if _checksum(header) != checksum:
+    if _checksum(header) != checksum or width not in TOKEN_TYPES or not num_tokens:
         raise _refusal(path, "damaged header")
     offsets_start = HEADER_BYTES + num_tokens * width + _padding(num_tokens * width)
     expected_bytes = offsets_start + num_documents * 8

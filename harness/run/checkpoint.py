@@ -10,19 +10,24 @@ import functools
 import itertools
 import json
 import os
+import pickle
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from harness.config.settings import shown
 from harness.errors import RunFailure, UsageError
 from harness.files import naming, patiently, read_file, sha256, sync_directory
 from harness.machine.ranks import Ranks, on_first_rank
 
 FORMAT_VERSION = 5
+# What reading and taking back something else than a saved state can raise.
+_NOT_A_STATE = (AttributeError, EOFError, KeyError, TypeError, ValueError, RuntimeError, pickle.UnpicklingError)
 MARKER, DAMAGED = "COMMITTED", "damaged"
 STATE_FILE = "state.json"
 
@@ -97,24 +102,48 @@ def read_state(checkpoint: Path, identity: dict[str, str], remedy: str) -> RunSt
 
     Raises UsageError naming what differs, and the `remedy` besides going back to what was.
     """
-    content = json.loads(read_file(checkpoint / STATE_FILE))
-    version, saved = content.get("format_version"), content.get("identity", {})
+    path = checkpoint / STATE_FILE
+    try:
+        content = json.loads(read_file(path))
+        version, saved = content.get("format_version"), dict(content.get("identity", {}))
+    except (ValueError, TypeError, AttributeError):
+        raise UsageError(f"{path}: not the state of a run; {remedy}") from None
     changed = [
-        f"{key}: {saved.get(key)} -> {identity.get(key)}"
+        f"{key}: {shown(saved.get(key))} -> {identity.get(key)}"
         for key in sorted(saved.keys() | identity.keys())
         if saved.get(key) != identity.get(key)
     ]
     if version != FORMAT_VERSION:
-        changed.insert(0, f"format_version: {version} -> {FORMAT_VERSION}")
+        changed.insert(0, f"format_version: {shown(version)} -> {FORMAT_VERSION}")
     if changed:
         raise UsageError(
             f"{checkpoint}: saved in another setting ({'; '.join(changed)}); go on in the old one, or {remedy}"
         )
+    fresh = RunState(identity=identity)
+    if content.keys() != vars(fresh).keys() or any(
+        type(content[key]) is not type(usual) or content["step"] < 0 for key, usual in vars(fresh).items()
+    ):
+        raise UsageError(f"{path}: not the state of a run of this version; {remedy}")
     return RunState(**content)
 
 
+@contextmanager
+def taking_back(checkpoint: Path, whose: str, remedy: str) -> Iterator[Callable[[int], dict]]:
+    """Reads what a rank gave to `save_checkpoint`; UsageError where it, or what is made of it inside, is none of that.
+
+    Then the digests are right, and somebody else has written it.
+    """
+    try:
+        yield functools.partial(read_rank_state, checkpoint)
+    except _NOT_A_STATE:
+        raise UsageError(f"{checkpoint}: not a checkpoint of this {whose}; {remedy}") from None
+
+
 def read_rank_state(checkpoint: Path, rank: int) -> dict:
-    """What a rank gave to `save_checkpoint`."""
+    """What a rank gave to `save_checkpoint`.
+
+    Inside `taking_back`, since the file may be something else.
+    """
     path = checkpoint / f"rank-{rank:05d}.pt"
     with naming(path):
         return patiently(functools.partial(torch.load, path, map_location="cpu", weights_only=True))

@@ -39,6 +39,7 @@ SCHEMA = pa.schema(
     ],
     metadata={"codelength.ledger": "2"},
 )
+_NULL_AT_TIMES = ("nats", "code_nats", "code_nats_sum")
 ROWS_PER_PART = 8192
 Part = tuple[int, str]
 """Rows of a part, and the first hexadecimal digits of its SHA-256."""
@@ -226,15 +227,23 @@ def read_rows(run_dir: Path, columns: list[str]) -> Iterator[pa.Table]:
     paths = part_paths(run_dir)
     if not paths:
         raise UsageError(f"{run_dir}: no ledger; run `codelength train` first")
+    if unknown := [name for name in columns if name not in SCHEMA.names]:
+        raise UsageError(f"{run_dir}: its ledger has no column {unknown[0]}; it has {', '.join(SCHEMA.names)}")
+    fields = pa.schema([SCHEMA.field(name) for name in columns])
     for path in paths:
         try:
             with naming(path):
-                yield patiently(functools.partial(pq.read_table, path, columns=columns))
-        except (pa.ArrowInvalid, OSError) as error:
+                table = patiently(functools.partial(pq.read_table, path, columns=columns))
+            if table.schema.remove_metadata() != fields:
+                raise pa.ArrowInvalid(f"columns are {', '.join(map(str, table.schema))}")
+            if empty := [name for name in columns if name not in _NULL_AT_TIMES and table[name].null_count]:
+                raise pa.ArrowInvalid(f"{empty[0]} has nulls")
+        except (pa.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.errno:
                 raise
-            words = str(error).splitlines()[0][:100]
+            words = " ".join(str(error).split())[:100]
             raise UsageError(f"{path}: damaged ledger part, or one of another version ({words}); train again") from None
+        yield table
 
 
 def read_online_code(run_dir: Path, num_sequences: int, num_tokens: int) -> OnlineCode:
@@ -254,9 +263,12 @@ def read_online_code(run_dir: Path, num_sequences: int, num_tokens: int) -> Onli
             f"{run_dir}: the ledger holds {len(np.unique(seen))} of {num_sequences} sequences in {len(seen)} rows and "
             f"{tokens} of {num_tokens} tokens; finish the run with `codelength train`"
         )
-    _, index = np.unique(rows["step"], return_inverse=True)
     trained, coded = rows["nats_sum"], rows["code_nats_sum"].astype(np.float64)
-    bits = bits_from_nats(np.where(np.isnan(coded), trained, coded))
+    nats = np.where(np.isnan(coded), trained, coded)
+    if not all(np.isfinite(values).all() and (values >= 0).all() for values in (trained, nats, rows["raw_bytes"])):
+        raise UsageError(f"{run_dir}: the ledger has losses or sizes that are no numbers or negative; train again")
+    _, index = np.unique(rows["step"], return_inverse=True)
+    bits = bits_from_nats(nats)
     step_raw_bytes = np.bincount(index, weights=rows["raw_bytes"]).astype(np.int64)
     return OnlineCode(
         aulc_bits=float(bits_from_nats(trained).sum()),

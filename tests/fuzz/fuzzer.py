@@ -1,14 +1,17 @@
 """Reads many changed files in this process and counts what became of them."""
 
 import contextlib
+import functools
 import io
 import random
 import resource
+import shutil
 import signal
 import tempfile
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from eval.teacher.archive import target_bytes
 from harness.errors import CodelengthError
 from harness.machine.ranks import Ranks, joined_ranks
 from tests.fuzz.mutate import mutated
+from tests.fuzz.run_files import FORMATS
 from tests.golden.make import TARGETS, TEXT, write_cl, write_clo, write_teacher
 
 MAX_MEMORY_BYTES = 1_000_000_000
@@ -39,7 +43,7 @@ class Counts:
     tracebacks: int = 0
     slow: int = 0
     lines: int = 0
-    """Refusals that are not one printable line."""
+    """Refusals that are not printable lines which name the file."""
     left: int = 0
     """Refusals that left something beside the file."""
     slowest_seconds: float = 0.0
@@ -60,45 +64,54 @@ class Counts:
 
 
 def fuzz(seconds: float, seed: int) -> Counts:
-    """Change and read files for so long."""
+    """Change and read files for so long: what others send, and for each of these one of a run or its data."""
     counts, until = Counts(), time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as name, joined_ranks(10.0) as ranks:
-        folder = Path(name)
-        for predictor in ("float", "portable"):
-            write_cl(folder / f"{predictor}.cl", predictor)
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            write_clo(folder / "online.clo", folder)
-        write_teacher(folder / "targets.teacher")
-        names = ("float.cl", "portable.cl", "online.clo", "targets.teacher")
-        whole = [(folder / name).read_bytes() for name in names]
-        place = folder / "place"
+        folder, place = Path(name), Path(name) / "place"
         place.mkdir()
+        whole = _whole_files(folder)
         while time.monotonic() < until:
             number = f"{seed}:{counts.tried}"
             rng = random.Random(number)
-            index = rng.randrange(len(whole))
-            path = (place / "file").with_suffix(Path(names[index]).suffix)
-            path.write_bytes(mutated(whole[index], whole, folder / "work", rng))
-            _try(path, place, ranks, counts, number)
+            if counts.tried % 2:
+                make = rng.choice(FORMATS)
+                _try(make(place, rng), place, ranks, counts, f"{number} {make.__name__}")
+            else:
+                name = rng.choice([*whole])
+                path = (place / "file").with_suffix(Path(name).suffix)
+                path.write_bytes(mutated(whole[name], [*whole.values()], folder / "work", rng))
+                _try(functools.partial(_is_right, path), place, ranks, counts, number)
+            shutil.rmtree(place)
+            place.mkdir()
     counts.peak_bytes = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return counts
 
 
-def _try(path: Path, place: Path, ranks: Ranks, counts: Counts, number: str) -> None:
+def _whole_files(folder: Path) -> dict[str, bytes]:
+    """Files that are right, by name."""
+    for predictor in ("float", "portable"):
+        write_cl(folder / f"{predictor}.cl", predictor)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        write_clo(folder / "online.clo", folder)
+    write_teacher(folder / "targets.teacher")
+    return {name: (folder / name).read_bytes() for name in ("float.cl", "portable.cl", "online.clo", "targets.teacher")}
+
+
+def _try(is_right: Callable[[Ranks], bool], place: Path, ranks: Ranks, counts: Counts, number: str) -> None:
+    """Read what lies in `place`, and count what comes of it."""
     counts.tried += 1
-    start, output = time.monotonic(), place / "out"
+    start, there = time.monotonic(), sorted(place.rglob("*"))
     before = signal.signal(signal.SIGALRM, _too_slow)
     signal.alarm(SECONDS_A_FILE)
     try:
-        text = _read(path, output, ranks)
-        is_right = text == (target_bytes(TARGETS) if path.suffix == ".teacher" else TEXT)
-        counts.right += is_right
-        if not is_right:
+        right = is_right(ranks)
+        counts.right += right
+        if not right:
             counts.wrong += 1
             counts.problems.append(f"{number}: wrong output")
     except CodelengthError as error:
         counts.refused += 1
-        if not str(error).isprintable() or not str(error).startswith(f"{path}: "):
+        if any(not line.isprintable() or not line.startswith(str(place)) for line in str(error).split("\n")):
             counts.lines += 1
             counts.problems.append(f"{number}: {str(error)!r}")
     except TimeoutError:
@@ -111,11 +124,20 @@ def _try(path: Path, place: Path, ranks: Ranks, counts: Counts, number: str) -> 
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
     counts.slowest_seconds = max(counts.slowest_seconds, time.monotonic() - start)
-    output.unlink(missing_ok=True)
-    if len(left := list(place.iterdir())) > 1:
+    # What is damaged is renamed.
+    left = [path for path in place.rglob("*") if path not in there and "damaged" not in str(path)]
+    if left:
         counts.left += 1
         counts.problems.append(f"{number}: left {left}")
-    path.unlink()
+
+
+def _is_right(path: Path, ranks: Ranks) -> bool:
+    """Whether a file gives the text that was coded."""
+    output = path.with_name("out")
+    try:
+        return _read(path, output, ranks) == (target_bytes(TARGETS) if path.suffix == ".teacher" else TEXT)
+    finally:
+        output.unlink(missing_ok=True)
 
 
 def _read(path: Path, output: Path, ranks: Ranks) -> bytes:

@@ -37,13 +37,13 @@ SETTINGS = {
 def mutated(content: bytes, others: list[bytes], path: Path, rng: random.Random) -> bytes:
     """`content` with one to three changes; sections may come from `others`. `path` is a place for work."""
     if rng.random() < 0.1:
-        return _damaged(content, rng)
+        return damaged(content, rng)
     sections = _sections(content, path)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         rng.choice((_change_head, _change_head, _change_section, _change_segments))(sections, others, path, rng)
     packed = pack_sections(sections)
     if rng.random() < 0.05:
-        body = _damaged(packed[:-CHECKSUM_BYTES], rng)
+        body = damaged(packed[:-CHECKSUM_BYTES], rng)
         packed = body + hashlib.sha256(body).digest()
     return packed
 
@@ -53,7 +53,7 @@ def _sections(content: bytes, path: Path) -> dict[str, bytes]:
     return read_sections(path)
 
 
-def _damaged(content: bytes, rng: random.Random) -> bytes:
+def damaged(content: bytes, rng: random.Random) -> bytes:
     """Flipped bits, a cut, an insertion or a repetition."""
     at, kind = rng.randrange(len(content) + 1), rng.randrange(6)
     if kind < 2 and content:
@@ -68,7 +68,8 @@ def _damaged(content: bytes, rng: random.Random) -> bytes:
     return rng.choice((b"", content * 2, bytes(len(content)), b"\xff" * len(content), rng.randbytes(len(content))))
 
 
-def _value(old: object, rng: random.Random) -> object:
+def value(old: object, rng: random.Random) -> object:
+    """Something else in the place of a number, a text or anything."""
     if type(old) is int and rng.random() < 0.5:
         return old + rng.choice((-1, 1, 2, -old - 1, old, 15 * old))
     if type(old) is str and old and rng.random() < 0.3:
@@ -81,7 +82,7 @@ def _change_head(sections: dict[str, bytes], others: list[bytes], path: Path, rn
         head = unpack_json(sections.get("HEAD", b""), path)
     except UsageError:
         # It is no JSON, or no longer.
-        sections["HEAD"] = _damaged(sections.get("HEAD", b""), rng)
+        sections["HEAD"] = damaged(sections.get("HEAD", b""), rng)
         return
     place = head
     inner = [key for key, value in head.items() if isinstance(value, dict)]
@@ -92,11 +93,11 @@ def _change_head(sections: dict[str, bytes], others: list[bytes], path: Path, rn
         place[key] = rng.choice(SETTINGS[key])
     elif place and rng.random() < 0.9:
         key = rng.choice([*place])
-        place[key] = _value(place[key], rng)
+        place[key] = value(place[key], rng)
     elif place and rng.random() < 0.5:
         del place[rng.choice([*place])]
     else:
-        place[rng.choice(("more", "world_size", "model", "seed"))] = _value(1, rng)
+        place[rng.choice(("more", "world_size", "model", "seed"))] = value(1, rng)
     sections["HEAD"] = pack_json(head)
 
 
@@ -105,7 +106,7 @@ def _change_section(sections: dict[str, bytes], others: list[bytes], path: Path,
         return
     tag, kind = rng.choice([*sections]), rng.random()
     if kind < 0.7:
-        sections[tag] = _damaged(sections[tag], rng)
+        sections[tag] = damaged(sections[tag], rng)
     elif kind < 0.9:
         sections[tag] = _sections(rng.choice(others), path).get(tag, b"")
     elif kind < 0.95:
@@ -119,7 +120,7 @@ def _change_segments(sections: dict[str, bytes], others: list[bytes], path: Path
     packed, at = sections.get("SEGM"), 16
     if packed is None or len(packed) < 20:
         if "DATA" in sections:
-            sections["DATA"] = _damaged(sections["DATA"], rng)
+            sections["DATA"] = damaged(sections["DATA"], rng)
         return
     while rng.random() < 0.5:
         following = at + 20 + struct.unpack_from("<I", packed, at)[0]
@@ -127,5 +128,5 @@ def _change_segments(sections: dict[str, bytes], others: list[bytes], path: Path
             break
         at = following
     (length,) = struct.unpack_from("<I", packed, at)
-    stream = _damaged(packed[at + 4 : at + 4 + length], rng)
+    stream = damaged(packed[at + 4 : at + 4 + length], rng)
     sections["SEGM"] = packed[:at] + struct.pack("<I", len(stream)) + stream + packed[at + 4 + length :]
