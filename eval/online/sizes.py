@@ -9,8 +9,8 @@ from harness.online.combiner import mixture_bytes
 
 # A batch may be so many tokens, or as many texts as this, however short the text.
 MOST_TOKENS_OF_A_BATCH, MOST_TEXTS_OF_A_BATCH = 1 << 16, 4
-# Interpreter, libraries and compiled code of a process.
-_BASE_BYTES = 700_000_000
+# Interpreter and libraries of a process, and the compiler that a mixture needs (tests/benchmarks/decode_memory.py).
+_BASE_BYTES, _COMPILER_BYTES = 480_000_000, 150_000_000
 
 
 def check_batch(config: RunConfig, num_tokens: int) -> None:
@@ -63,7 +63,7 @@ def memory_bytes(head: OnlineHead, config: RunConfig, tokenizer: Tokenizer) -> i
         total += 4 * copies * num_weights + lanes * context * per_token
     if config.online.experts or config.online.models:
         tables = len(models) + len(config.online.experts)
-        total += 32 * tables * (lanes + 16) * vocab_size
+        total += _COMPILER_BYTES + 32 * tables * (lanes + 16) * vocab_size
         if head.world_size > 1:
             # Every rank learns from what all of them have sent.
             total += 4 * (2 + 2 * head.world_size) * len(models) * lanes * context * vocab_size
