@@ -1,9 +1,9 @@
 """What each rank reads at each step."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -37,13 +37,14 @@ class StepBatch:
     micro_batches: list[MicroBatch]
 
 
-class Ahead:
+class Ahead(Generic[T]):
     """What `work(step)` returns, computed one step ahead in a thread."""
 
     def __init__(self, work: Callable[[int], T]):
         """`work` depends on the step alone."""
         self._work, self._worker = work, ThreadPoolExecutor(1, "ahead")
-        self._step, self._next = -1, None
+        self._step = -1
+        self._next: Future[T] | None = None
 
     def __call__(self, step: int) -> T:
         """The result for `step`; the thread goes on with the step after it."""

@@ -15,6 +15,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -65,7 +66,7 @@ def committed_checkpoints(run_dir: Path) -> list[Path]:
 
 
 def newest_checkpoint(
-    run_dir: Path, ranks: Ranks, remedy: str, other_damage: Callable[[dict], str] = lambda state: ""
+    run_dir: Path, ranks: Ranks, remedy: str, other_damage: Callable[[dict[str, Any]], str] = lambda state: ""
 ) -> tuple[Path | None, list[str]]:
     """The newest checkpoint whose files are all as they were written, and a message for every newer one.
 
@@ -74,7 +75,7 @@ def newest_checkpoint(
     the `remedy`, where there is one, when checkpoints exist and none is usable, and RunFailure when the file system
     does not answer: that is no damage.
     """
-    messages = []
+    messages: list[str] = []
     while True:
         newest = on_first_rank(ranks, lambda: next(reversed(committed_checkpoints(run_dir)), None))
         if newest is None:
@@ -113,14 +114,14 @@ def read_state(checkpoint: Path, identity: dict[str, str], remedy: str) -> RunSt
     return RunState(**content)
 
 
-def read_rank_state(checkpoint: Path, rank: int) -> dict:
+def read_rank_state(checkpoint: Path, rank: int) -> dict[str, Any]:
     """What a rank gave to `save_checkpoint`."""
     path = checkpoint / f"rank-{rank:05d}.pt"
     with naming(path):
         return patiently(functools.partial(torch.load, path, map_location="cpu", weights_only=True))
 
 
-def _damage(checkpoint: Path, ranks: Ranks, other_damage: Callable[[dict], str]) -> tuple[str, str]:
+def _damage(checkpoint: Path, ranks: Ranks, other_damage: Callable[[dict[str, Any]], str]) -> tuple[str, str]:
     """What is wrong with this rank's share of the files, and why they could not be read; or nothing."""
     try:
         digests = json.loads(read_file(checkpoint / MARKER))
