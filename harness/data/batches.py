@@ -3,14 +3,16 @@
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
 from harness.data.order import SequenceOrder, Sequences
 from harness.data.schedule import TrainConfig
-from harness.data.shards import Shard
 from harness.machine.ranks import Ranks
+
+if TYPE_CHECKING:
+    from harness.data.order import Tokens
 
 T = TypeVar("T")
 
@@ -60,7 +62,7 @@ class Ahead(Generic[T]):
 class Batches:
     """Shares each step's sequences among ranks: micro-batch j of the step goes to rank j mod world size."""
 
-    def __init__(self, shard: Shard, config: TrainConfig, context: int, micro_batch: int, seed: int, ranks: Ranks):
+    def __init__(self, shard: "Tokens", config: TrainConfig, context: int, micro_batch: int, seed: int, ranks: Ranks):
         self.sequences = Sequences(shard, context)
         num_sequences, self.batch_sequences = self.sequences.num_sequences, config.batch_sequences
         self.order = SequenceOrder(num_sequences, self.batch_sequences, shard.fingerprint, seed, config.order)
