@@ -3,7 +3,6 @@
 import fcntl
 import json
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -11,24 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import python, result_of
 
-ROOT = Path(__file__).parents[1]
-SMALL = (
-    "corpus.subset_bytes=40300",
-    "corpus.heldout_bytes=5000",
-    "model.width=32",
-    "model.layers=2",
-    "train.epochs=3",
-    "train.finetune_epochs=0.5",
-    "prune.sample_sequences=8",
-    "eval.lanes=8",
-)
-
+from tests.support.commands import ROOT, SMALL, run_command
 
 # Files that take longest are begun with, so that no worker is left alone with one of them at the end.
 LONGEST = (
-    "readme",
+    "pages",
     "online",
     "resume",
     "slurm",
@@ -90,21 +77,6 @@ def workspace(tmp_path_factory, worker_id) -> Path:
     shutil.copytree(made, own, symlinks=True)
     shutil.copy2(made.parent / "demo.json", own.parent)
     return own
-
-
-def run_command(command: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
-    """Run a shell line in `folder` with the scripts of this Python first on PATH."""
-    words = shlex.split(command)
-    if words[0] == "codelength" and not set(command) & set("|&;<>$*"):
-        # Like the script, this takes the installed sources and not those of the folder.
-        return result_of(python("-P", "-m", "launch", *words[1:], cwd=folder, env=environment), timeout=300)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    # `make test` runs this: a make inside it must not take itself for a part of the outer one.
-    inherited = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
-    settings = inherited | {"PATH": path, "OMP_NUM_THREADS": "1"} | environment
-    return subprocess.run(
-        ["bash", "-c", command], cwd=folder, env=settings, capture_output=True, text=True, timeout=300
-    )
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import run_command
 
 from harness.lock import locked
+from tests.support.commands import SMALL, run_command
 
 KEYS = {
     "data": {"corpus", "train_bytes", "eval_split", "raw_bytes"},
@@ -102,7 +102,6 @@ def test_figures_table_and_environment_are_there(demo_run):
 
 
 def test_the_same_command_again_changes_nothing_but_the_evaluation(demo, demo_run, workspace):
-    from conftest import SMALL
 
     before = (demo_run / "weights.safetensors").read_bytes(), (demo_run / "offline" / "archive.cl").read_bytes()
     again = run_command("make demo", Path(workspace), DEMO=" ".join(SMALL))

@@ -5,7 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+
+from tests.support.commands import ROOT
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="the calls are failed by a library that a C compiler makes")

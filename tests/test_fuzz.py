@@ -1,6 +1,6 @@
 """Changed files are refused in a line or give the right text; `python -m tests.fuzz` does the same for hours."""
 
-from fuzz.fuzzer import fuzz
+from tests.fuzz.fuzzer import fuzz
 
 
 def test_no_changed_file_gives_another_text_or_a_traceback():

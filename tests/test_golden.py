@@ -4,7 +4,6 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from golden.make import FOLDER, IDENTITY, NATS, TARGETS, TEXT, WEIGHTS
 
 from eval.codec.container import VERSION
 from eval.teacher.archive import read_archive as read_targets
@@ -14,6 +13,7 @@ from harness.run.checkpoint import FORMAT_VERSION, committed_checkpoints, read_r
 from harness.run.ledger import ledger_damage, read_online_code
 from harness.units import bits_from_nats
 from launch.main import main
+from tests.golden.make import FOLDER, IDENTITY, NATS, TARGETS, TEXT, WEIGHTS
 
 
 def test_a_portable_archive_decodes_everywhere(tmp_path):

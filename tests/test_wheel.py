@@ -8,9 +8,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 from harness.config.run import load_config
+from tests.support.commands import ROOT
 
 SMALL = (
     "model.width=16",

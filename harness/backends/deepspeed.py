@@ -47,7 +47,7 @@ class DeepSpeedBackend:
         """
         self.ranks, self.config, self.clip_norm, self.micro_batch = ranks, config, clip_norm, micro_batch
         self.muon_dtype = muon_dtype
-        self.shares_out = config.zero_stage > 0
+        self.shares_out, self.owns_group = config.zero_stage > 0, False
         self.deepspeed = import_deepspeed(ranks.device)
 
     def make_parts(self, groups: list[dict], config: OptimizerConfig) -> list[Ruled]:
@@ -70,18 +70,19 @@ class DeepSpeedBackend:
         Raises RunFailure where DeepSpeed runs another stage than the one that it was told to.
         """
         self.model, self.optimizer = model, optimizer
-        if not dist.is_initialized():
+        self.owns_group = not dist.is_initialized()
+        if self.owns_group:
             timeout = self.config.timeout_seconds
             init_process_group(self.ranks.device, timeout, store=dist.HashStore(), rank=0, world_size=1)
-            os.environ.setdefault("LOCAL_RANK", "0")
         total, block = (
             sum(p.numel() for p in module.parameters()) for module in (model, model.get_submodule("blocks.0"))
         )
         on_gpu = self.ranks.device.type == "cuda"
         settings = engine_settings(self.config, self.clip_norm, self.micro_batch, bucket_elements(total, block), on_gpu)
-        self.engine, *_ = self.deepspeed.initialize(
-            model=model, optimizer=optimizer.parts[0], config=settings, dist_init_required=False
-        )
+        with _local_rank():
+            self.engine, *_ = self.deepspeed.initialize(
+                model=model, optimizer=optimizer.parts[0], config=settings, dist_init_required=False
+            )
         found, wanted = self.engine.zero_optimization_stage(), self.config.zero_stage
         if int(found) != wanted:
             raise RunFailure(
@@ -147,7 +148,9 @@ class DeepSpeedBackend:
         return int(self.ranks.sum(own)[0]) if self.config.zero_stage else own
 
     def close(self) -> None:
-        """Nothing can be let go of: DeepSpeed keeps the process group of a process for good."""
+        """End the group that one process needed for DeepSpeed alone."""
+        if self.owns_group and dist.is_initialized():
+            self.deepspeed.comm.destroy_process_group()
 
     @torch.no_grad()
     def _set_module(self, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -159,6 +162,18 @@ class DeepSpeedBackend:
             with self.deepspeed.zero.GatheredParameters([named[name]], modifier_rank=0):
                 if self.ranks.is_first:
                     named[name].copy_(full)
+
+
+@contextmanager
+def _local_rank() -> Iterator[None]:
+    """What DeepSpeed wants to know of a process that nobody has launched; the process may go on to other work."""
+    given = os.environ.get("LOCAL_RANK")
+    os.environ["LOCAL_RANK"] = given or "0"
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ["LOCAL_RANK"]
 
 
 def bucket_elements(total: int, block: int) -> int:

@@ -1,4 +1,4 @@
-"""How training scales on this machine: `python tests/benchmarks/scaling.py [--output docs/scaling.md]`.
+"""How training scales on this machine: `python tests/benchmarks/scaling.py [--output docs/results/scaling.md]`.
 
 Speed: tokens/s of a 5 M-parameter model with one and with two processes of one thread each, in turns, the same work a
 process; the median over the logs of three rounds, the first log of each left out. Memory: of each rank at 25 M

@@ -2,11 +2,8 @@
 
 import argparse
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from fuzz.fuzzer import fuzz
+from tests.fuzz.fuzzer import fuzz
 
 parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
 parser.add_argument("--seconds", type=float, default=20.0, help="(default: %(default)s)")

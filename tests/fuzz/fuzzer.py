@@ -12,15 +12,14 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fuzz.mutate import mutated
-from golden.make import TARGETS, TEXT, write_cl, write_clo, write_teacher
-
 from eval.offline.archive import read_archive
 from eval.online.receive import receive
 from eval.teacher.archive import read_archive as read_targets
 from eval.teacher.archive import target_bytes
 from harness.errors import CodelengthError
 from harness.machine.ranks import Ranks, joined_ranks
+from tests.fuzz.mutate import mutated
+from tests.golden.make import TARGETS, TEXT, write_cl, write_clo, write_teacher
 
 MAX_MEMORY_BYTES = 1_000_000_000
 # A file that takes longer is a problem: the whole ones take less than a second.

@@ -1,0 +1,57 @@
+"""Online codes of a short text, for tests of whoever sends or receives one."""
+
+from pathlib import Path
+
+from eval.codec.container import pack_json, pack_sections, read_sections, unpack_json
+from launch.main import main
+from tests.support.commands import ROOT
+from tests.support.processes import Process, python, result_of
+
+CONFIG = """
+corpus: {kind: wiki-mini, subset_bytes: 3000, heldout_bytes: 500}
+model: {width: 32, layers: 1, heads: 1, context: 64}
+train: {batch_sequences: 4, log_every_steps: 1}
+optimizer: {warmup_steps: 2}
+rule: {kind: rl1, alpha: 0.1}
+eval: {chunk_bytes: 64}
+online: {segment_steps: 3}
+"""
+TEXT = (ROOT / "LICENSE").read_bytes()[:3000]
+# As many steps as a kill needs to fall among.
+LONG = (ROOT / "LICENSE").read_bytes()[:9000]
+
+
+def run(*arguments: object) -> int:
+    """A command in this process."""
+    return main([str(argument) for argument in arguments])
+
+
+def command(*arguments: object, **environment: str) -> Process:
+    """A command in a process of its own."""
+    return python("-m", "launch", *arguments, cwd=ROOT, env=environment)
+
+
+def ended(process: Process) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr."""
+    done = result_of(process)
+    return done.returncode, done.stdout, done.stderr
+
+
+def refused(capsys, file: Path, output: Path, *options: str) -> str:
+    """The one line with which receiving `file` ends, without an output."""
+    assert run("receive", file, "-o", output, "--quiet", *options) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith(f"codelength: {file}: "), captured.err
+    assert captured.err.count("\n") == 1
+    assert not output.exists() and not output.with_name(f"{output.name}.part").exists()
+    return captured.err
+
+
+def repacked(file: Path, to: Path, change) -> Path:
+    """`file` rightly signed at `to`, after `change(head, sections)`."""
+    sections = read_sections(file)
+    head = unpack_json(sections["HEAD"], file)
+    change(head, sections)
+    sections["HEAD"] = pack_json(head)
+    to.write_bytes(pack_sections(sections))
+    return to

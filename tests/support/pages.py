@@ -1,0 +1,79 @@
+"""Pages that are made from the sources: `python -m tests.support.pages` writes them anew, and a test compares.
+
+Made are the reference of all settings in docs/settings.md, that of the teacher-student experiment in docs/offline.md,
+and the count of rooms in docs/architecture.md.
+"""
+
+import ast
+import inspect
+import itertools
+import json
+import textwrap
+from dataclasses import MISSING, Field, fields, is_dataclass
+from pathlib import Path
+
+from eval.teacher.experiment import TeacherConfig
+from harness.config.run import RunConfig, decides_training
+from tests.support.rooms import counted
+
+DOCS = Path(__file__).parents[2] / "docs"
+BEGIN, END = "<!-- made by python -m tests.support.pages -->", "<!-- end of what is made -->"
+
+
+def settings() -> str:
+    """Markdown: a table for each section of a run's configuration, a row a setting."""
+    plain = [setting for setting in fields(RunConfig) if not is_dataclass(setting.type)]
+    parts = [section("A run", "", RunConfig, plain)]
+    for setting in fields(RunConfig):
+        if is_dataclass(setting.type):
+            parts.append(section(f"`{setting.name}`", f"{setting.name}.", setting.type, fields(setting.type)))
+    return "\n\n".join(parts)
+
+
+def teacher_settings() -> str:
+    """Markdown: the table of the teacher-student experiment's settings."""
+    return section("", "", TeacherConfig, fields(TeacherConfig))
+
+
+def section(title: str, prefix: str, kind: type, settings: tuple[Field, ...] | list[Field]) -> str:
+    """One heading, the first line of the class's docstring, and its table."""
+    words = docstrings(kind)
+    lines = [f"## {title}", inspect.getdoc(kind).splitlines()[0], ""] if title else []
+    lines += ["| setting | default | what |", "|---|---|---|"]
+    for setting in settings:
+        key = f"{prefix}{setting.name}"
+        mark = "" if kind is TeacherConfig or decides_training(key) else " *"
+        lines.append(f"| `{key}`{mark} | {default(setting)} | {words[setting.name]} |")
+    return "\n".join(lines)
+
+
+def docstrings(kind: type) -> dict[str, str]:
+    """What stands beneath each field of a dataclass, as one line of Markdown that a table can hold."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body
+    found = {}
+    for field, text in itertools.pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+            found[field.target.id] = " ".join(ast.literal_eval(text.value).split()).replace("|", "\\|")
+    return found
+
+
+def default(setting: Field) -> str:
+    """A field's default as it is written on the command line."""
+    value = setting.default if setting.default is not MISSING else setting.default_factory()
+    return f"`{value if isinstance(value, str) and value else json.dumps(value)}`"
+
+
+def with_made(page: str, made: str) -> str:
+    """`page` with `made` between its two marks."""
+    before, _, rest = page.partition(BEGIN)
+    return f"{before}{BEGIN}\n{made}\n{END}{rest.partition(END)[2]}"
+
+
+MADE = {"settings.md": settings, "offline.md": teacher_settings, "architecture.md": counted}
+"""Pages, and what writes the part between their marks."""
+
+
+if __name__ == "__main__":
+    for name, maker in MADE.items():
+        path = DOCS / name
+        path.write_text(with_made(path.read_text(), maker()))
