@@ -124,7 +124,7 @@ class Learner:
         self.optimizer.set_rule(None)
         digest = hashlib.blake2b(self.weights_digest(), digest_size=8)
         for nats, _ in losses.micro_batches:
-            digest.update(np.ascontiguousarray(nats))
+            digest.update(np.ascontiguousarray(nats).data)
         return digest.hexdigest()
 
     def probe(self) -> StepBatch:

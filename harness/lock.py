@@ -191,10 +191,10 @@ class DirectoryLock:
             now.unlink(missing_ok=True)
 
     def _give_signs(self) -> None:
-        while not self._released.wait(SECONDS_BETWEEN_SIGNS):
+        while not self._released.wait(SECONDS_BETWEEN_SIGNS) and (descriptor := self._descriptor) is not None:
             # A file system that is away for a moment is no reason to stop: `check` says whether the lock is lost.
             with suppress(OSError):
-                os.utime(self._descriptor)
+                os.utime(descriptor)
 
 
 @contextmanager

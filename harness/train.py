@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from harness.machine.stop import PAUSE_SIGNAL, Interrupted, end_at_signals, interruptible, outlive_terminal
@@ -86,7 +86,7 @@ def _train(
         trainer.close()
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: list[str]) -> int:
     """Entry point of one rank: CONFIG and `key=value` overrides; returns the exit status."""
     print_anything()
     outlive_terminal()

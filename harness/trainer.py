@@ -3,6 +3,7 @@
 import functools
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +44,8 @@ class Trainer:
         self.experts = Experts(config, data.tokenizer.vocab_size, ranks, dtype)
         self.learner = self.experts.main
         self.backend, self.optimizer = self.learner.backend, self.learner.optimizer
-        context = config.model.context
-        self.batches = Batches(data.train, config.train, context, self.learner.micro_batch, config.seed, ranks)
+        length, micro_batch = config.model.context, self.learner.micro_batch
+        self.batches = Batches(data.train, config.train, length, micro_batch, config.seed, ranks)
         self._read = Ahead(self._read_step)
         self.lessons = Lessons(config.train, self.batches)
         self.prequential = None
@@ -63,9 +64,8 @@ class Trainer:
                 **ranks.agreed(identity(ranks.device, dtype, (*self.backend.packages, *packages), host_computes)),
             },
         )
-        self.meter, self.ledger = Meter(), None
+        self.meter, self.convergence, self._opened = Meter(), Convergence(config.stopping), ExitStack()
         self.saver = CheckpointWriter(config.run_dir, ranks, config.train.keep_checkpoints)
-        self.convergence = Convergence(config.stopping)
 
     def describe(self) -> None:
         """Print the derived numbers, then find out with one dry step whether they fit."""
@@ -103,6 +103,7 @@ class Trainer:
         self._resume()
         self.peak_flops = peak_flops(self.dtype, ranks.device) * ranks.world_size
         self.ledger = LedgerWriter(run_dir, ranks.rank, self.state.ledger_parts[ranks.rank])
+        self._opened.callback(self.ledger.close)
         with make_monitor(run_dir, self.num_steps, ranks.rank, self.state.step + 1) as self.monitor:
             self.saved_at, self.histograms_at = time.monotonic(), -SECONDS_BETWEEN_HISTOGRAMS
             histograms_are_due = False
@@ -150,8 +151,7 @@ class Trainer:
         """Let go of threads and of what the backends hold."""
         self._read.close()
         self.saver.close()
-        if self.ledger:
-            self.ledger.close()
+        self._opened.close()
         self.experts.close()
 
     def _ask(self, stop: StopRequest) -> Asked:
@@ -174,7 +174,7 @@ class Trainer:
         """One step; returns what all ranks asked for and, where its tokens were read before, their nats a token."""
         batch, row_bytes = self._read(step)
         is_new = batch.epoch == 0
-        coded = self.prequential.code(batch) if self.prequential and is_new else None
+        coded = self.prequential.code(batch) if self.prequential and is_new else []
         try:
             if is_new:
                 losses = self.experts.learn(step, phase, batch, self.lessons, asked)
@@ -197,7 +197,7 @@ class Trainer:
             code_nats_sum = 0.0 if not is_new else loss_nats_sum if code_nats is None else float(code_nats.sum())
             self.meter.add(loss_nats_sum, int(micro_batch.mask.sum()), int(raw_bytes.sum()), code_nats_sum, is_new)
         self.meter.steps += 1
-        return Asked(*agreed), None if is_new else losses.nats_sum / batch.num_tokens
+        return Asked(*agreed), None if is_new or not losses else losses.nats_sum / batch.num_tokens
 
     def _end_if_converged(self, phase: Phase, repeated_nats: float | None) -> None:
         """Skip the rest of a phase once the loss of what it reads again, in nats a token, has stopped falling.
@@ -210,7 +210,7 @@ class Trainer:
             self.convergence.add(repeated_nats)
         halves = self.convergence.halves()
         is_over = self.state.step == phase.end_step
-        if self.convergence.is_reached and not is_over:
+        if halves and self.convergence.is_reached and not is_over:
             self.monitor.message(
                 f"{phase.name}: converged after step {self.state.step:,} of {phase.end_step:,} "
                 f"({halves[0]:.4f} -> {halves[1]:.4f} nats/token over {self.config.stopping.window_steps} steps)"

@@ -59,8 +59,8 @@ def settings(batch_sequences: int) -> list[Setting]:
     found += [Setting(f"ATEN_CPU_CAPABILITY={v}", {"ATEN_CPU_CAPABILITY": v}) for v in ("avx2", "default")]
     isas = ("AVX512_CORE", "AVX2", "SSE41")
     found += [Setting(f"ONEDNN_MAX_CPU_ISA={v}", {"ONEDNN_MAX_CPU_ISA": v}) for v in isas]
-    isas = ("AVX2", "SSE4_2")
-    return found + [Setting(f"MKL_ENABLE_INSTRUCTIONS={v}", {"MKL_ENABLE_INSTRUCTIONS": v}) for v in isas]
+    instructions = ("AVX2", "SSE4_2")
+    return found + [Setting(f"MKL_ENABLE_INSTRUCTIONS={v}", {"MKL_ENABLE_INSTRUCTIONS": v}) for v in instructions]
 
 
 def audit(

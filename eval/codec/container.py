@@ -12,6 +12,7 @@ import os
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 from harness.errors import UsageError
 from harness.machine.memory import check_memory
@@ -81,12 +82,12 @@ def _who_reads(version: int) -> str:
     return "made before release 0.1.0: read it with the revision that wrote it (docs/formats.md)"
 
 
-def pack_json(content: dict) -> bytes:
+def pack_json(content: dict[str, Any]) -> bytes:
     """Compact JSON, deflated."""
     return zlib.compress(json.dumps(content, separators=(",", ":")).encode(), 9)
 
 
-def unpack_json(payload: bytes, source: Path) -> dict:
+def unpack_json(payload: bytes, source: Path) -> dict[str, Any]:
     """Inverse of `pack_json`; at most 1 MiB of JSON.
 
     Raises UsageError where the payload is something else.

@@ -66,7 +66,7 @@ class Known:
 class Encoder:
     """Appends symbols to one stream and adds up what they should cost."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._coder = ac.queue.RangeEncoder()
         self.quantised_bits = 0.0
         """-log2 of the integer frequencies of the symbols so far: what the stream should take."""
@@ -197,7 +197,7 @@ def _intervals(symbols: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 
 @unlocked
-def _fill_intervals(symbols, table, intervals):
+def _fill_intervals(symbols: np.ndarray, table: np.ndarray, intervals: np.ndarray) -> None:
     """Constriction's fast rule: scaled cumulative probabilities rounded down, plus 1 for each symbol to the left."""
     alphabet = table.shape[1]
     for row in range(len(symbols)):

@@ -31,7 +31,7 @@ class Encoding:
 
     knows_symbols = True
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.encoder = Encoder()
         self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
         self._waiting_bytes = 0
@@ -89,10 +89,10 @@ class Hashing:
 
     knows_symbols = True
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.digest = hashlib.blake2b(digest_size=16)
 
     def code(self, symbols: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
         """The symbols themselves."""
-        self.digest.update(np.ascontiguousarray(probabilities, dtype="<f8"))
+        self.digest.update(np.ascontiguousarray(probabilities, dtype="<f8").data)
         return symbols

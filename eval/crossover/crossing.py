@@ -22,7 +22,7 @@ from eval.curves.area import Law, fit_law
 from eval.offline.step_search import GridPoint
 from harness.errors import UsageError
 from harness.run.ledger import OnlineCode
-from harness.units import bits_from_bytes, bits_from_nats, bits_per_byte, nats_from_bits
+from harness.units import Amount, bits_from_bytes, bits_from_nats, bits_per_byte, nats_from_bits
 
 RESAMPLES = 200
 BAND = (0.05, 0.95)
@@ -44,7 +44,7 @@ class OfflineLine:
     rate_bits_per_byte: float
     """Coded data of the held-out text over its raw bytes."""
 
-    def bits(self, raw_bytes: np.ndarray | float) -> np.ndarray | float:
+    def bits(self, raw_bytes: Amount) -> Amount:
         """Code length of `raw_bytes` bytes."""
         return self.fixed_bits + self.rate_bits_per_byte * raw_bytes
 
@@ -65,7 +65,7 @@ class OfflineCode:
                 useful.append(line)
         return cls(tuple(useful))
 
-    def bits(self, raw_bytes: np.ndarray | float) -> np.ndarray | float:
+    def bits(self, raw_bytes: Amount) -> Amount:
         """Code length of `raw_bytes` bytes."""
         return np.min([line.bits(raw_bytes) for line in self.lines], axis=0)
 
@@ -196,22 +196,22 @@ def find_crossover(curve: OnlineCurve, offline: OfflineCode) -> Crossover:
     Offline is shorter where any of its lines is.
     """
     found = [_line_crossover(curve, line) for line in offline.lines]
-    crossed = [each for each in found if each.raw_bytes is not None]
-    first = min(crossed, key=lambda each: each.raw_bytes, default=None)
-    meeting = [each.rates_meet_bytes for each in found]
+    crossed = [(each.raw_bytes, each) for each in found if each.raw_bytes is not None]
+    start, first = min(crossed, key=lambda pair: pair[0], default=(None, None))
+    meeting = [each.rates_meet_bytes for each in found if each.rates_meet_bytes is not None]
     return Crossover(
-        raw_bytes=first and first.raw_bytes,
+        raw_bytes=start,
         is_measured=bool(first and first.is_measured),
         until_bytes=_end_of_first_stretch(crossed),
-        rates_meet_bytes=None if None in meeting else max(meeting),
+        rates_meet_bytes=max(meeting) if len(meeting) == len(found) else None,
     )
 
 
-def _end_of_first_stretch(crossed: list[Crossover]) -> float | None:
+def _end_of_first_stretch(crossed: list[tuple[float, Crossover]]) -> float | None:
     """Where the first stretch of sizes ends at which some line is the shorter one; None where it does not."""
     end = -math.inf
-    for each in sorted(crossed, key=lambda each: each.raw_bytes):
-        if end != -math.inf and each.raw_bytes > end:
+    for start, each in sorted(crossed, key=lambda pair: pair[0]):
+        if end != -math.inf and start > end:
             break
         end = max(end, math.inf if each.until_bytes is None else each.until_bytes)
     return end if math.isfinite(end) else None

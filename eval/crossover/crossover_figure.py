@@ -1,6 +1,7 @@
 """Picture of a crossover: both codes for every byte of the text so far, measured and projected."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -40,7 +41,7 @@ def draw_crossover(
     left = min([num_bytes / 10**_DECADES_SHOWN, *(size / 3 for size in places)])
     _draw_online(axes, curve, resampled, max(left, float(curve.raw_bytes[1])), right)
     sizes = np.geomspace(left, right, _POINTS)
-    style = {"color": COLOURS[1], "ls": (0, (5, 2)), "lw": 1.6}
+    style: dict[str, Any] = {"color": COLOURS[1], "ls": (0, (5, 2)), "lw": 1.6}
     axes.plot(sizes, offline.bits(sizes) / sizes, label="offline code, projected", **style)
     axes.axvline(num_bytes, color=QUIET_COLOUR, lw=0.8, zorder=0)
     style = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points", "fontsize": SMALL_FONT}
@@ -75,7 +76,7 @@ def _draw_online(axes: Axes, curve: OnlineCurve, resampled: list[OnlineCurve], l
     label = "5 to 95 % of resampled curves"
     axes.fill_between(beyond, low / beyond, high / beyond, color=COLOURS[0], alpha=0.25, lw=0, label=label)
     rates = np.array([curve.bits_at(size) for size in beyond]) / beyond
-    style = {"color": COLOURS[0], "ls": (0, (1, 1.2)), "lw": 1.8}
+    style: dict[str, Any] = {"color": COLOURS[0], "ls": (0, (1, 1.2)), "lw": 1.8}
     axes.plot(beyond, rates, label="online code, projected by its law", **style)
 
 

@@ -80,12 +80,12 @@ class BoundedLength:
     """None where the curve alone gives no bound."""
 
     def __add__(self, other: "BoundedLength") -> "BoundedLength":
-        uppers = (self.upper_nats, other.upper_nats)
+        uppers = [upper for upper in (self.upper_nats, other.upper_nats) if upper is not None]
         return BoundedLength(
             tokens=self.tokens + other.tokens,
             estimate_nats=self.estimate_nats + other.estimate_nats,
             lower_nats=self.lower_nats + other.lower_nats,
-            upper_nats=None if None in uppers else sum(uppers),
+            upper_nats=sum(uppers) if len(uppers) == 2 else None,
         )
 
 

@@ -1,6 +1,7 @@
 """Picture of a loss curve: the points, the fitted law, and the parts of the online code that no point shows."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -39,7 +40,7 @@ def draw_curve(path: Path, curve: Curve, online: OnlineLength) -> None:
     law_tokens = np.geomspace(left, end, _LAW_POINTS)
     law = online.law
     label = f"fit {law.c_nats:.3g} + {law.a_nats:.3g} t^-{law.exponent:.3g}"
-    style = {"color": COLOURS[1], "ls": (0, (5, 2)), "lw": 1.4, "zorder": 3}
+    style: dict[str, Any] = {"color": COLOURS[1], "ls": (0, (5, 2)), "lw": 1.4, "zorder": 3}
     axes.plot(law_tokens, law.loss_nats(law_tokens), label=label, **style)
     counted = slice(0, online.num_points)
     marker = "o" if online.num_points <= _MANY_POINTS else ""

@@ -32,14 +32,14 @@ def curve_record(curve: Curve, online: OnlineLength, amounts: Amounts, unit: str
     """One flat row of full, unrounded values; None where the user gave too little. `unit` is that of `final_loss`."""
     total, law = online.total, online.law
     is_given = amounts.final_loss is not None
-    final_loss_nats = float(nats_of(amounts.final_loss, unit)) if is_given else online.last_loss_nats
-    record = {"curve": curve.name, "kind": KIND, "tokens": total.tokens}
+    final_loss_nats = online.last_loss_nats if amounts.final_loss is None else nats_of(amounts.final_loss, unit)
+    record: Record = {"curve": curve.name, "kind": KIND, "tokens": total.tokens}
     for name, part in (("online", total), ("head", online.head), ("plotted", online.plotted), ("tail", online.tail)):
         record |= {f"{name}_tokens": part.tokens} if name != "online" else {}
         record |= {f"{name}_{bound}bits": bits for bound, bits in _bounds(part)}
         record |= {f"{name}_{b}bytes": None if bits is None else bytes_from_bits(bits) for b, bits in _bounds(part)}
     data_bits = model_bits = offline_bits = None
-    if amounts.parameters is not None:
+    if amounts.parameters is not None and amounts.bits_per_weight is not None:
         data_bits, model_bits = two_part_bits(
             total.tokens, final_loss_nats, amounts.parameters, amounts.bits_per_weight
         )
@@ -49,9 +49,11 @@ def curve_record(curve: Curve, online: OnlineLength, amounts: Amounts, unit: str
     record |= {"raw_bytes": amounts.raw_bytes}
     for name in ("online", "online_lower", "online_upper", "offline"):
         bits, raw_bytes = record[f"{name}_bits"], amounts.raw_bytes
-        has_rate = bits is not None and raw_bytes is not None
-        record[f"{name}_bits_per_byte"] = bits_per_byte(bits, raw_bytes) if has_rate else None
-        record[f"{name}_raw_per_coded"] = raw_bytes / bytes_from_bits(bits) if has_rate else None
+        if bits is None or raw_bytes is None:
+            record |= {f"{name}_bits_per_byte": None, f"{name}_raw_per_coded": None}
+            continue
+        record[f"{name}_bits_per_byte"] = bits_per_byte(bits, raw_bytes)
+        record[f"{name}_raw_per_coded"] = raw_bytes / bytes_from_bits(bits)
     record |= {"parameters": amounts.parameters, "bits_per_weight": amounts.bits_per_weight}
     record |= {"online_nats_per_token": total.estimate_nats / total.tokens}
     record |= {"first_loss_nats": float(curve.loss_nats[0]), "last_loss_nats": online.last_loss_nats}

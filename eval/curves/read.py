@@ -12,7 +12,7 @@ import numpy as np
 from eval.curves.read_csv import is_number, read_table
 from eval.curves.read_log import read_scalar
 from harness.errors import UsageError
-from harness.units import nats_from_bits
+from harness.units import Amount, nats_from_bits
 
 UNITS = ("nats", "bits")
 # Far beyond every corpus and model, and far from the ends of a float64.
@@ -106,7 +106,7 @@ def read_curve(path: Path, unit: str | None, tokens_per_step: float | None, opti
     A point's x counts units of `tokens_per_step` tokens (default: tokens) and stands where its step ends. Raises
     UsageError for anything that is not a curve of two points.
     """
-    check_unit(unit)
+    unit = check_unit(unit)
     is_log = path.is_dir() or "tfevents" in path.name
     first_step = _check_options(path, options, is_log, tokens_per_step)
     if is_log:
@@ -115,7 +115,7 @@ def read_curve(path: Path, unit: str | None, tokens_per_step: float | None, opti
         name, num_replaced, notes = f"{path} {scalar.tag}", scalar.num_replaced, scalar.notes
     else:
         table = read_table(path, options.columns, options.skip_nan)
-        points = [(f"line {line}", *xy) for line, *xy in zip(table.lines, table.x, table.losses, strict=True)]
+        points = [(f"line {line}", x, loss) for line, x, loss in zip(table.lines, table.x, table.losses, strict=True)]
         name, num_replaced, notes = str(path), 0, []
         if table.num_blank:
             notes.append(f"{table.num_blank:,} row(s) without a loss in this column are left out.")
@@ -184,14 +184,15 @@ def _ends_of_intervals(steps: list[float]) -> bool:
     return steps[0] == interval - 1 and all((step + 1) % interval == 0 for step in steps[:-1])
 
 
-def check_unit(unit: str | None) -> None:
-    """Raise UsageError for a unit that is missing or unknown: a number alone does not tell nats from bits."""
-    if unit not in UNITS:
+def check_unit(unit: str | None) -> str:
+    """The unit; raises UsageError for one that is missing or unknown: a number alone does not tell nats from bits."""
+    if unit is None or unit not in UNITS:
         problem = "is missing" if unit is None else f"{unit}: is unknown"
         raise UsageError(f"--unit {problem}; choose nats or bits (per token), as the source of the curve says")
+    return unit
 
 
-def nats_of(loss: np.ndarray | float, unit: str) -> np.ndarray | float:
+def nats_of(loss: Amount, unit: str) -> Amount:
     """A loss in nats, given in one of `UNITS`."""
     return nats_from_bits(loss) if unit == "bits" else loss
 

@@ -99,7 +99,7 @@ def read_scalar(path: Path, tag: str | None, allow_damaged: bool) -> Scalar:
     return Scalar(
         tag=tag,
         steps=[point.step for point in kept],
-        values=[point.value for point in kept],
+        values=[point.value for point in kept if point.value is not None],
         num_replaced=num_replaced,
         notes=notes,
     )

@@ -49,10 +49,10 @@ class Matrix:
 class Room:
     """Arrays that a block of lanes uses at each step anew: to make them takes as long as some of the work."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._arrays: dict[tuple, np.ndarray] = {}
 
-    def array(self, name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    def array(self, name: str, shape: tuple[int, ...], dtype: np.dtype | type) -> np.ndarray:
         """An array of anything; it holds what is written until the next one of this name and shape is asked for."""
         key = name, shape, dtype
         if key not in self._arrays:

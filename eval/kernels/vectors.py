@@ -180,7 +180,7 @@ def _spread(builder, vector: ir.VectorType, number):
     return builder.shuffle_vector(builder.insert_element(undefined, number, first), undefined, zeros)
 
 
-def _converted(context, builder, vector, given: types.Number, wanted: types.Number):
+def _converted(context, builder, vector, given: types.Integer | types.Float, wanted: types.Integer | types.Float):
     kind = ir.VectorType(context.get_value_type(wanted), WIDTH)
     if given == wanted:
         return vector

@@ -113,11 +113,12 @@ def write_archive(
     blocks = block_count(num_chunks, config.lanes, per_lane, config.max_cache_bytes)
     devices = choose_devices(config.device, model.num_parameters)
     predictor = model.predictor(config.predictor, (config.lanes, blocks, length), threads, devices)
+    sha256 = hashlib.sha256(text).hexdigest()
     head = {
         "model": asdict(model.config),
         "tokenizer": model.tokenizer.kind,
         "raw_bytes": len(text),
-        "sha256": hashlib.sha256(text).hexdigest(),
+        "sha256": sha256,
         "chunk_bytes": config.chunk_bytes,
         "lanes": config.lanes,
         "blocks": blocks,
@@ -144,7 +145,7 @@ def write_archive(
         total_bytes=len(content),
         ideal_data_bits=encoder.ideal_bits,
         quantised_data_bits=encoder.quantised_bits,
-        sha256=head["sha256"],
+        sha256=sha256,
         encode_seconds=time.perf_counter() - start,
     )
 

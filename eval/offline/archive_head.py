@@ -40,7 +40,7 @@ def check_head(
     Raises UsageError for others, for sizes that do not follow from each other and from the lengths of the `sections`,
     and for an archive too large for this machine.
     """
-    model = head.get("model")
+    model = head.get("model", {})
     wrong = [key for key, kind in _HEAD_TYPES.items() if type(head.get(key)) is not kind]
     if not wrong:
         wrong = [f"model.{f.name}" for f in fields(ModelConfig) if type(model.get(f.name)) is not type(f.default)]

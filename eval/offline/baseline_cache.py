@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import inspect
 import json
 import sys
 from collections.abc import Collection
@@ -44,7 +45,7 @@ def _entry(baseline: Baseline, training: bytes) -> str:
 
 def _sources_sha256() -> str:
     """How the programs are called."""
-    sources = b"".join(Path(module.__file__).read_bytes() for module in (baselines, compressors))
+    sources = b"".join(Path(inspect.getfile(module)).read_bytes() for module in (baselines, compressors))
     return hashlib.sha256(sources).hexdigest()
 
 

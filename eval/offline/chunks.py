@@ -70,8 +70,8 @@ def decode_chunks(
         missing = np.array([min(chunk_bytes, size - at) for at in range(0, size, chunk_bytes)])
         tokens = np.zeros((len(missing), predictor.length), dtype=np.int64)
         lengths = np.zeros(len(missing), dtype=np.int64)
-        stored = {}
-        for index in np.flatnonzero([flags.decode(decoder) for _ in missing]):
+        stored: dict[int, bytes] = {}
+        for index in np.flatnonzero([flags.decode(decoder) for _ in missing]).tolist():
             stored[index] = decoder.decode_bytes(int(missing[index]))
             # An encoder's model has read these too, in the same place beside the others.
             known = tokenizer.encode(stored[index])
@@ -114,7 +114,7 @@ def _report(progress: Progress, start: int, size: int, total: int, share: float)
 class _Flags:
     """Whether chunks are stored, by how often they were (Krichevsky and Trofimov): a dozen bits where none ever is."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._counts = np.array([[0.5, 0.5]])
 
     def table(self) -> np.ndarray:

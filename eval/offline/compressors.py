@@ -146,7 +146,8 @@ def encode_zstd_with_dictionary(pieces: Sequence[bytes], training: bytes) -> lis
 
 
 def _trained_dictionary(training: bytes, size: int) -> bytes:
-    samples = [training[start : start + _SAMPLE_BYTES] for start in range(0, len(training), _SAMPLE_BYTES)]
+    starts = range(0, len(training), _SAMPLE_BYTES)
+    samples: list[bytes | bytearray | memoryview] = [training[start : start + _SAMPLE_BYTES] for start in starts]
     try:
         trained = zstandard.train_dictionary(
             size, samples, k=_SEGMENT_BYTES, d=_MATCH_BYTES, level=_ZSTD_CHUNK_LEVEL, dict_id=1
@@ -166,8 +167,8 @@ def _encode_with(dictionary: bytes, pieces: Sequence[bytes]) -> list[bytes]:
         write_dict_id=False,
         write_content_size=False,
     )
-    shared = {"dict_data": zstandard.ZstdCompressionDict(dictionary)} if dictionary else {}
-    compressor = zstandard.ZstdCompressor(compression_params=parameters, **shared)
+    shared = zstandard.ZstdCompressionDict(dictionary) if dictionary else None
+    compressor = zstandard.ZstdCompressor(compression_params=parameters, dict_data=shared)
     return [_encode_brotli(dictionary, _BROTLI_CHUNK_WINDOW), *map(compressor.compress, pieces)]
 
 
@@ -177,8 +178,8 @@ def decode_zstd_with_dictionary(stream: bytes) -> bytes:
         return b""
     packed = _BrotliDecoder()
     dictionary = packed.decompress(stream)
-    shared = {"dict_data": zstandard.ZstdCompressionDict(dictionary)} if dictionary else {}
-    decoder = zstandard.ZstdDecompressor(format=zstandard.FORMAT_ZSTD1_MAGICLESS, **shared)
+    shared = zstandard.ZstdCompressionDict(dictionary) if dictionary else None
+    decoder = zstandard.ZstdDecompressor(format=zstandard.FORMAT_ZSTD1_MAGICLESS, dict_data=shared)
     return _read_frames(decoder, packed.unused_data)
 
 
@@ -204,7 +205,7 @@ def decode_brotli_chunks(stream: bytes) -> bytes:
 class _BrotliDecoder:
     """Finds the end of a stream, which the library's decoder knows and does not tell: it is fed byte by byte."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._decoder = brotli.Decompressor()
         self.eof, self.unused_data = False, b""
 
@@ -232,7 +233,7 @@ def decode_ppmd_chunks(stream: bytes) -> bytes:
 class _PpmdDecoder:
     """Decodes to the mark at the end."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         restart = pyppmd.PPMD8_RESTORE_METHOD_RESTART
         self._decoder = pyppmd.Ppmd8Decoder(_PPMD_CHUNK_ORDER, _PPMD_CHUNK_MEMORY_BYTES, restart)
         self.eof, self.unused_data = False, b""

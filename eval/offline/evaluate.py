@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from eval.offline.archive import ArchiveReport, Progress, QuantisedModel, write_archive
+from eval.offline.archive import ArchiveReport, QuantisedModel, write_archive
 from eval.offline.baseline_cache import measured
 from eval.offline.baselines import BASELINES, CHUNK_BYTES
+from eval.offline.chunks import Progress
 from eval.offline.ideal import ideal_archive, ideal_bits, split
 from eval.offline.step_search import GridPoint, Search, choose_grid
 from eval.online.program import program_bytes

@@ -141,7 +141,7 @@ def read_online_file(path: Path) -> tuple[OnlineHead, RunConfig, Tokenizer, list
 def _parse_head(content: dict) -> OnlineHead:
     kinds = {"settings": dict, "num_tokens": int, "raw_bytes": int, "sha256": str, "fingerprint": str}
     kinds |= {"environment": dict, "arithmetic": str}
-    environment, settings = content.get("environment"), content.get("settings")
+    environment, settings = content.get("environment", {}), content.get("settings", {})
     in_order = content.keys() == kinds.keys() and all(type(content[key]) is kind for key, kind in kinds.items())
     in_order = in_order and all(isinstance(value, str) and value.isprintable() for value in environment.values())
     # A dollar sign would have the value read from somewhere else; paths and names are not sent at all.

@@ -133,7 +133,7 @@ class OnlineJob:
     def _remove(self) -> None:
         """Of the folder only what this program writes: what else lies there is left, and the folder with it."""
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
-        self._lock.release()
+        self.close()
         (self.folder / MARKER).unlink(missing_ok=True)
         with suppress(OSError):
             self.folder.rmdir()

@@ -9,6 +9,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,6 +26,9 @@ from harness.machine.ranks import Ranks
 from harness.online.combiner import Blend, table_nats
 from harness.online.ensemble import Experts, Weights
 from harness.online.replay import Lessons
+
+if TYPE_CHECKING:
+    from harness.online.mixture import Mixture
 
 # Entries of the environment that are told, but decide nothing by themselves.
 INFORMATIVE = ("limits", "commit")
@@ -80,8 +84,9 @@ class Exchange:
             self.num_steps = self.batches.order.steps_per_epoch
             self._phase = plan_phases(config.train, self.batches.order.steps, prunings=0)[0]
         weights = [learner.backend.weights() for learner in self.experts.learners]
-        models = [FloatModel(shape, vocab_size, own) for shape, own in zip(self.experts.shapes, weights, strict=True)]
-        self.predictors = [Predictor(model, lanes, blocks=1, length=context, threads=1) for model in models]
+        shapes = self.experts.shapes
+        self._models = [FloatModel(shape, vocab_size, own) for shape, own in zip(shapes, weights, strict=True)]
+        self.predictors = [Predictor(model, lanes, blocks=1, length=context, threads=1) for model in self._models]
         self._new_blend = functools.partial(Blend, config.online, vocab_size, lanes=lanes, length=context, ranks=ranks)
         self.blend = self._new_blend(num_tokens=source.num_tokens)
         self.learning_seconds = 0.0
@@ -156,12 +161,12 @@ class Exchange:
 
         Returns the code length in nats by the chosen weights of the run's own transformer.
         """
-        own, *others = self.predictors
-        for predictor, weights in zip(others, self.experts.others(), strict=True):
-            predictor.model.load(weights)
+        own, *others = self._models
+        for model, weights in zip(others, self.experts.others(), strict=True):
+            model.load(weights)
         candidates = self.experts.candidates()
         if len(candidates) == 1:
-            own.model.load(candidates[0])
+            own.load(candidates[0])
         nats = 0.0
         for micro_batch in micro_batches:
             if len(candidates) > 1 and micro_batch.mask.any():
@@ -171,14 +176,14 @@ class Exchange:
 
     def _choose(self, candidates: list[Weights], micro_batch: MicroBatch, coder: Coder) -> None:
         """Predict with the weights that the code names; a sender tries all of them first."""
-        own = self.predictors[0]
+        own = self._models[0]
         tried = []
         for weights in candidates if coder.knows_symbols else ():
-            own.model.load(weights)
+            own.load(weights)
             tried.append(sum(self._own_nats(micro_batch)))
         best = np.array([np.argmin(tried) if tried else 0])
         (index,) = coder.code(best, np.ones((1, len(candidates))))
-        own.model.load(candidates[int(index)])
+        own.load(candidates[int(index)])
 
     def _own_nats(self, micro_batch: MicroBatch) -> Iterator[float]:
         """Code length of each position by the run's own transformer alone."""
@@ -211,7 +216,7 @@ class Exchange:
             active = mask[:, position]
             sharp = blend.sharpened(tables)
             if blend.mixture:
-                tokens[active, position] = self._code_bits(sharp, tokens[:, position], active, coder)
+                tokens[active, position] = self._code_bits(blend.mixture, sharp, tokens[:, position], active, coder)
                 if self.ranks.world_size > 1:
                     coded_with.append(sharp)
             else:
@@ -222,9 +227,10 @@ class Exchange:
             blend.add_sent(micro_batch, np.stack(coded_with, axis=2))
         return nats
 
-    def _code_bits(self, tables: np.ndarray, symbols: np.ndarray, active: np.ndarray, coder: Coder) -> np.ndarray:
+    def _code_bits(
+        self, mixture: "Mixture", tables: np.ndarray, symbols: np.ndarray, active: np.ndarray, coder: Coder
+    ) -> np.ndarray:
         """Code the active ones of `symbols` (n,) bit by bit; returns what the coder makes of them."""
-        mixture = self.blend.mixture
         first, *others = np.ascontiguousarray(mixture.bits_of(symbols[active]).T)
         bits = coder.code(first, mixture.start_symbols(tables, active))
         for known in others:

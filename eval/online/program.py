@@ -12,6 +12,7 @@ from contextlib import suppress
 from functools import cache
 from modulefinder import ModuleFinder
 from pathlib import Path
+from typing import Any, TypeGuard
 
 from harness.errors import RunFailure
 from harness.files import user_cache, write_file
@@ -31,7 +32,7 @@ def receiver_sources() -> list[Path]:
     """All modules of this project that receiving imports, directly or through others, in alphabetical order."""
     finder = ModuleFinder(path=[str(ROOT)])
     finder.run_script(str(RECEIVER))
-    return sorted({Path(module.__file__) for module in finder.modules.values() if module.__file__})
+    return sorted(set(_files(finder).values()))
 
 
 @cache
@@ -83,6 +84,12 @@ _QUIET_BASES = {"NamedTuple", "Protocol", "Exception", "ABC", "Generic", "object
 _PLAIN_DECORATORS = {"property", "staticmethod", "classmethod", "cached_property", "abstractmethod", "contextmanager"}
 
 
+def _files(finder: ModuleFinder) -> dict[str, Path]:
+    """Sources of the modules that were found, by their names."""
+    files = {name: vars(module)["__file__"] for name, module in finder.modules.items()}
+    return {name: Path(file) for name, file in files.items() if file}
+
+
 class _Module:
     """One module: which statements define its names, and which are run for their effects."""
 
@@ -110,7 +117,7 @@ class _Reached:
         finder = ModuleFinder(path=[str(ROOT)])
         for module, _ in _ENTRIES:
             finder.import_hook(module)
-        self._modules = {name: _Module(Path(m.__file__)) for name, m in finder.modules.items() if m.__file__}
+        self._modules = {name: _Module(path) for name, path in _files(finder).items()}
         for module in left_out:
             del self._modules[module]
         self._needed: set[tuple[str, str]] = set()
@@ -183,11 +190,11 @@ class _Reached:
                     self._unreached.setdefault(part.name, []).append((module, part))
                 else:
                     yield from self._walked(module, part)
-            parts = [*statement.bases, *statement.keywords, *statement.decorator_list]
+            parts: list[ast.AST] = [*statement.bases, *statement.keywords, *statement.decorator_list]
         else:
             parts = list(_unannotated(statement))
-        for part in parts:
-            yield from self._walked(module, part)
+        for child in parts:
+            yield from self._walked(module, child)
 
     def _mention(self, attribute: str) -> None:
         """Reach every method of that name."""
@@ -227,10 +234,10 @@ class _Bare(ast.NodeTransformer):
     def __init__(self, unreached: set[int]):
         self._unreached = unreached
 
-    def generic_visit(self, node: ast.AST) -> ast.AST | None:
+    def visit(self, node: ast.AST) -> Any:
         if id(node) in self._unreached:
             return None
-        super().generic_visit(node)
+        self.generic_visit(node)
         if isinstance(node, ast.FunctionDef):
             node.returns = None
         if isinstance(node, ast.arg):
@@ -244,7 +251,7 @@ class _Bare(ast.NodeTransformer):
         return node
 
 
-def _is_plain_method(node: ast.AST) -> bool:
+def _is_plain_method(node: ast.AST) -> TypeGuard[ast.FunctionDef]:
     """Whether a part of a class is a method that only its name reaches."""
     if not isinstance(node, ast.FunctionDef) or node.name.startswith("__"):
         return False

@@ -52,9 +52,9 @@ class SendReport:
     """What rounding probabilities to integer frequencies adds."""
     termination_bits: float
     """What the streams add: whole words at the end of each, and the range coder's own rounding."""
-    segment_bits: int
+    segment_bits: float
     """Digests, checksums and lengths."""
-    header_bits: int
+    header_bits: float
     """Header, tokenizer and checksum of the file."""
     costs: Costs
 

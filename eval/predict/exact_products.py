@@ -25,7 +25,7 @@ Grids = Mapping[str, "Grid"]
 class Grid:
     """A tensor of integers; 1 stands for `step`."""
 
-    def __init__(self, name: str, integers: np.ndarray, step: np.float32):
+    def __init__(self, name: str, integers: np.ndarray, step: np.float32 | float):
         self.name, self.integers, self.step = name, integers.astype(np.int64, copy=False), float(step)
 
     def values(self, bits: int) -> Tensor:
@@ -59,7 +59,7 @@ class NormedProduct:
 
     def __init__(self, grids: Grids, norm: str, weight: str, width: int):
         gain, bias, matrix = grids.get(f"{norm}.weight"), grids.get(f"{norm}.bias"), grids[weight]
-        stretch = Fraction(1) if gain is None else _largest(gain) + _largest(bias)
+        stretch = Fraction(1) if gain is None or bias is None else _largest(gain) + _largest(bias)
         # Rows have norm sqrt(width) * 2^bits at most before gain and bias, and rounding adds 1/2 an entry; the other
         # half covers the float64 operations. Cauchy and Schwarz bound every partial sum by the product of the norms.
         norms2 = {bits: width * (math.ceil(stretch * 2**bits) + 1) ** 2 for bits in NORMAL_BITS}
@@ -76,14 +76,15 @@ class NormedProduct:
         self.matrix, self.width = matrix.matrix(self.dtype), float(width)
         self.scale = math.ldexp(square_root(width), bits)
         self.epsilon = (width << 2 * STREAM_BITS) * (EPSILON if gain is None else LAYER_NORM_EPSILON)
-        self.gain, self.bias = (None, None) if gain is None else (gain.values(0), bias.values(bits))
+        self.gain = None if gain is None else gain.values(0)
+        self.bias = None if bias is None else bias.values(bits)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Exact sums in units of `unit`."""
         if self.gain is not None:
             x = x - torch.div(x.sum(dim=1, keepdim=True), x.new_tensor(self.width)).round_()
         normal = x * inverse_norm(x, self.scale, self.epsilon)
-        if self.gain is not None:
+        if self.gain is not None and self.bias is not None:
             normal = normal.mul_(self.gain).add_(self.bias)
         return normal.round_().to(self.dtype) @ self.matrix
 

@@ -61,9 +61,10 @@ class FloatModel:
         if self._positions is not None:
             x += self._positions[cache.position : cache.position + count, :, None]
         normal = room.array("normal", shape, np.float32)
+        cos, sin = self._circle
         for block, layer in zip(self._blocks, cache.layers, strict=True):
             block.attention_norm(x, normal)
-            float_kernel.attend(block.qkv(normal, room), layer, *self._circle, cache.position, normal)
+            float_kernel.attend(block.qkv(normal, room), layer, cos, sin, cache.position, normal)
             block.out.add(normal, x)
             block.mlp_norm(x, normal)
             block.down.add(self._activated(block.up(normal, room)), x)

@@ -40,10 +40,10 @@ class TorchFloatModel:
         x = self._weights["embed.weight"][tokens]
         if self._published:
             x = x + self._positions[at]
-        for index, layer in enumerate(cache.layers):
+        for index, (keys, values) in enumerate(cache.layers):
             block = f"blocks.{index}."
             normal = self._normed(x, f"{block}attention_norm")
-            x = x + self._affine(self._attend(self._affine(normal, f"{block}qkv"), *layer, at), f"{block}out")
+            x = x + self._affine(self._attend(self._affine(normal, f"{block}qkv"), keys, values, at), f"{block}out")
             hidden = self._affine(self._normed(x, f"{block}mlp_norm"), f"{block}up")
             x = x + self._affine(F.gelu(hidden) if self._published else squared_relu(hidden), f"{block}down")
         cache.position += 1

@@ -227,7 +227,7 @@ class Perceptron:
     def __call__(self, x: Tensor) -> Tensor:
         """What to add to the residual stream `x` (lanes, width)."""
         sums = self.up(x)
-        if self.phi is None:
+        if self.phi is None or self.bias is None:
             hidden = _scaled(sums, self.scale).round_().clamp_(0, self.limit).double()
             return self.down(hidden.mul_(hidden))
         hidden = sums.double().mul_(self.scale).add_(self.bias).round_().clamp_(-self.limit, self.limit)
@@ -244,8 +244,8 @@ def _blocks(grids: Grids, config: ModelConfig, length: int) -> list[tuple]:
     if config.architecture == "published":
         phi = torch.from_numpy(normal_table(PHI_BITS, 1 << HIDDEN_BITS, PHI_REACH))
         return [(PublishedAttention(grids, n, config, mixer), Perceptron(grids, n, config, phi)) for n in names]
-    circle = tuple(map(torch.from_numpy, circle_tables(length, mixer.head_width // 2, CIRCLE_BITS)))
-    return [(ModernAttention(grids, n, config, mixer, circle), Perceptron(grids, n, config, None)) for n in names]
+    cos, sin = map(torch.from_numpy, circle_tables(length, mixer.head_width // 2, CIRCLE_BITS))
+    return [(ModernAttention(grids, n, config, mixer, (cos, sin)), Perceptron(grids, n, config, None)) for n in names]
 
 
 def _move(part: object, device: torch.device) -> object:

@@ -67,9 +67,8 @@ class _NormedProduct:
 
     def __init__(self, product: NormedProduct):
         self._matrix, self._norm = _matrix(product.matrix), (product.scale, product.epsilon)
-        self._gain, self._bias = (
-            (_NONE, _NONE) if product.gain is None else (product.gain.numpy(), product.bias.numpy())
-        )
+        self._gain = _NONE if product.gain is None else product.gain.numpy()
+        self._bias = _NONE if product.bias is None or product.gain is None else product.bias.numpy()
 
     def __call__(self, x: np.ndarray, room: Room) -> np.ndarray:
         """Exact sums (count, outputs, lanes) for the residual stream `x` (count, width, lanes)."""
@@ -123,7 +122,8 @@ class _Modern(_Attention):
     def __call__(self, x: np.ndarray, keys: np.ndarray, values: np.ndarray, start: int, room: Room) -> np.ndarray:
         """Mixed values (count, width, lanes) for the residual stream `x`; the cache is written from `start` on."""
         qkv = self._product(x, room).reshape(len(x), 3, *self._heads, -1)
-        kernel.turn(qkv, self._scales, self._norm, *self._circle, start)
+        cos, sin = self._circle
+        kernel.turn(qkv, self._scales, self._norm, cos, sin, start)
         return self._mixed(qkv, keys, values, start, room)
 
 

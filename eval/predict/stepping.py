@@ -1,12 +1,15 @@
 """What a predictor steps: a model that reads tokens of many lanes and keeps keys and values of those before."""
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from eval.kernels.products import Room
 from eval.kernels.vectors import WIDTH
+
+if TYPE_CHECKING:
+    from harness.model.transformer import ModelConfig
 
 
 @dataclass(slots=True)
@@ -21,6 +24,7 @@ class Cache:
 class SteppingModel(Protocol):
     """`eval.float_model.FloatModel`, or one of those for portable archives and for other devices."""
 
+    config: "ModelConfig"
     vocab_size: int
     begin: int
     """The input symbol before the first."""

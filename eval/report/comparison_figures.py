@@ -1,6 +1,7 @@
 """Pictures of many runs: total code length against the size of the weights, and held-out loss against it."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -31,7 +32,12 @@ def totals_figure(path: Path, column: str, entries: list[Entry]) -> None:
         line = walk + bytes_from_bits(rate * raw_bytes)
         if totals.min() / 1.1 < line.max() and line.min() < 1.1 * totals.max():
             axes.plot(walk, line, color=QUIET_COLOUR, lw=0.7, zorder=0)
-            label = {"fontsize": SMALL_FONT, "color": QUIET_COLOUR, "xytext": (2, 3), "textcoords": "offset points"}
+            label: dict[str, Any] = {
+                "fontsize": SMALL_FONT,
+                "color": QUIET_COLOUR,
+                "xytext": (2, 3),
+                "textcoords": "offset points",
+            }
             axes.annotate(f"{rate:g} bits/byte", (walk[0], line[0]), **label)
     axes.plot(walk, walk, color=QUIET_COLOUR, lw=0.7, linestyle="--", zorder=0)
     axes.set_xscale("log")
@@ -51,7 +57,10 @@ def heldout_figure(path: Path, entries: list[Entry]) -> None:
     for index, column in enumerate(columns):
         for name in names:
             own = [entry for entry in entries if entry.column == column and entry.family == name]
-            style = {"color": COLOURS[index % len(COLOURS)], "marker": _MARKERS[names.index(name) % len(_MARKERS)]}
+            style: dict[str, Any] = {
+                "color": COLOURS[index % len(COLOURS)],
+                "marker": _MARKERS[names.index(name) % len(_MARKERS)],
+            }
             rates = [entry.record["heldout_ideal_bits_per_byte"] for entry in own]
             _line(axes, own, rates, f"{column}, {name}", style)
     axes.set_xscale("log")
@@ -61,7 +70,7 @@ def heldout_figure(path: Path, entries: list[Entry]) -> None:
     save_figure(figure, path)
 
 
-def _line(axes: Axes, entries: list[Entry], values: list[float], label: str, style: dict[str, str]) -> None:
+def _line(axes: Axes, entries: list[Entry], values: list[float], label: str, style: dict[str, Any]) -> None:
     """A point an entry, and a line through the means of members of a family over their seeds."""
     points: dict[str, list[tuple[float, float]]] = {}
     for entry, value in zip(entries, values, strict=True):
@@ -78,10 +87,19 @@ def _points(axes: Axes, entries: list[Entry], totals: np.ndarray) -> None:
     """A line a family, a point a run, a ring around the best of all, which is named below the axis."""
     total_of = dict(zip(map(id, entries), totals, strict=True))
     for index, (name, members) in enumerate(families(entries).items()):
-        style = {"color": _FAMILY_COLOURS[index % len(_FAMILY_COLOURS)], "marker": _MARKERS[index % len(_MARKERS)]}
+        style: dict[str, Any] = {
+            "color": _FAMILY_COLOURS[index % len(_FAMILY_COLOURS)],
+            "marker": _MARKERS[index % len(_MARKERS)],
+        }
         _line(axes, members, [total_of[id(entry)] for entry in members], name, style)
     best = min(entries, key=lambda entry: total_of[id(entry)])
     rate = bits_from_bytes(total_of[id(best)]) / best.record["raw_bytes"]
-    ring = {"marker": "o", "markersize": 13, "markerfacecolor": "none", "color": "black", "linestyle": "none"}
+    ring: dict[str, Any] = {
+        "marker": "o",
+        "markersize": 13,
+        "markerfacecolor": "none",
+        "color": "black",
+        "linestyle": "none",
+    }
     axes.plot(best.record["model_bytes"], total_of[id(best)], **ring)
     axes.set_xlabel(f"weights in the file (bytes)\ncircle: the shortest, {best.label}, {rate:.3f} bits/byte")

@@ -4,6 +4,7 @@ import csv
 import io
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -73,11 +74,12 @@ def draw_precision(path: Path, records: list[Record]) -> None:
     best = next(record for record in records if record["is_emphasised"])
     bits = [record["bits_per_weight"] for record in records]
     scale, prefix = si_prefix(max(record["total_bytes"] for record in records))
-    for key, label, style in (
+    lines: tuple[tuple[str, str, dict[str, Any]], ...] = (
         ("total_bytes", "model and text", {"color": MEASURED_COLOUR, "lw": 2.2, "marker": "o", "ms": 4}),
         ("model_bytes", "model, coded", {"color": COLOURS[0], "lw": 1.6}),
         ("data_bytes", "text, ideal, from a sample", {"color": COLOURS[1], "lw": 1.6, "ls": (0, (5, 2))}),
-    ):
+    )
+    for key, label, style in lines:
         axes.plot(bits, [record[key] / scale for record in records], label=label, **style)
     label = f"smallest: {best['total_bytes']:,.0f} bytes at {best['bits_per_weight']:.2f} bits a weight"
     style = {"ls": "", "marker": "o", "ms": 10, "mfc": "none", "mec": COLOURS[2], "mew": 2.2, "zorder": 4}

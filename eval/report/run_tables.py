@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from eval.offline.baselines import BASELINES, CHUNK_BYTES, Baseline
 from eval.report.online_tables import PROGRAM, SENT_COSTS, SENT_PARTS, members_block, sent_block, sent_runs_block
@@ -95,7 +96,7 @@ def _load_report(run_dir: Path) -> dict:
 
 def _order(report: dict) -> tuple[float, str]:
     train_bytes = _value(report, "data", "train_bytes")
-    return (math.inf if train_bytes is None else train_bytes, str(report.get("run")))
+    return (train_bytes if isinstance(train_bytes, int | float) else math.inf, str(report.get("run")))
 
 
 def render(reports: list[dict], fmt: str, width: int | None = None) -> str:
@@ -132,7 +133,7 @@ def flat_record(report: dict) -> Record:
 
 def _value(report: dict, *keys: str) -> str | float | bool | None:
     """A text, a truth value or a finite number; anything else counts as missing."""
-    value = report
+    value: Any = report
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     is_number = isinstance(value, int | float) and math.isfinite(value)

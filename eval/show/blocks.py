@@ -29,10 +29,11 @@ class Block:
 def to_rich(blocks: list[Block], width: int | None) -> str:
     """Text for a terminal of `width` characters (default: this one); no digit is cut where they do not fit."""
     columns = width or shutil.get_terminal_size((120, 24)).columns
-    console = Console(file=io.StringIO(), force_terminal=sys.stdout.isatty(), highlight=False)
+    written = io.StringIO()
+    console = Console(file=written, force_terminal=sys.stdout.isatty(), highlight=False)
     for block in blocks:
-        style = {"box": box.SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)}
-        table = Table(title=Text(block.title, style="bold"), title_justify="left", **style)
+        title = Text(block.title, style="bold")
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
         for name, is_number in zip(block.header, block.is_number, strict=True):
             # Numbers are narrow: their headers take a line a word.
             heading = Text(name.replace(" ", "\n") if is_number else name)
@@ -46,7 +47,7 @@ def to_rich(blocks: list[Block], width: int | None) -> str:
         for note in block.notes:
             console.print(Text(note, style="dim"))
         console.print()
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()).rstrip() + "\n"
+    return "\n".join(line.rstrip() for line in written.getvalue().splitlines()).rstrip() + "\n"
 
 
 def to_markdown(blocks: list[Block]) -> str:

@@ -29,7 +29,8 @@ def ratio(part: float | None, whole: float | None) -> float | None:
 
 def total(*parts: float | None) -> float | None:
     """The sum, None where a part is missing."""
-    return None if None in parts else sum(parts)
+    known = [part for part in parts if part is not None]
+    return sum(known) if len(known) == len(parts) else None
 
 
 def in_words(value: Any) -> str:

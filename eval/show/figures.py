@@ -4,6 +4,7 @@ Drawn on `Figure` objects: no display, no state shared between pictures.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,7 +22,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _DASHES = ((0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 MEASURED_COLOUR, QUIET_COLOUR, _FAINT_COLOUR = "black", "0.55", "0.92"
 SMALL_FONT = 8
-LEGEND = {"edgecolor": "none", "framealpha": 1.0, "alignment": "left"}
+LEGEND: dict[str, Any] = {"edgecolor": "none", "framealpha": 1.0, "alignment": "left"}
 LEGEND |= {"fontsize": SMALL_FONT, "title_fontsize": SMALL_FONT}
 
 
@@ -40,7 +41,9 @@ def online_curve(
     byte_scale, byte_prefix = si_prefix(last_byte)
     bit_scale, bit_prefix = si_prefix(last_byte * max([online_rate, *baselines_bits_per_byte.values()]))
 
-    lines = {"raw text": (float(BITS_PER_BYTE), {"color": QUIET_COLOUR, "lw": 0.8})}
+    lines: dict[str, tuple[float, dict[str, Any]]] = {
+        "raw text": (float(BITS_PER_BYTE), {"color": QUIET_COLOUR, "lw": 0.8})
+    }
     for i, (name, rate) in enumerate(baselines_bits_per_byte.items()):
         # Shifted by one at every turn of the palette, so that eighteen lines look different.
         colour, dashes = COLOURS[i % len(COLOURS)], _DASHES[(i + i // len(COLOURS)) % len(_DASHES)]
@@ -81,7 +84,11 @@ def loss_curve(path: Path, step: np.ndarray, bits_per_byte: np.ndarray, phases: 
     axes.margins(x=0)
     for _, first_step in phases:
         axes.axvline(first_step, color=QUIET_COLOUR, lw=0.8, zorder=0)
-    style = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points", "fontsize": SMALL_FONT}
+    style: dict[str, Any] = {
+        "xycoords": axes.get_xaxis_transform(),
+        "textcoords": "offset points",
+        "fontsize": SMALL_FONT,
+    }
     for names, first_step in _merge_close(phases, 0.08 * float(np.ptp(step)) if step.size else 0.0):
         axes.annotate(names, (first_step, 1), xytext=(0, 4), **style)
     axes.set_title(axes.get_title(loc="left"), loc="left", pad=18)
@@ -99,7 +106,7 @@ def sparsity_per_layer(path: Path, names: list[str], parameters: list[int], nonz
     rows = np.arange(len(names)) + 0.6 * np.cumsum(changes)
     axes.barh(rows, np.full(len(names), 100.0), color=_FAINT_COLOUR, height=0.8)
     axes.barh(rows, shares, color=COLOURS[0], height=0.8)
-    style = {"textcoords": "offset points", "va": "center", "fontsize": SMALL_FONT}
+    style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": SMALL_FONT}
     for row, share, total in zip(rows, shares, parameters, strict=True):
         axes.annotate(f"{share:.1f} %", (share, row), xytext=(3, 0), **style)
         axes.annotate(f"{total:,}", (1, row), xycoords=("axes fraction", "data"), xytext=(4, 0), **style)

@@ -142,6 +142,8 @@ class Students(nn.Module):
     A group shares its strength of the rule. Weights are multiplied by a mask (all students, weights), at first ones.
     """
 
+    mask: Tensor
+
     def __init__(self, widths: list[int], groups: list[Tensor]):
         super().__init__()
         self.widths = widths

@@ -1,6 +1,7 @@
 """Picture of the teacher-student experiment: U-curves of the total against strength and against non-zeros."""
 
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 
@@ -47,7 +48,7 @@ def _draw_method(by_alpha: Axes, by_nonzeros: Axes, method: str, settings: list[
         by_nonzeros.plot(nonzeros, totals, color=colour, marker="s", ls="", ms=5)
         return
     colour, is_filled = COLOURS[_RULES.index(rule)], coupling == "adam"
-    marker = {"color": colour, "marker": "o", "ms": 4, "mfc": colour if is_filled else "white"}
+    marker: dict[str, Any] = {"color": colour, "marker": "o", "ms": 4, "mfc": colour if is_filled else "white"}
     alphas = [setting.first.alpha for setting in settings]
     by_alpha.plot(alphas, totals, ls=_DASHES[coupling], lw=1.3, label=method, **marker)
     by_nonzeros.plot(nonzeros, totals, ls="", **marker)

@@ -1,5 +1,7 @@
 """Training of students: main phase with a rule, pruning of each, fine-tuning of what is left."""
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -118,12 +120,16 @@ def _pruned(config: TeacherConfig, group: Tensor, data: TeacherData, tolerance: 
         own = TeacherData(data.inputs[seed : seed + 1], data.targets[seed : seed + 1])
         # A rule may have left nothing to prune.
         if weights.any():
-            tamade(student, lambda s=student, d=own: s.losses(d, "mse").item(), PruneConfig(tolerance=tolerance))
+            tamade(student, functools.partial(_error, student, own), PruneConfig(tolerance=tolerance))
         pruned.append(student.groups[0].detach()[0])
     return torch.stack(pruned)
 
 
-def _listed(groups: list[Tensor], strengths: list[float], tolerances: list[float | None]) -> list[Trained]:
+def _error(student: Students, data: TeacherData) -> float:
+    return student.losses(data, "mse").item()
+
+
+def _listed(groups: list[Tensor], strengths: list[float], tolerances: Sequence[float | None]) -> list[Trained]:
     places = [(tolerance, alpha) for tolerance in tolerances for alpha in strengths]
     return [
         Trained(seed, alpha, tolerance, weights)

@@ -74,8 +74,9 @@ class _Coder:
     def __init__(self, shapes: Shapes, stream: bytes | None):
         # Only those who code weights need the compiler, which takes a second to import.
         from eval.weights import kernel as weights_kernel
+        from eval.weights.arithmetic import code_bit
 
-        self._kernel = weights_kernel
+        self._kernel, self._code_bit = weights_kernel, code_bit
         self._decoding = stream is not None
         self._stream = np.frombuffer(stream or b"", dtype=np.uint8).copy()
         tables = make_tables()
@@ -134,7 +135,7 @@ class _Coder:
         if matrix.shape[1 - axis] == 1:
             # A flag would say what the only weight of the line says.
             return levels, np.arange(len(levels))
-        flags = (~matrix.any(axis=1 - axis)).astype(np.int64)
+        flags = np.logical_not(matrix.any(axis=1 - axis)).astype(np.int64)
         self._make_room(len(flags))
         self._kernel.code_flags(self._model, flags, states, axis, self._stream, self._decoding)
         return levels, np.flatnonzero(flags == 0)
@@ -155,7 +156,7 @@ class _Coder:
     def _code_end_mark(self) -> list[int]:
         self._make_room(len(_END_MARK))
         coder, half = self._model.coder, 1 << 15
-        return [int(self._kernel.code_bit(coder, self._stream, half, bit, self._decoding)) for bit in _END_MARK]
+        return [int(self._code_bit(coder, self._stream, half, bit, self._decoding)) for bit in _END_MARK]
 
     def _make_room(self, num_weights: int) -> None:
         """Of a writer's stream, for so many weights or flags."""

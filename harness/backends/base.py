@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.machine.ranks import DEVICES
-from harness.optim.optimizer import MakeParts, Optimizer
+from harness.optim.optimizer import Optimizer, OptimizerConfig, Ruled
 from harness.rules.rule import forget
 
 BACKENDS = ("ddp", "deepspeed")
@@ -64,12 +64,16 @@ class BackendConfig:
 class Backend(Protocol):
     """All that the loop knows about distribution; methods without another word are called on all ranks together."""
 
-    packages: tuple[str, ...]
-    """Packages whose versions decide the last bits."""
-    shares_out: bool
-    """Whether each rank's partitions are its own; else they are the same on all."""
-    make_parts: MakeParts
-    """What makes the torch optimizers that this backend can work with."""
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Packages whose versions decide the last bits."""
+
+    @property
+    def shares_out(self) -> bool:
+        """Whether each rank's partitions are its own; else they are the same on all."""
+
+    def make_parts(self, groups: list[dict], config: OptimizerConfig) -> list[Ruled]:
+        """The torch optimizers that this backend can work with."""
 
     def prepare(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Take both; the weights of rank 0 become those of all ranks."""

@@ -35,8 +35,7 @@ class DDPBackend:
 
     def backward(self, compute_loss: Callable[[nn.Module], Tensor], last: bool) -> None:
         """Accumulate the gradient of `compute_loss(module)`; average over ranks with the `last` one of a step."""
-        local_only = not last and self.module is not self.model
-        with self.module.no_sync() if local_only else nullcontext():
+        with self.module.no_sync() if not last and isinstance(self.module, DistributedDataParallel) else nullcontext():
             compute_loss(self.module).backward()
 
     def step(self) -> None:

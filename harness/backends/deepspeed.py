@@ -74,7 +74,9 @@ class DeepSpeedBackend:
         if self.owns_group:
             timeout = self.config.timeout_seconds
             init_process_group(self.ranks.device, timeout, store=dist.HashStore(), rank=0, world_size=1)
-        total, block = (sum(p.numel() for p in module.parameters()) for module in (model, model.blocks[0]))
+        total, block = (
+            sum(p.numel() for p in module.parameters()) for module in (model, model.get_submodule("blocks.0"))
+        )
         on_gpu = self.ranks.device.type == "cuda"
         settings = engine_settings(self.config, self.clip_norm, self.micro_batch, bucket_elements(total, block), on_gpu)
         with _local_rank():
@@ -186,7 +188,7 @@ def engine_settings(
 
     `bucket` is in elements.
     """
-    zero = {"stage": config.zero_stage}
+    zero: dict[str, object] = {"stage": config.zero_stage}
     if config.zero_stage:
         zero |= {"overlap_comm": config.overlap and on_gpu, "contiguous_gradients": True}
         zero |= {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
@@ -198,7 +200,7 @@ def engine_settings(
         zero |= {"stage3_max_reuse_distance": 0}
     if config.offload_optimizer:
         zero |= {"offload_optimizer": {"device": "cpu"}}
-    settings = {
+    settings: dict[str, object] = {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": 1,
         "zero_optimization": zero,
@@ -235,7 +237,7 @@ def import_deepspeed(device: torch.device) -> ModuleType:
     return deepspeed
 
 
-def _ruled_muon(dtype: torch.dtype) -> type[Ruled]:
+def _ruled_muon(dtype: torch.dtype) -> type:
     """DeepSpeed's Muon with this project's iteration: its own is in bf16 also where processors emulate it."""
     from deepspeed.runtime.zero.muon import original_muon
     from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
@@ -246,7 +248,7 @@ def _ruled_muon(dtype: torch.dtype) -> type[Ruled]:
 
     original_muon.zeropower_via_newtonschulz5 = iteration
 
-    class RuledMuonWithAuxAdam(Ruled, MuonWithAuxAdam):
+    class RuledMuonWithAuxAdam(Ruled, MuonWithAuxAdam):  # type: ignore[misc]
         """DeepSpeed's Muon and AdamW in one optimizer, with a rule."""
 
     return RuledMuonWithAuxAdam

@@ -3,12 +3,16 @@
 import math
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 # Beyond any size of a text, a model or a job; sums and products of a few still fit into 64 bits or a float.
 LARGEST_INTEGER, LARGEST_FLOAT = 1 << 48, 1e30
 
 
-def number_problems(section: object, prefix: str = "") -> list[str]:
+def number_problems(section: "DataclassInstance | type[DataclassInstance]", prefix: str = "") -> list[str]:
     """A line for every number of a configuration, sections and lists included, that is no number or without measure."""
     found = []
     for field in fields(section):

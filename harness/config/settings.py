@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
@@ -22,7 +22,14 @@ from harness.config.bounds import number_problems
 from harness.config.presets import preset_path
 from harness.errors import UsageError
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    class _Settings(DataclassInstance, Protocol):
+        def problems(self) -> list[str]: ...
+
+
+T = TypeVar("T", bound="_Settings")
 MAX_INCLUDE_DEPTH = 8
 MAX_FILE_BYTES, MAX_NODES = 1 << 20, 100_000
 # Torch and numpy keep whole numbers in 64 bits; floats are whole in each step up to 53.
@@ -67,7 +74,7 @@ def resolved(settings: list[tuple[str, object]], problems: list[str], kind: type
         try:
             section, name, annotation = _field(config, dotted)
             value = _typed(value, annotation)
-            setattr(section, name, _at_home(value) if dotted in PATHS and value else value)
+            setattr(section, name, _at_home(value) if dotted in PATHS and isinstance(value, str) else value)
         except ValueError as error:
             problems.append(f"{dotted}={shown(value)}: {error}")
     own = config.problems()
@@ -87,7 +94,7 @@ def setting(key: str, value: object) -> str:
 
 def leaves(tree: dict, prefix: str = "") -> list[tuple[str, object]]:
     """Dotted keys of a tree of mappings with what is not a mapping itself."""
-    found = []
+    found: list[tuple[str, object]] = []
     for key, value in tree.items():
         dotted = f"{prefix}{key}"
         found.extend(leaves(value, f"{dotted}.") if isinstance(value, dict) else [(dotted, value)])
@@ -123,7 +130,7 @@ def read_yaml(path: Path, what: str, content_words: str, remedy: str) -> dict:
         if len(text) > MAX_FILE_BYTES:
             raise ValueError(f"more than {MAX_FILE_BYTES:,} bytes")
         _check_numbers(text)
-        content = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=True)
+        content = _plain(OmegaConf.load(io.StringIO(text)))
     except FileNotFoundError:
         raise UsageError(f"{path}: no such {what}; {remedy}") from None
     except (OSError, *_REFUSALS) as error:
@@ -172,13 +179,18 @@ def is_text(kind: type, key: str) -> bool:
 
 def _parse_text(written: str) -> str:
     """Text as it stands there, but for `${...}`, which is resolved as in files."""
-    return OmegaConf.to_container(OmegaConf.create([written]), resolve=True)[0] if "${" in written else written
+    return _plain(OmegaConf.create([written]))[0] if "${" in written else written
 
 
 def _parse_value(written: str) -> object:
     """Numbers, flags and lists."""
     _check_numbers(written)
-    return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={written}"]), resolve=True)["value"]
+    return _plain(OmegaConf.from_dotlist([f"value={written}"]))["value"]
+
+
+def _plain(content: object) -> Any:
+    """What OmegaConf has read as lists, mappings and values, with `${...}` resolved."""
+    return OmegaConf.to_container(content, resolve=True)
 
 
 def _check_numbers(text: str) -> None:
@@ -205,21 +217,21 @@ def _scalars(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
             yield from _scalars(value)
 
 
-def _field(config: object, dotted: str) -> tuple[object, str, Any]:
+def _field(section: "DataclassInstance | type[DataclassInstance]", dotted: str) -> tuple[object, str, Any]:
     """The section that a dotted key names, the name in it, and its type; raises ValueError where there is none."""
-    section = config
     *path, last = dotted.split(".")
     for name in path:
-        section = _member(section, name)
-        if not is_dataclass(section):
+        inner = _member(section, name)
+        if not is_dataclass(inner):
             raise ValueError(f"unknown key; {name} is a value, not a section")
+        section = inner
     if is_dataclass(inner := _member(section, last)):
         names = [field.name for field in fields(inner)]
         raise ValueError(f"is a section; set its keys, as {dotted}.{names[0]}=...; known here: {', '.join(names)}")
     return section, last, get_type_hints(type(section))[last]
 
 
-def _member(section: object, name: str) -> object:
+def _member(section: "DataclassInstance | type[DataclassInstance]", name: str) -> object:
     known = [field.name for field in fields(section)]
     if name not in known:
         raise ValueError(f"unknown key; known here: {', '.join(known)}")

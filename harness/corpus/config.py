@@ -140,7 +140,8 @@ class Corpus:
     def _cut_off_tail(self, stream: Iterator[bytes]) -> Iterator[bytes]:
         """All but the last `heldout_bytes`, which wait in memory and are left in `_tail` in the end."""
         heldout_bytes = self._config.heldout_bytes
-        waiting, waiting_bytes, front_bytes = deque(), 0, 0
+        waiting: deque[bytes] = deque()
+        waiting_bytes = front_bytes = 0
         for document in stream:
             waiting.append(document)
             waiting_bytes += len(document)

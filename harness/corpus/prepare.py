@@ -152,15 +152,22 @@ def _encode_on_all_cores(folder: Path, num_pieces: int, tell: Tell) -> None:
 
 
 @contextmanager
-def _started(folder: Path, tasks: list[tuple[str, int]]) -> Iterator[list[subprocess.Popen]]:
+def _started(folder: Path, tasks: list[tuple[str, int]]) -> Iterator[list[subprocess.Popen[str]]]:
     """Processes for tasks; none is left after the context."""
     environment = child_environment(OMP_NUM_THREADS="1")
     processes = []
     try:
         for what, number in tasks:
             command = [sys.executable, "-m", "harness.corpus.encode", str(folder), what, str(number)]
-            pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-            processes.append(subprocess.Popen(command, env=environment, text=True, **pipes))
+            process = subprocess.Popen(
+                command,
+                env=environment,
+                text=True,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
+            processes.append(process)
         yield processes
     finally:
         for process in processes:
@@ -169,7 +176,7 @@ def _started(folder: Path, tasks: list[tuple[str, int]]) -> Iterator[list[subpro
             process.communicate()
 
 
-def _wait_for(processes: list[subprocess.Popen], show: Callable[[], None] = lambda: None) -> None:
+def _wait_for(processes: list[subprocess.Popen[str]], show: Callable[[], None] = lambda: None) -> None:
     """Raises what the first process to fail says."""
     while any(process.poll() is None for process in processes):
         _check(processes)
@@ -178,9 +185,10 @@ def _wait_for(processes: list[subprocess.Popen], show: Callable[[], None] = lamb
     _check(processes)
 
 
-def _check(processes: list[subprocess.Popen]) -> None:
+def _check(processes: list[subprocess.Popen[str]]) -> None:
     for process in processes:
         if process.poll():
+            assert process.stderr is not None
             said = (process.stderr.read().splitlines() or [""])[-1]
             if process.returncode == UsageError.exit_status:
                 raise UsageError(said)
@@ -190,7 +198,9 @@ def _check(processes: list[subprocess.Popen]) -> None:
             raise RunFailure(said or f"a process that prepares data has ended ({killed}); the same command goes on")
 
 
-def _encoded(folder: Path, split: str, count: int, tokenizer: SentencePieceTokenizer) -> Iterator[Encoded]:
+def _encoded(
+    folder: Path, split: str, count: int, tokenizer: ByteTokenizer | SentencePieceTokenizer
+) -> Iterator[Encoded]:
     for piece in tokens_of_pieces(folder, split, count, tokenizer):
         yield Encoded(piece.lengths.tolist(), np.frombuffer(piece.content, token_type(tokenizer)), piece.raw_bytes)
 

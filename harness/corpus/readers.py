@@ -7,11 +7,11 @@ import json
 import lzma
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from harness.errors import UsageError
 
@@ -157,12 +157,12 @@ class _Frames(io.RawIOBase):
     """
 
     def __init__(self, file: BinaryIO, packing: str):
-        self._file, self._decompressor, self._has_begun = file, None, False
+        self._file, self._has_begun = file, False
         self._fed = self._decoded = b""
-        self._new, self._error = (
-            {"bzip2": bz2.BZ2Decompressor, "xz": lzma.LZMADecompressor}.get(packing),
-            lzma.LZMAError,
-        )
+        # The libraries' decompressors have no type in common.
+        self._decompressor: Any = None
+        self._new: Callable[[], Any] = lzma.LZMADecompressor if packing == "xz" else bz2.BZ2Decompressor
+        self._error: type[Exception] = lzma.LZMAError
         if packing == "zstd":
             # Imported here because the other packings do not need it.
             import zstandard
@@ -174,7 +174,7 @@ class _Frames(io.RawIOBase):
         """Always."""
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: Any) -> int:
         """The next bytes, at least one before the end."""
         while not self._decoded and self._feed():
             pass

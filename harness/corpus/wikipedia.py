@@ -34,7 +34,7 @@ def wiki_mini() -> list[bytes]:
     """Bodies of the 206 `<text>` elements of the dump that gensim ships, XML entities left as they are."""
     # Finding the package without importing it saves seconds.
     package = importlib.util.find_spec("gensim")
-    if package is None:
+    if package is None or not package.submodule_search_locations:
         raise UsageError("corpus.kind=wiki-mini: gensim is not installed; run pip install 'codelength[wiki-mini]'")
     file = Path(package.submodule_search_locations[0]) / WIKI_MINI_FILE
     with readable(file):

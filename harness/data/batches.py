@@ -1,16 +1,18 @@
 """What each rank reads at each step."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
 from harness.data.order import SequenceOrder, Sequences
 from harness.data.schedule import TrainConfig
-from harness.data.shards import Shard
 from harness.machine.ranks import Ranks
+
+if TYPE_CHECKING:
+    from harness.data.order import Tokens
 
 T = TypeVar("T")
 
@@ -37,13 +39,14 @@ class StepBatch:
     micro_batches: list[MicroBatch]
 
 
-class Ahead:
+class Ahead(Generic[T]):
     """What `work(step)` returns, computed one step ahead in a thread."""
 
     def __init__(self, work: Callable[[int], T]):
         """`work` depends on the step alone."""
         self._work, self._worker = work, ThreadPoolExecutor(1, "ahead")
-        self._step, self._next = -1, None
+        self._step = -1
+        self._next: Future[T] | None = None
 
     def __call__(self, step: int) -> T:
         """The result for `step`; the thread goes on with the step after it."""
@@ -59,7 +62,7 @@ class Ahead:
 class Batches:
     """Shares each step's sequences among ranks: micro-batch j of the step goes to rank j mod world size."""
 
-    def __init__(self, shard: Shard, config: TrainConfig, context: int, micro_batch: int, seed: int, ranks: Ranks):
+    def __init__(self, shard: "Tokens", config: TrainConfig, context: int, micro_batch: int, seed: int, ranks: Ranks):
         self.sequences = Sequences(shard, context)
         num_sequences, self.batch_sequences = self.sequences.num_sequences, config.batch_sequences
         self.order = SequenceOrder(num_sequences, self.batch_sequences, shard.fingerprint, seed, config.order)

@@ -6,10 +6,27 @@ It does not depend on the number of ranks, needs no memory, and so can be recomp
 import hashlib
 import math
 from fractions import Fraction
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from harness.data.shards import Shard
+if TYPE_CHECKING:
+
+    class Tokens(Protocol):
+        """The tokens of a text, as in a `Shard`."""
+
+        @property
+        def tokens(self) -> np.ndarray:
+            """Token ids (num_tokens,), of any integer type."""
+
+        @property
+        def num_tokens(self) -> int:
+            """Number of tokens."""
+
+        @property
+        def fingerprint(self) -> str:
+            """`Shard.fingerprint` of them."""
+
 
 NUM_ROUNDS = 8
 # Odd multipliers of the splitmix64 finaliser, which spreads every input bit over the whole word.
@@ -67,7 +84,7 @@ class SequenceOrder:
 class Sequences:
     """The tokens of a shard as sequences of `length` tokens; the last may be shorter."""
 
-    def __init__(self, shard: Shard, length: int) -> None:
+    def __init__(self, shard: "Tokens", length: int) -> None:
         if length < 1:
             raise ValueError(f"{length=}: must be at least 1")
         self._tokens = shard.tokens

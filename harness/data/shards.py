@@ -30,7 +30,7 @@ HEADER_BYTES = HEADER.size + CHECKSUM_BYTES
 ALIGNMENT = 8
 OFFSETS_IN_MEMORY = 1 << 16
 VERIFY_BLOCK_BYTES = 1 << 24
-TOKEN_TYPES = {1: np.dtype("<u1"), 2: np.dtype("<u2")}
+TOKEN_TYPES: dict[int, np.dtype] = {1: np.dtype("<u1"), 2: np.dtype("<u2")}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -62,8 +62,8 @@ class Shard:
         digest = _token_digest(self.tokens.dtype, self.model_digest)
         block_tokens = VERIFY_BLOCK_BYTES // self.tokens.dtype.itemsize
         for start in range(0, self.num_tokens, block_tokens):
-            digest.update(self.tokens[start : start + block_tokens])
-        offsets_digest = hashlib.sha256(self.document_offsets).digest()
+            digest.update(self.tokens[start : start + block_tokens].data)
+        offsets_digest = hashlib.sha256(self.document_offsets.data).digest()
         if digest.hexdigest() != self.fingerprint or offsets_digest != self.offsets_digest:
             raise _refusal(self.path, "damaged: its SHA-256 differs from the recorded one")
         ends = np.append(self.document_offsets, np.uint64(self.num_tokens))
@@ -85,7 +85,7 @@ class Encoded(NamedTuple):
 def token_fingerprint(tokens: np.ndarray, tokenizer: ByteTokenizer | SentencePieceTokenizer) -> str:
     """`Shard.fingerprint` of `tokens`, which are all there are of a text."""
     digest = _token_digest(token_type(tokenizer), hashlib.sha256(tokenizer.model_bytes()).digest())
-    digest.update(np.ascontiguousarray(tokens, dtype=token_type(tokenizer)))
+    digest.update(np.ascontiguousarray(tokens, dtype=token_type(tokenizer)).data)
     return digest.hexdigest()
 
 
@@ -133,8 +133,8 @@ def _write(
                 if len(offsets) == OFFSETS_IN_MEMORY:
                     _spill(offsets, waiting, offsets_digest)
             tokens = part.tokens.astype(dtype, copy=False)
-            digest.update(tokens)
-            file.write(tokens)
+            digest.update(tokens.data)
+            file.write(tokens.data)
             num_documents += len(part.lengths)
             raw_bytes += part.raw_bytes
         if num_tokens == 0:
@@ -208,7 +208,7 @@ def _padding(num_bytes: int) -> int:
     return -num_bytes % ALIGNMENT
 
 
-def _spill(offsets: array, waiting: BinaryIO, digest: "hashlib._Hash") -> None:
+def _spill(offsets: "array[int]", waiting: BinaryIO, digest: "hashlib._Hash") -> None:
     """Moves the offsets gathered so far to the file, as little-endian whatever the machine."""
     block = np.asarray(offsets, dtype="<u8").tobytes()
     del offsets[:]

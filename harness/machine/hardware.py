@@ -69,7 +69,7 @@ def compute_deterministically() -> None:
     # The same as use_deterministic_algorithms(True), which would import the compiler, for two seconds.
     torch.set_deterministic_debug_mode("error")
     # The mode also fills every new tensor before its first use, which costs time and which nothing here needs.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def peak_flops(dtype: torch.dtype, device: torch.device) -> float:

@@ -30,10 +30,10 @@ def _cache_directory() -> Path:
     return folder if os.access(folder, os.W_OK) else Path(tempfile.mkdtemp(prefix="codelength-"))
 
 
-numba.config.CACHE_DIR = str(_cache_directory())
+numba.config.CACHE_DIR = str(_cache_directory())  # type: ignore[attr-defined]
 compiled = numba.njit(cache=True)
 # Without reference counts, and so without new arrays: three times as fast where arrays come in tuples.
-uncounted = numba.njit(cache=True, _nrt=False)
+uncounted = numba.njit(cache=True, _nrt=False)  # type: ignore[call-overload]
 # Without the interpreter's lock, for threads side by side.
 unlocked = numba.njit(cache=True, nogil=True, error_model="numpy")
 inlined = numba.njit(inline="always")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypedDict, TypeVar, Unpack
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,14 @@ from torch import Tensor
 from harness.errors import CodelengthError, OtherRankFailed, RunFailure, UsageError
 
 T = TypeVar("T")
+
+if TYPE_CHECKING:
+
+    class _Group(TypedDict, total=False):
+        store: dist.Store
+        rank: int
+        world_size: int
+
 
 MAX_PORT = 65_535
 """Of numbers that describe a rank, ports are the largest."""
@@ -73,7 +81,7 @@ class Ranks:
         """Whether any rank says so."""
         return self.sum(float(flag))[0] > 0
 
-    def share(self, value: object, source: int = 0) -> object:
+    def share(self, value: object, source: int = 0) -> Any:
         """The `value` of one rank, the first, on every rank; an error among other things, so that all stop together."""
         if self.world_size == 1:
             return value
@@ -81,7 +89,7 @@ class Ranks:
         dist.broadcast_object_list(holder, src=source)
         return holder[0]
 
-    def gather(self, value: object) -> list:
+    def gather(self, value: object) -> list[Any]:
         """Every rank's `value` on every rank, by rank."""
         if self.world_size == 1:
             return [value]
@@ -174,7 +182,7 @@ def choose_device(wanted: str) -> torch.device:
     return device
 
 
-def init_process_group(device: torch.device, timeout_seconds: float, **group: object) -> None:
+def init_process_group(device: torch.device, timeout_seconds: float, **group: "Unpack[_Group]") -> None:
     """Join a process group: tensors of GPUs travel by NCCL, those of the host, objects and flags by gloo.
 
     `group` names store, rank and size where torchrun does not.

@@ -14,9 +14,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple, TextIO
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from harness.errors import PAUSED_STATUS, speaks_for_all
+
+if TYPE_CHECKING:
+    Handler = Callable[[int, FrameType | None], object] | int | signal.Handlers | None
 
 REQUEST_FILE = "STOP"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -80,7 +83,7 @@ class StopRequest:
             self.by_signal = True
 
 
-def handle(numbers: tuple[int, ...], handler: Callable[[int, FrameType | None], object]) -> dict[int, object]:
+def handle(numbers: tuple[int, ...], handler: Callable[[int, FrameType | None], object]) -> dict[int, "Handler"]:
     """Call `handler` for these signals from now on; returns what was called before.
 
     A signal that was ignored from the start stays ignored, as by `nohup`; but for the one for schedulers, which job

@@ -8,13 +8,17 @@ without native bfloat16 compute in float32 instead of emulating it.
 """
 
 import functools
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from harness.machine.hardware import has_native_bf16
+
+if TYPE_CHECKING:
+    from harness.model.functions import Context
 
 # Queries of a block: larger ones compute more of what the mask then hides, smaller ones are slow products.
 BLOCK = 64
@@ -37,7 +41,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 class _BlockAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(ctx: "Context", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         ctx.shape = q.shape
         q, k, v = map(_heads_first, (q * q.shape[-1] ** -0.5, k, v))
         mixed = torch.empty_like(v)
@@ -50,7 +54,7 @@ class _BlockAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: "Context", gradient: Tensor) -> tuple[Tensor, ...]:
         q, k, v = ctx.saved_tensors
         gradient = _heads_first(gradient.view(ctx.shape))
         of_q, of_k, of_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)

@@ -4,10 +4,21 @@ Autograd's own chains keep and reread more intermediate tensors; on a CPU, where
 memory traffic, these take a third to two thirds of the time (tests/benchmarks/model_functions.py).
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
+
+if TYPE_CHECKING:
+
+    class Context(FunctionCtx):
+        """What a forward pass leaves for the backward pass."""
+
+        saved_tensors: tuple[Tensor, ...]
+        shape: torch.Size
+
 
 EPSILON = 1e-6
 
@@ -16,7 +27,7 @@ class _RMSNorm(torch.autograd.Function):
     """y = x / sqrt(mean(x^2) + epsilon) over the last dimension."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+    def forward(ctx: "Context", x: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
         scale = norm.square_().div_(x.shape[-1]).add_(EPSILON).rsqrt_().to(x.dtype)
@@ -26,7 +37,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
+    def backward(ctx: "Context", gradient: Tensor) -> Tensor:
         y, scale = ctx.saved_tensors
         mean = torch.linalg.vecdot(gradient, y).unsqueeze(-1) / y.shape[-1]
         return torch.addcmul(gradient, y, mean, value=-1).mul_(scale)
@@ -36,14 +47,14 @@ class _SquaredReLU(torch.autograd.Function):
     """y = max(x, 0)^2."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+    def forward(ctx: "Context", x: Tensor) -> Tensor:
         positive = torch.relu(x)
         ctx.save_for_backward(positive)
         return positive * positive
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
+    def backward(ctx: "Context", gradient: Tensor) -> Tensor:
         (positive,) = ctx.saved_tensors
         return (gradient * positive).mul_(2)
 
@@ -52,13 +63,13 @@ class _Rotated(torch.autograd.Function):
     """The gradient of a rotation is turned back."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(ctx: "Context", x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
         return _turned(x, cos, sin)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: "Context", gradient: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         return _turned(gradient, cos, -sin), None, None
 

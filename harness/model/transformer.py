@@ -6,6 +6,7 @@ the sparsity literature: sinusoidal positions, LayerNorm, GELU and biases, as in
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +50,11 @@ class ModelConfig:
 class Transformer(nn.Module):
     """Next-token model over `vocab_size` symbols; the input symbol `vocab_size` means "begin"."""
 
+    if TYPE_CHECKING:
+        positions: Tensor
+        cos: Tensor
+        sin: Tensor
+
     def __init__(self, config: ModelConfig, vocab_size: int):
         super().__init__()
         self.config, self.vocab_size, self.begin = config, vocab_size, vocab_size
@@ -57,7 +63,7 @@ class Transformer(nn.Module):
         published = config.architecture == "published"
         weight = torch.empty(vocab_size + 1, config.width)
         _fill_normal(weight, 1.0)
-        self.embed = nn.Embedding(*weight.shape, _weight=weight)
+        self.embed = nn.Embedding(vocab_size + 1, config.width, _weight=weight)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width) if published else RMSNorm()
         self.head = nn.Linear(config.width, vocab_size, bias=False)
@@ -131,7 +137,8 @@ class Block(nn.Module):
     def _heads(self, qkv: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         """Split (batch, length, 3, heads, head width) into queries, keys and values."""
         if rotary is None:
-            return qkv.unbind(2)
+            q, k, v = qkv.unbind(2)
+            return q, k, v
         query_key, value = qkv[:, :, :2], qkv[:, :, 2]
         q, k = rotate(rms_norm(query_key), *rotary).unbind(2)
         return q, k, value

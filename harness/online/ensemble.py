@@ -23,6 +23,9 @@ _EMA_WARMUP = 10
 class Experts:
     """The run's own transformer first, then those of `online.models`; all of them see the same batches."""
 
+    _means: list[dict[str, Tensor]]
+    _kept: list[dict[str, Tensor]]
+
     def __init__(self, config: RunConfig, vocab_size: int, ranks: Ranks, dtype: torch.dtype):
         self.config, self.online, self.ranks = config, config.online, ranks
         self.shapes: list[ModelConfig] = config.expert_models()
@@ -106,9 +109,9 @@ class Experts:
             learner.backend.close()
 
     def _forget(self) -> None:
-        self._means: list[dict[str, Tensor]] = []
+        self._means = []
         self._num_means = 0
-        self._kept: list[dict[str, Tensor]] = []
+        self._kept = []
 
     def _predicting(self, index: int) -> Weights:
         return self._means[index].items() if self._means else self.learners[index].backend.weights()

@@ -1,6 +1,6 @@
 """Everything that a mixture remembers, as named arrays: what checkpoints keep of it."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,9 +36,9 @@ class State(NamedTuple):
     """Code length of each expert alone: float64 (experts,)."""
 
 
-def leaves(part: tuple, prefix: str = "") -> list[tuple[str, np.ndarray]]:
+def leaves(part: Any, prefix: str = "") -> list[tuple[str, np.ndarray]]:
     """Arrays of nested named tuples, with dotted names."""
-    found = []
+    found: list[tuple[str, np.ndarray]] = []
     for name, value in zip(part._fields, part, strict=True):
         found.extend(leaves(value, f"{prefix}{name}.") if isinstance(value, tuple) else [(f"{prefix}{name}", value)])
     return found

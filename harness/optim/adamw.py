@@ -19,12 +19,12 @@ class AdamW(EagerOptimizer):
     90.
     """
 
-    def __init__(self, groups: list[dict], weight_decay: float, betas: tuple[float, float]):
+    def __init__(self, groups: list[dict], weight_decay: float, betas: tuple[float, ...]):
         """Groups name their `lr`."""
         super().__init__(groups, {"weight_decay": weight_decay, "betas": betas})
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self) -> None:  # type: ignore[override]
         """One step on the gradients; parameters without one stay as they are."""
         for group in self.param_groups:
             trained = [p for p in group["params"] if p.grad is not None]

@@ -56,6 +56,7 @@ def _iterated_on_gram(x: Tensor) -> Tensor:
         total = factor if total is None else factor @ total
         if index < ITERATIONS - 1:
             gram = factor @ (factor @ gram)
+    assert total is not None
     return total @ x
 
 
@@ -78,7 +79,7 @@ class Muon(EagerOptimizer):
         self.dtype, self.rank, self.world_size = dtype, rank, world_size
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self) -> None:  # type: ignore[override]
         """One step on the gradients; parameters without one stay as they are."""
         trained = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
         if not trained:
@@ -101,7 +102,8 @@ class Muon(EagerOptimizer):
         for p in parameters:
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        gradients, buffers = [p.grad for p in parameters], [self.state[p]["momentum_buffer"] for p in parameters]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        buffers = [self.state[p]["momentum_buffer"] for p in parameters]
         torch._foreach_lerp_(buffers, gradients, 1 - MOMENTUM)
         return list(torch._foreach_lerp(gradients, buffers, MOMENTUM))
 
@@ -140,7 +142,7 @@ class Muon(EagerOptimizer):
             share[: flat.numel()] = flat
         shares = [torch.empty_like(share) for _ in of_rank]
         dist.all_gather(shares, share)
-        found = {}
+        found: dict[int, Tensor] = {}
         for own, flat in zip(of_rank, shares, strict=True):
             parts = flat.split([matrices[i].numel() for i in own] + [largest - sum(matrices[i].numel() for i in own)])
             found |= {i: part.view(matrices[i].shape) for i, part in zip(own, parts, strict=False)}

@@ -72,7 +72,7 @@ class OptimizerConfig:
         return found
 
 
-class Ruled:
+class Ruled(torch.optim.Optimizer):
     """Mixin before a torch optimizer: rule before or after its step, then the mask, then the grid.
 
     All of it is elementwise, in tensors beside the optimizer's own state of a parameter, so that the parameters may
@@ -84,7 +84,7 @@ class Ruled:
     rule: Rule | None = None
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self) -> None:  # type: ignore[override]
         """One optimizer step with the rule's part of it; weights with a mask of 0 stay exactly 0.
 
         Weights on a grid are seen rounded by the forward and backward pass, while the step moves their unrounded
@@ -218,8 +218,9 @@ def mark_parameters(model: nn.Module, config: RuleConfig) -> None:
     touched = [p for name, p in model.named_parameters() if kind_of_tensor(name, p) in config.tensors]
     num_weights = sum(p.numel() for p in touched)
     for p in model.parameters():
-        p.is_regularised = any(p is other for other in touched)
-        p.alpha_scale = num_weights / (p.numel() * len(touched)) if config.layer_normalisation else 1.0
+        p.is_regularised = any(p is other for other in touched)  # type: ignore[attr-defined]
+        scale = num_weights / (p.numel() * len(touched)) if config.layer_normalisation else 1.0
+        p.alpha_scale = scale  # type: ignore[attr-defined]
 
 
 def is_regularised(parameter: Tensor) -> bool:

@@ -1,6 +1,6 @@
 """Random-gradient pruning: weights whose gradient is exactly 0 on random inputs and targets have no influence."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -107,6 +107,7 @@ def _backward(model: Transformer, rows: int, generator: torch.Generator) -> Tens
             (model(tokens) - targets).square().sum().backward()
     finally:
         handle.remove()
+    assert inputs.grad is not None
     return inputs.grad.abs().amax(dim=(0, 1))
 
 
@@ -117,5 +118,5 @@ def _restored(model: nn.Module, originals: dict[str, Tensor]) -> list[tuple[str,
     return list(model.named_parameters())
 
 
-def _count(named: dict[str, Tensor]) -> int:
+def _count(named: Mapping[str, Tensor]) -> int:
     return sum(int(p.count_nonzero()) for p in named.values())

@@ -34,7 +34,8 @@ class Sample:
     def second_moments(self, model: nn.Module, layer: nn.Linear) -> Tensor:
         """Mean of x x' over the inputs x of a layer of `model`, float64 (inputs, inputs)."""
         total = torch.zeros(layer.in_features, layer.in_features, dtype=torch.float64, device=layer.weight.device)
-        count, masks = 0.0, []
+        count = 0.0
+        masks: list[Tensor] = []
 
         def add(_: nn.Module, inputs: tuple[Tensor]) -> None:
             x = inputs[0].float()[masks[-1]]

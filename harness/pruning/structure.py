@@ -56,7 +56,8 @@ def find_dead(nonzero: Mapping[str, Tensor], heads: int) -> tuple[dict[str, Tens
     if "norm.weight" in nonzero:
         # Sinusoidal positions are added to every channel.
         stream = torch.ones_like(stream)
-    working_heads, working_units = [], []
+    working_heads: list[Tensor] = []
+    working_units: list[Tensor] = []
     for index in range(sum(name.endswith(".qkv.weight") for name in nonzero)):
         block = f"blocks.{index}."
         own = {name.removeprefix(block): pattern for name, pattern in nonzero.items() if name.startswith(block)}

@@ -24,6 +24,7 @@ class L0ADMM(Rule):
     def add_gradient(self, piece: Piece) -> None:
         """Z and v answer to the weights as they are; then g += rho (x - z + v)."""
         z, v = self._answer(piece)
+        assert piece.gradient is not None
         piece.gradient.add_((piece.weights - z).add_(v), alpha=self.rho)
 
     def shrink(self, piece: Piece) -> None:

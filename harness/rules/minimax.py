@@ -21,7 +21,7 @@ class PMMP(Rule):
 
     kept: ClassVar = {"rule_players": 3, "rule_exp_avg": 3, "rule_exp_avg_sq": 3}
 
-    def __init__(self, alpha: float, coupling: str, start_u: float, betas: tuple[float, float]):
+    def __init__(self, alpha: float, coupling: str, start_u: float, betas: tuple[float, ...]):
         super().__init__(alpha, coupling)
         self.start_u, self.betas = start_u, betas
 
@@ -38,6 +38,7 @@ class PMMP(Rule):
         """g += 2 u (theta - w gamma)."""
         theta, (w, gamma, u) = piece.weights, piece.state["rule_players"]
         forces, force = minimax_forces(theta, w, gamma, u, piece.alpha)
+        assert piece.gradient is not None
         piece.gradient.add_(force)
         self._step_players(piece, forces, piece.rate)
 
@@ -75,6 +76,7 @@ class FPP(PMMP):
     def add_gradient(self, piece: Piece) -> None:
         """g += 2 mean(u) (theta - w gamma)."""
         forces, force, _ = self._answers(piece)
+        assert piece.gradient is not None
         piece.gradient.add_(force)
         self._step_players(piece, forces, piece.rate)
 

@@ -13,6 +13,7 @@ class RL1(Rule):
 
     def add_gradient(self, piece: Piece) -> None:
         """g += alpha sign(theta), with sign(0) = 0."""
+        assert piece.gradient is not None
         piece.gradient.add_(piece.weights.sign(), alpha=piece.alpha)
 
     def shrink(self, piece: Piece) -> None:
@@ -31,6 +32,7 @@ class DRR(Rule):
     def add_gradient(self, piece: Piece) -> None:
         """g += alpha beta sign(theta) exp(-beta |theta|) + 2 rho theta, with sign(0) = 0."""
         force = self._fading(piece.weights).mul_(piece.weights.sign())
+        assert piece.gradient is not None
         piece.gradient.add_(force, alpha=piece.alpha * self.beta)
         if self.l2:
             piece.gradient.add_(piece.weights, alpha=2 * self.l2 * self.strength)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -70,7 +71,7 @@ def committed_checkpoints(run_dir: Path) -> list[Path]:
 
 
 def newest_checkpoint(
-    run_dir: Path, ranks: Ranks, remedy: str, other_damage: Callable[[dict], str] = lambda state: ""
+    run_dir: Path, ranks: Ranks, remedy: str, other_damage: Callable[[dict[str, Any]], str] = lambda state: ""
 ) -> tuple[Path | None, list[str]]:
     """The newest checkpoint whose files are all as they were written, and a message for every newer one.
 
@@ -79,7 +80,7 @@ def newest_checkpoint(
     the `remedy`, where there is one, when checkpoints exist and none is usable, and RunFailure when the file system
     does not answer: that is no damage.
     """
-    messages = []
+    messages: list[str] = []
     while True:
         newest = on_first_rank(ranks, lambda: next(reversed(committed_checkpoints(run_dir)), None))
         if newest is None:
@@ -128,7 +129,7 @@ def read_state(checkpoint: Path, identity: dict[str, str], remedy: str) -> RunSt
 
 
 @contextmanager
-def taking_back(checkpoint: Path, whose: str, remedy: str) -> Iterator[Callable[[int], dict]]:
+def taking_back(checkpoint: Path, whose: str, remedy: str) -> Iterator[Callable[[int], dict[str, Any]]]:
     """Reads what a rank gave to `save_checkpoint`; UsageError where it, or what is made of it inside, is none of that.
 
     Then the digests are right, and somebody else has written it.
@@ -139,7 +140,7 @@ def taking_back(checkpoint: Path, whose: str, remedy: str) -> Iterator[Callable[
         raise UsageError(f"{checkpoint}: not a checkpoint of this {whose}; {remedy}") from None
 
 
-def read_rank_state(checkpoint: Path, rank: int) -> dict:
+def read_rank_state(checkpoint: Path, rank: int) -> dict[str, Any]:
     """What a rank gave to `save_checkpoint`.
 
     Inside `taking_back`, since the file may be something else.
@@ -149,7 +150,7 @@ def read_rank_state(checkpoint: Path, rank: int) -> dict:
         return patiently(functools.partial(torch.load, path, map_location="cpu", weights_only=True))
 
 
-def _damage(checkpoint: Path, ranks: Ranks, other_damage: Callable[[dict], str]) -> tuple[str, str]:
+def _damage(checkpoint: Path, ranks: Ranks, other_damage: Callable[[dict[str, Any]], str]) -> tuple[str, str]:
     """What is wrong with this rank's share of the files, and why they could not be read; or nothing."""
     try:
         digests = json.loads(read_file(checkpoint / MARKER))

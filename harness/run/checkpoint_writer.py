@@ -1,6 +1,7 @@
 """Writing checkpoints: in a thread of each rank, durably, and counted only once all ranks are done."""
 
 import copy
+import functools
 import hashlib
 import json
 import os
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 
@@ -33,11 +34,10 @@ class CheckpointWriter:
     def __init__(self, run_dir: Path, ranks: Ranks, keep: int):
         self.run_dir, self.ranks, self.keep = run_dir, ranks, keep
         self._worker = ThreadPoolExecutor(1, "checkpoint")
-        self._state: RunState | None = None
         self._temporary = Path()
-        self._written: Future | None = None
+        self._written: tuple[RunState, Future[str]] | None = None
 
-    def start(self, state: RunState, rank_state: dict) -> Path:
+    def start(self, state: RunState, rank_state: dict[str, Any]) -> Path:
         """Copy both and begin to write them; the checkpoint counts once `finish` has been called.
 
         `rank_state` is what `torch.load(weights_only=True)` takes back. Called on all ranks, as all methods but
@@ -48,32 +48,33 @@ class CheckpointWriter:
         final = checkpoint_path(self.run_dir, state.step)
         self._temporary = final.with_suffix(f".{self.ranks.share(secrets.token_hex(6))}.tmp")
         self._together(final, _start, self._temporary, self.ranks.is_first)
-        self._state, copied = copy.deepcopy(state), on_host(rank_state)
+        copied_state, copied = copy.deepcopy(state), on_host(rank_state)
         path = self._temporary / f"rank-{self.ranks.rank:05d}.pt"
-        self._written = self._worker.submit(_write, path, lambda file: torch.save(copied, file))
+        # A file that only writes and flushes is enough for `torch.save`, though not by its types.
+        write = functools.partial(torch.save, copied)
+        self._written = copied_state, self._worker.submit(_write, path, write)
         return final
 
     @property
     def is_written(self) -> bool:
         """Whether this rank's share of a checkpoint that was started lies on the disk."""
-        return self._written is not None and self._written.done()
+        return self._written is not None and self._written[1].done()
 
     def finish(self) -> None:
         """Wait for what was started, and make it count."""
         if self._written is None:
             return
-        written, self._written = self._written, None
-        final = checkpoint_path(self.run_dir, self._state.step)
+        (state, written), self._written = self._written, None
+        final = checkpoint_path(self.run_dir, state.step)
         name = f"rank-{self.ranks.rank:05d}.pt"
         digests = dict(self.ranks.gather((name, self._together(final, written.result))))
-        state, is_first = self._state, self.ranks.is_first
-        self._together(final, _commit, self._temporary, final, state, digests, self.keep, is_first)
+        self._together(final, _commit, self._temporary, final, state, digests, self.keep, self.ranks.is_first)
 
     def close(self) -> None:
         """Let go of the thread."""
         self._worker.shutdown()
 
-    def _together(self, final: Path, work: Callable, *arguments: object) -> object:
+    def _together(self, final: Path, work: Callable[..., object], *arguments: object) -> object:
         """Run `work` on every rank; where it fails on one, all of them say so and stop together."""
         failure, result = "", None
         try:
@@ -101,7 +102,7 @@ def on_host(content: object) -> object:
     return [on_host(value) for value in content] if isinstance(content, list) else content
 
 
-def save_checkpoint(run_dir: Path, state: RunState, rank_state: dict, ranks: Ranks, keep: int) -> Path:
+def save_checkpoint(run_dir: Path, state: RunState, rank_state: dict[str, Any], ranks: Ranks, keep: int) -> Path:
     """Save on all ranks and wait for it; see `CheckpointWriter`."""
     writer = CheckpointWriter(run_dir, ranks, keep)
     try:

@@ -35,12 +35,13 @@ def open_on_all_ranks(config: RunConfig, ranks: Ranks) -> Data:
 
     Raises UsageError, on all ranks, where they are missing or damaged on one, or machines hold different ones.
     """
-    problem, data = "", None
+    problem, fingerprints = "", None
     try:
         data = open_data(config, verify=ranks.is_first_on_this_machine)
+        fingerprints = data.train.fingerprint, data.heldout.fingerprint
     except UsageError as error:
         problem = str(error) if ranks.is_first else f"{socket.gethostname()}: {error}"
-    found = ranks.gather((problem, data and (data.train.fingerprint, data.heldout.fingerprint)))
+    found = ranks.gather((problem, fingerprints))
     problems = [words for words, _ in found if words]
     if problems:
         raise UsageError(problems[0])

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -62,9 +63,9 @@ class LedgerWriter:
         for path in self.directory.iterdir():
             if path.suffix in (".parquet", ".tmp") and path not in kept:
                 path.unlink()
-        self._rows: list[dict] = []
+        self._rows: list[dict[str, object]] = []
         self._worker = ThreadPoolExecutor(1, "ledger")
-        self._pending: Future | None = None
+        self._pending: Future[None] | None = None
 
     def append(
         self,
@@ -188,15 +189,14 @@ def part_problem(run_dir: Path, rank: int, parts: Sequence[Part]) -> str:
     return ""
 
 
-def ledger_damage(run_dir: Path, rank: int, state: dict) -> str:
+def ledger_damage(run_dir: Path, rank: int, state: dict[str, Any]) -> str:
     """`part_problem` of the parts that a checkpoint's state vouches for.
 
     Nothing where the state is of another format or number of ranks, which is refused with other words.
     """
-    parts = state.get("ledger_parts")
-    if state.get("format_version") != FORMAT_VERSION or rank >= len(parts):
+    if state.get("format_version") != FORMAT_VERSION or rank >= len(state["ledger_parts"]):
         return ""
-    return part_problem(run_dir, rank, parts[rank])
+    return part_problem(run_dir, rank, state["ledger_parts"][rank])
 
 
 def check_ledger(

@@ -57,7 +57,7 @@ class NullMonitor:
         tokens_per_second: float,
         mfu: float | None,
         seconds_left: float,
-        raw_bytes: int,
+        raw_bytes: float,
     ) -> None:
         """Show where the run is.
 
@@ -133,7 +133,7 @@ class Monitor(NullMonitor):
         tokens_per_second: float,
         mfu: float | None,
         seconds_left: float,
-        raw_bytes: int,
+        raw_bytes: float,
     ) -> None:
         """Update the line in place on a terminal; elsewhere print one every ten seconds, and at the last step."""
         on_terminal = sys.stderr.isatty()

@@ -1,6 +1,7 @@
 """The numbers that follow from a configuration, printed before the first step."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -18,7 +19,7 @@ def derived_numbers(
     config: RunConfig,
     data: Data,
     phases: list[Phase],
-    groups: list[list[dict]],
+    groups: list[list[dict[str, Any]]],
     ranks: Ranks,
     micro_batch: int,
     dtype: torch.dtype,
@@ -60,7 +61,7 @@ def kept_weights(config: RunConfig, totals: Sequence[int]) -> int:
     return bool(config.online.ema) * sum(totals) + (config.online.checkpoints - 1) * totals[0]
 
 
-def _count(groups: list[dict], key: str | None = None) -> int:
+def _count(groups: list[dict[str, Any]], key: str | None = None) -> int:
     """Parameters of all groups, or of those of which `key` holds."""
     return sum(p.numel() for group in groups if key is None or group[key] for p in group["params"])
 

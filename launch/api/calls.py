@@ -23,7 +23,8 @@ from harness.errors import UsageError
 from harness.run.directory import WEIGHTS_FILE, check_done, load_run_config, open_run_data
 from harness.run.ledger import OnlineCode, read_online_code, read_rows
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)

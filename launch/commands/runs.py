@@ -225,6 +225,7 @@ def submit_command(options: Namespace) -> None:
         raise UsageError(f"--at-a-time {options.at_a_time}: is for --sweep FILE")
     if options.sweep and options.eval:
         raise UsageError("--sweep, --eval: choose one; a sweep evaluates its runs")
+    submission: submit.Submission | None
     if options.sweep:
         submission = submit.prepare_sweep(options.sweep, options.overrides, options.at_a_time, resources)
     elif options.eval:

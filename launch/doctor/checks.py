@@ -248,8 +248,14 @@ def check_commit() -> Finding:
 
 def run_limited(command: list[str], seconds: float, environment: dict[str, str] | None = None) -> tuple[int, str]:
     """Exit status and output of a command; status 124 and words about it where it takes longer than `seconds`."""
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    process = subprocess.Popen(command, env=os.environ | (environment or {}), **pipes)
+    process = subprocess.Popen(
+        command,
+        env=os.environ | (environment or {}),
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     try:
         output, _ = process.communicate(timeout=seconds)
         return process.returncode, output

@@ -7,15 +7,18 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
+from typing import TypeVar
 
 from harness.errors import RunFailure, UsageError
 from harness.files import temporary_path
 
 STANDARD = Path("-")
 
+Source = TypeVar("Source", Path, Path | None)
+
 
 @contextmanager
-def opened(source: Path | None, output: Path, force: bool) -> Iterator[tuple[Path | None, Path]]:
+def opened(source: Source, output: Path, force: bool) -> Iterator[tuple[Source, Path]]:
     """Files in place of `source` and `output`, of which either may be `-`; what is written goes out at the end.
 
     While standard output is an output, all that is printed goes to standard error. Raises UsageError where `output`

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 from harness.errors import PAUSED_STATUS
 from harness.machine.stop import PAUSE_SIGNAL, Interrupted, handle
@@ -22,7 +23,7 @@ SECONDS_TO_SAVE = 600.0
 SECONDS_TO_NOTICE, SECONDS_TO_END = 3.0, 5.0
 SECONDS_BETWEEN_LOOKS = 0.05
 _DEATH_SIGNAL_OF_PARENT = 1
-CAUSES = {
+CAUSES: dict[int, str] = {
     signal.SIGKILL: "most likely the kernel, out of memory; lower --processes or train.micro_batch_sequences",
     signal.SIGABRT: "a library has given up; with NCCL, contact with the other ranks was lost or a collective took "
     "longer than backend.timeout_seconds",
@@ -57,9 +58,14 @@ def run_here(module: str, arguments: list[str], processes: int) -> int:
     check_launch()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     command = [sys.executable, "-u", "-m", module, *arguments]
-    ranks: list[subprocess.Popen] = []
+    ranks: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for process in ranks:
+            process.send_signal(number)
+
     with rank_environments(processes) as environments, stop_request() as is_stopped:
-        before = handle((PAUSE_SIGNAL,), lambda number, frame: [process.send_signal(number) for process in ranks])
+        before = handle((PAUSE_SIGNAL,), pass_on)
         try:
             for environment in environments:
                 ranks.append(start_rank(command, environment))
@@ -71,7 +77,13 @@ def run_here(module: str, arguments: list[str], processes: int) -> int:
                 process.wait()
 
 
-def start_rank(command: list[str], environment: dict[str, str], **pipes: int) -> subprocess.Popen:
+def start_rank(
+    command: list[str],
+    environment: dict[str, str],
+    stdin: int = subprocess.DEVNULL,
+    stdout: int | None = None,
+    stderr: int | None = None,
+) -> subprocess.Popen[bytes]:
     """A process that is told to save and end where this one is killed."""
     return subprocess.Popen(
         command,
@@ -79,14 +91,16 @@ def start_rank(command: list[str], environment: dict[str, str], **pipes: int) ->
         # Ctrl-C in a terminal reaches this process alone, which then tells the ranks once.
         start_new_session=True,
         preexec_fn=_before_rank,
-        **({"stdin": subprocess.DEVNULL} | pipes),
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
     )
 
 
 class _Watch:
     """Ranks that run together and end together."""
 
-    def __init__(self, ranks: list[subprocess.Popen]):
+    def __init__(self, ranks: list[subprocess.Popen[bytes]]):
         self.ranks = ranks
         self._to_do: list[tuple[float, int]] = []
         """When to send which signal to what still runs."""
@@ -119,10 +133,10 @@ class _Watch:
         # Of what ranks are told, one may die before it listens.
         expected = -signal.SIGTERM if told else None
         # A rank that loses contact aborts after the one that was the reason.
-        killed = [rank for rank, status in enumerate(statuses) if (status or 0) < 0 and status != expected]
+        killed = {rank: status for rank, status in enumerate(statuses) if status and status < 0 and status != expected}
         if killed:
-            rank = min(killed, key=lambda rank: statuses[rank] == -signal.SIGABRT)
-            print(words_about(rank, -statuses[rank]), file=sys.stderr, flush=True)
+            rank = min(killed, key=lambda rank: killed[rank] == -signal.SIGABRT)
+            print(words_about(rank, -killed[rank]), file=sys.stderr, flush=True)
         if killed or not told:
             later = SECONDS_TO_NOTICE + SECONDS_TO_END
             self._plan((SECONDS_TO_NOTICE, signal.SIGTERM), (later, signal.SIGKILL))

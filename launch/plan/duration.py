@@ -58,6 +58,7 @@ def bounding_seconds(
     config: RunConfig, parameters: Parameters, device: Device, ranks: int, is_bf16: bool
 ) -> dict[str, float]:
     """Seconds of a step by what else than operations may bound it, on GPUs."""
+    assert device.link_bytes_per_second and device.memory_bytes_per_second
     sent, moved = exchanged_bytes(config, parameters, ranks, is_bf16), update_bytes(config, parameters, ranks)
     return {
         "exchange": sent / (device.link_bytes_per_second * REACHED),

@@ -79,6 +79,7 @@ def seconds_in_processes(config: RunConfig, vocab_size: int, processes: int, dev
         ranks = [start_rank(command, environment | own, **pipes) for environment in environments]
         try:
             for process in ranks:
+                assert process.stdin is not None
                 process.stdin.write(json.dumps([settings_of(config), vocab_size, device]).encode() + b"\n")
                 process.stdin.flush()
             outputs = [process.communicate(timeout=SECONDS_OF_PROCESSES)[0].decode() for process in ranks]

@@ -162,7 +162,7 @@ class Plan:
 
     def _rate(self, arithmetic: str, flops: float | None, mfu: float | None, update_seconds: dict[str, float]) -> Rate:
         """What follows from the seconds of an update of the weights by what bounds it."""
-        bound_by = max(update_seconds, key=update_seconds.get)
+        bound_by = max(update_seconds, key=update_seconds.__getitem__)
         seconds = update_seconds[bound_by] * self.updates
         return Rate(
             arithmetic=arithmetic,

@@ -35,9 +35,9 @@ def remedies(config: RunConfig, ranks: int, is_bf16: bool) -> Iterator[tuple[lis
             continue
         for checkpointing in sorted({train.activation_checkpointing, True}):
             for micro_batch in micro_batches:
-                backend_values = {"name": name, "zero_stage": stage}
+                backend_values: dict[str, object] = {"name": name, "zero_stage": stage}
                 backend_values |= {"bf16_weights": bf16_weights, "offload_optimizer": offload}
-                train_values = {"activation_checkpointing": checkpointing}
+                train_values: dict[str, object] = {"activation_checkpointing": checkpointing}
                 if micro_batch != (train.micro_batch_sequences or share):
                     train_values["micro_batch_sequences"] = micro_batch
                 candidate = changed(config, backend=backend_values, train=train_values)

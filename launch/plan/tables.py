@@ -134,7 +134,9 @@ def _time_block(plan: Plan) -> Block:
     ]
     if is_gpu:
         header = ["peak TFLOP/s", "MFU", *header]
-        rows = [[f"{r.peak_flops / 1e12:.3g}", f"{r.mfu:.3g}", *row] for r, row in zip(rates, rows, strict=True)]
+        rows = [
+            [f"{(r.peak_flops or 0.0) / 1e12:.3g}", f"{r.mfu:.3g}", *row] for r, row in zip(rates, rows, strict=True)
+        ]
     return Block(
         title=f"Time of {plan.total_flops:.3g} FLOPs, {plan.parameters.flops_per_token:.3g} a token",
         header=["products", *header, "bound by"],
@@ -148,6 +150,7 @@ def _time_block(plan: Plan) -> Block:
 def _gpu_notes(plan: Plan) -> list[str]:
     """What the hours on GPUs assume."""
     device, seconds = plan.device, plan.bounds
+    assert device.memory_bytes_per_second and device.link_bytes_per_second
     notes = ["fp32 counts the peak without tensor cores: PyTorch leaves TF32 off."]
     if device.bf16_flops is None:
         notes.append(f"{device.name}: no bf16; tensor cores of fp16, which nothing here uses.")

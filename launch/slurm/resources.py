@@ -82,8 +82,16 @@ class Resources:
 
     def for_data(self) -> "Resources":
         """What preparing takes of it: CPUs of one node."""
-        options = {"sbatch": self.data_sbatch, "name": None, "cpus_per_task": self.cpus}
-        return replace(self, nodes=1, gpu_type=None, gpus_per_node=0, whole_nodes=False, **options)
+        return replace(
+            self,
+            nodes=1,
+            gpu_type=None,
+            gpus_per_node=0,
+            whole_nodes=False,
+            sbatch=self.data_sbatch,
+            name=None,
+            cpus_per_task=self.cpus,
+        )
 
 
 def long_options(flag: str, text: str) -> dict[str, str]:

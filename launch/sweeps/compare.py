@@ -23,7 +23,7 @@ def compare(grid: Sweep, at_a_time: int, processes: int) -> list[str]:
     repetitions = [
         (f"{label}, seed {seed}", repeated(grid, run, seed))
         for label, run in (_run_of(grid, runs, best) for best in winners(_entries(grid, runs)))
-        for seed in grid.comparison.seeds
+        for seed in grid.compared.seeds
     ]
     again = [run for _, run in repetitions]
     if failures := finish_runs(grid, again, at_a_time, processes):
@@ -65,7 +65,7 @@ def _by_column(entries: list[Entry]) -> dict[str, list[Entry]]:
 
 def _write(grid: Sweep, entries: list[Entry]) -> None:
     columns = _by_column(entries)
-    blocks = [summary_block(entries, grid.comparison.published)]
+    blocks = [summary_block(entries, grid.compared.published)]
     blocks += [column_block(column, own) for column, own in columns.items()]
     write_file(grid.directory / "comparison.md", to_markdown(blocks).encode())
     for column, own in columns.items():

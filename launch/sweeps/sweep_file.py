@@ -65,14 +65,20 @@ class Sweep:
     runs: tuple[Run, ...]
     comparison: Comparison | None
 
+    @property
+    def compared(self) -> Comparison:
+        """What a sweep that ends with a comparison does then."""
+        assert self.comparison is not None
+        return self.comparison
+
     def column(self, run: Run) -> str:
         """Label of the data set of a run of a comparison."""
-        return run.labels[self.axes.index(self.comparison.columns)]
+        return run.labels[self.axes.index(self.compared.columns)]
 
     def method(self, run: Run) -> str:
         """Label of the method of a run of a comparison."""
         labels = zip(self.axes, run.labels, strict=True)
-        return "_".join(label for axis, label in labels if axis != self.comparison.columns)
+        return "_".join(label for axis, label in labels if axis != self.compared.columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +96,14 @@ def read_sweep(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Sweep
 
     Raises UsageError with one line per problem of the file and of the configurations of all runs together.
     """
-    content, problems = _load(path), []
+    content = _load(path)
+    problems: list[str] = []
     overrides = list(overrides)
     for text in [text for text in overrides if text.startswith("name=")]:
         overrides.remove(text)
         content["name"] = text.removeprefix("name=")
-    name, config = (content.get(key) for key in ("name", "config"))
+    name: Any = content.get("name")
+    config: Any = content.get("config")
     if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name) or len(name) > MAX_NAME_CHARS:
         problems.append(
             f"name={shown(name)}: must be a plain name of at most {MAX_NAME_CHARS} letters, digits and . _ , + -, in "
@@ -184,7 +192,7 @@ def _read_comparison(content: Any, grid: dict[str, list[_Point]], problems: list
         return None
     if not isinstance(seeds, list) or not all(isinstance(seed, int) for seed in seeds) or len(set(seeds)) < len(seeds):
         problems.append(f"compare.seeds={seeds}: must be a list of different seeds")
-    num_columns = len(grid[columns])
+    num_columns = len(grid[str(columns)])
     is_mapping = isinstance(published, dict)
     for name, totals in published.items() if is_mapping else [("", published)]:
         numbers = isinstance(totals, list) and all(isinstance(value, int | float) for value in totals)
@@ -192,19 +200,19 @@ def _read_comparison(content: Any, grid: dict[str, list[_Point]], problems: list
             problems.append(
                 f"compare.published.{name}={totals}: must be {num_columns} numbers, one for each point of {columns}"
             )
-    return None if problems else Comparison(columns=columns, seeds=tuple(seeds), published=published)
+    return None if problems else Comparison(columns=str(columns), seeds=tuple(seeds), published=published)
 
 
 def _mismatches(sweep: Sweep) -> list[str]:
     """What of a comparison does not fit the runs."""
-    again = sorted({run.config.seed for run in sweep.runs} & set(sweep.comparison.seeds))
+    again = sorted({run.config.seed for run in sweep.runs} & set(sweep.compared.seeds))
     found = [f"compare.seeds: {seed}: the runs of the grid have this seed already; use other ones" for seed in again]
     if len(sizes := {run.config.eval.chunk_bytes for run in sweep.runs}) > 1:
         found.append(f"eval.chunk_bytes={', '.join(map(str, sorted(sizes)))}: a comparison needs chunks of one size")
     known = list(dict.fromkeys(family_of(sweep.method(run)) for run in sweep.runs)) + [b.name for b in BASELINES]
     return found + [
         f"compare.published.{name}: no family of methods or compressor of this name; use {', '.join(known)}"
-        for name in sweep.comparison.published
+        for name in sweep.compared.published
         if name not in known
     ]
 
