@@ -180,7 +180,7 @@ def online_section(online: OnlineCode, archive: ArchiveReport, raw_bytes: int, c
         "raw_bytes": online.raw_bytes,
         "bits_per_byte": online.bits_per_byte,
         "above_final_bits": online.aulc_bits - final_bits if is_heldout else None,
-        "code_bytes": program_bytes(config.backend.name),
+        "code_bytes": program_bytes(config),
     }
 
 

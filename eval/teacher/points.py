@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from eval.codec.gaussian import gaussian_bits
-from eval.online.program import ROOT
+from eval.online.reached import ROOT
 from eval.teacher.archive import SMALLEST_SIGMA, target_bytes, write_archive
 from eval.teacher.experiment import TeacherConfig, make_data
 from eval.teacher.inputs import make_inputs, split_layers

@@ -1,20 +1,22 @@
 """Which rule makes weights sparse in the main phase: its configuration, and the rule itself."""
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from torch import Tensor
 
-from harness.rules.admm import L0ADMM
-from harness.rules.minimax import FPP, PMMP
-from harness.rules.penalties import DRR, RL1
 from harness.rules.rule import Rule
 from harness.units import nats_from_bits
 
 RULES = ("none", "rl1", "drr", "pmmp", "fpp", "admm")
 COUPLINGS = ("adam", "decoupled")
 TENSORS = ("embedding", "matrices", "head", "vectors")
-_KEPT = {"pmmp": PMMP.kept, "fpp": FPP.kept, "admm": L0ADMM.kept}
+RULE_MODULES = {
+    **dict.fromkeys(("rl1", "drr"), "harness.rules.penalties"),
+    **dict.fromkeys(("pmmp", "fpp"), "harness.rules.minimax"),
+    "admm": "harness.rules.admm",
+}
+"""Where each rule is: imported when it is asked for, so that a receiver's program has the one that it needs."""
 # Settings of some rules only, and these rules.
 _OWN = {"beta": ("drr",), "l2": ("drr",), "layer_normalisation": ("drr",), "start_u": ("pmmp", "fpp"), "rho": ("admm",)}
 
@@ -56,7 +58,8 @@ class RuleConfig:
     @property
     def tensors_kept(self) -> int:
         """Numbers that the rule keeps for each weight."""
-        return sum(_KEPT.get(self.kind, {}).values())
+        rule = make_rule(replace(self, alpha=1.0, bits_per_weight=0.0), [0.9, 0.95], 1)
+        return sum(rule.kept.values()) if rule else 0
 
     def strength(self, step: int, num_steps: int) -> float:
         """Factor on alpha at `step` of a main phase of `num_steps`."""
@@ -117,15 +120,19 @@ def make_rule(config: RuleConfig, betas: list[float], num_tokens: int) -> Rule |
     if config.kind == "none":
         return None
     alpha = config.alpha or nats_from_bits(config.bits_per_weight) / max(1, num_tokens)
-    players = (config.start_u, tuple(betas))
-    makers = {
-        "rl1": lambda: RL1(alpha, config.coupling),
-        "drr": lambda: DRR(alpha, config.coupling, config.beta, config.l2),
-        "pmmp": lambda: PMMP(alpha, config.coupling, *players),
-        "fpp": lambda: FPP(alpha, config.coupling, *players),
-        "admm": lambda: L0ADMM(alpha, config.coupling, config.rho),
-    }
-    return makers[config.kind]()
+    if config.kind in ("rl1", "drr"):
+        from harness.rules.penalties import DRR, RL1
+
+        is_drr = config.kind == "drr"
+        return DRR(alpha, config.coupling, config.beta, config.l2) if is_drr else RL1(alpha, config.coupling)
+    if config.kind in ("pmmp", "fpp"):
+        from harness.rules.minimax import FPP, PMMP
+
+        kind = PMMP if config.kind == "pmmp" else FPP
+        return kind(alpha, config.coupling, config.start_u, (betas[0], betas[1]))
+    from harness.rules.admm import L0ADMM
+
+    return L0ADMM(alpha, config.coupling, config.rho)
 
 
 def kind_of_tensor(name: str, parameter: Tensor) -> str:

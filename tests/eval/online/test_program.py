@@ -1,10 +1,12 @@
 """The program of a receiver: what is counted of it receives, and nothing but that is counted."""
 
 import ast
+import re
 
 import pytest
 
 from eval.online.program import program_bytes, receiver_program, receiver_sources
+from harness.config.run import RunConfig, load_config
 from launch.main import main
 from tests.support.commands import ROOT
 from tests.support.processes import python, result_of
@@ -28,9 +30,13 @@ TRAINING = ("train.batch_sequences=4", "train.replays=1", "rule.kind=rl1", "rule
 ONLINE = ("online.segment_steps=3", "online.calibrate=true")
 
 
+def configured(*settings: str) -> RunConfig:
+    return load_config("demo", [*SHAPE, *TRAINING, *ONLINE, *settings])
+
+
 @pytest.fixture(scope="module")
 def program() -> dict[str, str]:
-    return receiver_program()
+    return receiver_program(configured())
 
 
 def test_the_counted_files_alone_receive_in_a_fresh_process(program, tmp_path):
@@ -56,12 +62,19 @@ def test_what_receiving_does_not_run_is_not_counted(program):
         assert f" {name}(" not in text, name
     for content in program.values():
         tree = ast.parse(content)
-        assert content == (f"{ast.unparse(tree)}\n" if tree.body else "")
+        assert "    " not in content and '"""' not in content
         nodes = [n for n in ast.walk(tree) if isinstance(n, ast.Module | ast.ClassDef | ast.FunctionDef)]
         assert not any(ast.get_docstring(node) for node in nodes)
     sources = {str(path.relative_to(ROOT)): path.read_text() for path in receiver_sources()}
     assert sum(map(len, program.values())) < 0.6 * sum(map(len, sources.values()))
-    assert 30_000 < program_bytes() < 50_500 and program_bytes() < program_bytes("deepspeed")
+    assert not any(re.search(r"raise \w+\(f['\"]", content) for content in program.values())
+
+
+def test_a_code_is_charged_with_what_its_settings_need():
+    plain, mixture = configured("rule.kind=none", "rule.alpha=0"), load_config("wiki-mini-online")
+    assert 30_000 < program_bytes(plain) < program_bytes(configured()) < program_bytes(mixture) <= 45_000
+    assert program_bytes(plain) < program_bytes(load_config("wiki-mini", ["backend.name=deepspeed"]))
+    assert "harness/online/ngram.py" in receiver_program(mixture).keys() - receiver_program(plain).keys()
 
 
 def test_a_method_that_nothing_names_is_not_counted_and_the_rest_of_its_class_is(program):
