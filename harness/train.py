@@ -2,8 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from harness.machine.stop import PAUSE_SIGNAL, Interrupted, end_at_signals, interruptible, outlive_terminal
 
@@ -17,33 +16,14 @@ from harness.config.run import RunConfig, load_config
 from harness.corpus.prepared import Data
 from harness.data.order import SequenceOrder
 from harness.data.schedule import plan_phases
-from harness.errors import CodelengthError, RunFailure, UsageError, is_said_here
-from harness.machine.hardware import compute_deterministically, is_out_of_memory, resolve_precision
+from harness.errors import CodelengthError, UsageError, is_said_here
+from harness.job import joined_job
+from harness.machine.hardware import resolve_precision
 from harness.machine.output import print_anything
-from harness.machine.ranks import Ranks, check_launch, choose_device, joined_ranks, leave
+from harness.machine.ranks import Ranks, check_launch, choose_device, leave
 from harness.run.directory import open_on_all_ranks, opened_run_directory
 from harness.run.waiting import prepare_for_job
 from harness.trainer import Trainer
-
-
-@contextmanager
-def joined_job(config: RunConfig) -> Iterator[Ranks]:
-    """This process among the ranks of its job, computing deterministically.
-
-    Raises RunFailure where contact or memory is lost.
-    """
-    compute_deterministically()
-    with joined_ranks(config.backend.timeout_seconds, config.backend.device) as ranks:
-        try:
-            yield ranks
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise RunFailure(
-                f"rank {ranks.rank}: out of memory with micro-batches of {config.train.micro_batch(ranks.world_size)} "
-                "sequences; lower train.micro_batch_sequences, set train.activation_checkpointing=true or take a "
-                "higher backend.zero_stage (`codelength plan` tells what fits)"
-            ) from None
 
 
 def train_run(config: RunConfig) -> None:

@@ -1,12 +1,17 @@
 """The `codelength` command: one subcommand per step of the work."""
 
 import os
+import re
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 
 from harness.errors import CodelengthError, is_said_here
 from harness.machine.output import print_anything
 from harness.machine.stop import Interrupted, interruptible, outlive_terminal
+
+# Packages whose modules have another name.
+_MODULES = {"pyyaml": "yaml"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,9 +36,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
         print(f"codelength: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        if not (extra := extra_with(error.name)):
+            raise
+        print(f"codelength: needs {error.name}, which is not installed; pip install '{extra}'", file=sys.stderr)
+        return 1
     except MemoryError:
         print("codelength: out of memory", file=sys.stderr)
         return 1
+
+
+def extra_with(module: str | None) -> str:
+    """The extra of this package that brings a module with it, as pip takes it; nothing where none does."""
+    wanted = (module or "").partition(".")[0].lower()
+    for line in metadata.requires("codelength") or []:
+        found = re.match(r"([\w.-]+).*extra == ['\"](.+?)['\"]", line)
+        if found and _MODULES.get(found[1].lower(), found[1].lower()) == wanted:
+            return f"codelength[{found[2]}]"
+    return ""
 
 
 def _run(arguments: Sequence[str] | None) -> int:

@@ -154,7 +154,7 @@ def test_tensorboard_shows_the_runs(folder):
                     found = answer.read().decode()
             except OSError:
                 continue
-        for tag in ("loss_bits_per_byte", "online_bits", "nonzeros/blocks.0.qkv.weight", "tokens_per_second"):
+        for tag in ("loss/bits_per_byte", "online/bits", "weights/nonzeros/blocks.0.qkv.weight", "offline/total_bytes"):
             assert tag in found
     finally:
         server.terminate()

@@ -5,9 +5,11 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from harness.config.run import load_config
 from tests.support.commands import ROOT
@@ -40,6 +42,48 @@ def installed(tmp_path_factory) -> Path:
     (wheel,) = source.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory, installed) -> Path:
+    """A folder of packages as `pip install` leaves it without extras: those that this one requires, and theirs."""
+    folder, todo, seen = tmp_path_factory.mktemp("bare"), ["codelength"], set()
+    while todo:
+        name = todo.pop()
+        found = metadata.distribution(name)
+        wanted = metadata.PathDistribution(next(installed.glob("*.dist-info"))) if name == "codelength" else found
+        seen.add(name)
+        requirements = [Requirement(line) for line in wanted.requires or []]
+        needed = {r.name for r in requirements if not r.marker or r.marker.evaluate({"extra": ""})}
+        todo += sorted(needed - seen - {*todo})
+        for part in {path.parts[0] for path in found.files or []} if name != "codelength" else ():
+            if part not in ("..", "__pycache__") and not (folder / part).exists():
+                (folder / part).symlink_to(found.locate_file(part))
+    assert "omegaconf" not in seen and "pyarrow" not in seen
+    return folder
+
+
+def bare_command(installed: Path, bare: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """A command of the wheel where nothing but what it requires is installed."""
+    environment = os.environ | {"PYTHONPATH": f"{installed}{os.pathsep}{bare}"}
+    command = [sys.executable, "-S", "-P", "-m", "launch", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_a_bare_environment_decodes_and_names_the_extra_for_the_rest(installed, bare, tmp_path):
+    archive = str(ROOT / "tests" / "golden" / "portable.cl")
+    done = bare_command(installed, bare, tmp_path, "decompress", archive, "-o", "text", "--quiet")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert b"What is claimed decodes" in (tmp_path / "text").read_bytes()
+    shape = [text for text in SMALL if text.startswith(("model", "eval"))]
+    codelength(installed, tmp_path, "send", "wiki-mini", "text", "-o", "text.clo", "--quiet", *shape)
+    done = bare_command(installed, bare, tmp_path, "receive", "text.clo", "-o", "received", "--quiet")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "received").read_bytes() == (tmp_path / "text").read_bytes()
+    for command in (("train", "demo"), ("table", "runs/demo")):
+        done = bare_command(installed, bare, tmp_path, *command)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+        assert "which is not installed; pip install 'codelength[train]'" in done.stderr
 
 
 def codelength(installed: Path, folder: Path, *arguments: str) -> str:

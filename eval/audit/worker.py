@@ -23,10 +23,10 @@ from eval.predict.stepping import SteppingModel
 from eval.weights.codec import quantise
 from harness.config.run import RunConfig, load_config
 from harness.data.tokenizer import ByteTokenizer
+from harness.job import joined_job
 from harness.learner import Learner, made_up_tokens
 from harness.machine.hardware import resolve_precision
 from harness.machine.ranks import leave
-from harness.train import joined_job
 
 WEIGHTS_FILE = "weights.safetensors"
 # Tables of one setting take at most this much.

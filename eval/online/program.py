@@ -23,7 +23,7 @@ from harness.rules.config import RULE_MODULES
 RECEIVER = ROOT / "eval" / "online" / "receive.py"
 # What a program that receives calls: it joins the ranks and rebuilds the text.
 _ENTRIES = (
-    ("harness.train", "joined_job"),
+    ("harness.job", "joined_job"),
     ("eval.online.file", "read_online_file"),
     ("eval.online.receive", "receive"),
 )

@@ -5,12 +5,10 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from harness.backends.base import BackendConfig
 from harness.config.codes import EvalConfig, OnlineConfig
 from harness.config.pruning import PruneConfig
-from harness.config.settings import leaves, load_settings, name_problems, resolved
+from harness.config.settings import leaves, name_problems, resolved
 from harness.corpus.config import CorpusConfig
 from harness.data.schedule import TrainConfig
 from harness.data.tokenizer import TokenizerConfig
@@ -134,6 +132,8 @@ def load_config(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -
 
     Raises UsageError with one line per problem.
     """
+    from harness.config.written import load_settings
+
     return load_settings(RunConfig, path, overrides)
 
 
@@ -153,6 +153,8 @@ def settings_of(config: RunConfig) -> dict[str, object]:
 
 def dump_config(config: object) -> str:
     """The resolved configuration as YAML: what `load_settings` reads back to an equal object."""
+    from omegaconf import OmegaConf
+
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 

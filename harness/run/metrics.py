@@ -7,6 +7,25 @@ from harness.machine.ranks import Ranks
 from harness.run.checkpoint import RunState
 from harness.units import bits_from_nats, bits_per_byte
 
+TAGS = {
+    "loss_nats_sum": ("loss/nats_sum", "Training losses since the last log, summed over all tokens, in nats."),
+    "loss_nats_per_token": ("loss/nats_per_token", "Mean training loss since the last log, nats a token."),
+    "loss_bits_per_byte": ("loss/bits_per_byte", "Training loss since the last log, bits a byte of raw text."),
+    "tokens": ("loss/tokens", "Tokens trained on since the last log, on all ranks."),
+    "raw_bytes": ("loss/raw_bytes", "Bytes of raw text that these tokens stand for."),
+    "online_bits": (
+        "online/bits",
+        "Online code of the text read so far, in bits: first visits only; an ideal length.",
+    ),
+    "online_raw_bytes": ("online/raw_bytes", "Bytes of raw text read so far."),
+    "online_bits_per_byte": ("online/bits_per_byte", "Online code of the text read so far, bits a byte of raw text."),
+    "tokens_per_second": ("speed/tokens_per_second", "Tokens trained on a second of wall-clock time, on all ranks."),
+    "seconds_per_step": ("speed/seconds_per_step", "Wall-clock time of an optimizer step, in seconds."),
+    "mfu": ("speed/mfu", "Useful operations a second over the measured peak of these devices, between 0 and 1."),
+    "nonzeros": ("weights/nonzeros", "Weights that are not zero, in all tensors."),
+}
+"""By metric: TensorBoard's tag, grouped, and what it is, with its unit."""
+
 
 @dataclass
 class Meter:

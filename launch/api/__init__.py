@@ -24,14 +24,13 @@ if TYPE_CHECKING:
     from .calls import (
         Run,
         compress,
-        decompress,
         evaluate,
         online_length,
         open_run,
-        receive,
         send,
         train,
     )
+    from .decoding import decompress, receive
 
 __version__ = metadata.version("codelength")
 
@@ -43,14 +42,13 @@ _HOMES = {
     ".calls": (
         "Run",
         "compress",
-        "decompress",
         "evaluate",
         "online_length",
         "open_run",
-        "receive",
         "send",
         "train",
     ),
+    ".decoding": ("decompress", "receive"),
 }
 __all__ = [
     "CodelengthError",

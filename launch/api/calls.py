@@ -1,17 +1,12 @@
 """What the commands do, as functions: a run as an object, files in and out."""
 
-import functools
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
-import torch
-from safetensors.numpy import load_file
 
 from eval.curves.area import OnlineLength
 from eval.curves.read import Curve
@@ -23,8 +18,10 @@ from harness.errors import UsageError
 from harness.run.directory import WEIGHTS_FILE, check_done, load_run_config, open_run_data
 from harness.run.ledger import OnlineCode, read_online_code, read_rows
 
-P = ParamSpec("P")
-T = TypeVar("T")
+from .decoding import keeping_threads, silent
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +59,13 @@ class Run:
 
     def weights(self) -> dict[str, np.ndarray]:
         """The float32 weights after training, pruning and fine-tuning, by name."""
+        from safetensors.numpy import load_file
+
         return load_file(self.directory / WEIGHTS_FILE)
 
-    def ledger(self, columns: Sequence[str] = ("step", "sequence", "epoch", "nats", "nats_sum")) -> Iterator[pa.Table]:
+    def ledger(
+        self, columns: Sequence[str] = ("step", "sequence", "epoch", "nats", "nats_sum")
+    ) -> "Iterator[pa.Table]":
         """Losses of every sequence at every step, a table for each file; `nats` are of its tokens, in order."""
         yield from read_rows(self.directory, list(columns))
 
@@ -90,21 +91,7 @@ def train(config: RunConfig) -> Run:
     return open_run(config.run_dir)
 
 
-def _keeping_threads(call: Callable[P, T]) -> Callable[P, T]:
-    """`call`, after which PyTorch has the number of threads that it had before: runs depend on it."""
-
-    @functools.wraps(call)
-    def wrapped(*arguments: P.args, **named: P.kwargs) -> T:
-        before = torch.get_num_threads()
-        try:
-            return call(*arguments, **named)
-        finally:
-            torch.set_num_threads(before)
-
-    return wrapped
-
-
-@_keeping_threads
+@keeping_threads
 def evaluate(directory: str | os.PathLike, settings: Sequence[str] = (), threads: int | None = None) -> dict:
     """Write the archive of a run, decode it in a fresh process, and return the report.
 
@@ -112,10 +99,10 @@ def evaluate(directory: str | os.PathLike, settings: Sequence[str] = (), threads
     """
     from eval.offline import evaluate as offline
 
-    return offline.evaluate(Path(directory), list(settings), threads or num_cores(), _silent, quiet=True)
+    return offline.evaluate(Path(directory), list(settings), threads or num_cores(), silent, quiet=True)
 
 
-@_keeping_threads
+@keeping_threads
 def compress(
     directory: str | os.PathLike, text: bytes, output: str | os.PathLike, threads: int | None = None
 ) -> Length:
@@ -124,20 +111,12 @@ def compress(
 
     run_dir, config = Path(directory), load_run_config(Path(directory))
     data = open_run_data(run_dir, config)
-    report = offline.compress(run_dir, config, data, text, Path(output), threads or num_cores(), _silent)
+    report = offline.compress(run_dir, config, data, text, Path(output), threads or num_cores(), silent)
     model_bytes = report.model_bytes + report.tokenizer_bytes
     return Length(model_bytes, report.total_bytes - model_bytes, "coded")
 
 
-@_keeping_threads
-def decompress(archive: str | os.PathLike, threads: int | None = None, max_memory_bytes: int | None = None) -> bytes:
-    """The text of an archive, checked by its SHA-256; raises UsageError where it is foreign or damaged."""
-    from eval.offline.archive import read_archive
-
-    return read_archive(Path(archive), threads or num_cores(), _silent, max_memory_bytes)
-
-
-@_keeping_threads
+@keeping_threads
 def send(config: RunConfig, output: str | os.PathLike, source: str | os.PathLike | None = None) -> dict:
     """Write the online code of a file, or without one of the training corpus; how its bits come about.
 
@@ -145,33 +124,14 @@ def send(config: RunConfig, output: str | os.PathLike, source: str | os.PathLike
     """
     from eval.online.send import open_input
     from eval.online.send import send as send_text
+    from harness.job import joined_job
     from harness.run.waiting import prepare_for_job
-    from harness.train import joined_job
 
     path = None if source is None else Path(source)
     if path is None:
         prepare_for_job(config)
     with joined_job(config) as ranks:
-        return asdict(send_text(config, open_input(config, path, ranks), Path(output), ranks, _silent))
-
-
-@_keeping_threads
-def receive(file: str | os.PathLike, max_memory_bytes: int | None = None) -> bytes:
-    """The text of an online code that one process has sent, checked by its SHA-256.
-
-    Raises UsageError where the file is foreign or damaged, or this machine computes otherwise than the sender's. To go
-    on after a stop, use `codelength receive`.
-    """
-    from eval.online.file import read_online_file
-    from eval.online.receive import receive as receive_text
-    from harness.train import joined_job
-
-    path = Path(file)
-    _, config, *_ = read_online_file(path)
-    with tempfile.TemporaryDirectory(prefix="codelength-") as folder, joined_job(config) as ranks:
-        output = Path(folder) / "received"
-        receive_text(path, output, ranks, _silent, max_memory_bytes)
-        return output.read_bytes()
+        return asdict(send_text(config, open_input(config, path, ranks), Path(output), ranks, silent))
 
 
 def online_length(
@@ -194,7 +154,3 @@ def online_length(
     if not (is_curve and np.isfinite(losses).all() and (losses > 0).all()):
         raise UsageError("tokens, loss_nats: tokens must increase from at least 1, losses be finite and above 0")
     return area.online_length(Curve(name="points", tokens=read, loss_nats=losses), num_tokens, vocab_size)
-
-
-def _silent(done: int, total: int) -> None:
-    """Progress that nobody watches."""

@@ -44,8 +44,8 @@ def _send(options: Namespace, config: "RunConfig", source: Path | None, output: 
         arguments = ["send", options.config, *([str(source)] if source else []), *settings, *_shared(options, output)]
         return run_here("launch", arguments, options.processes)
     from eval.online.send import open_input, send
+    from harness.job import joined_job
     from harness.run.waiting import prepare_for_job
-    from harness.train import joined_job
 
     if source is None:
         prepare_for_job(config)
@@ -69,7 +69,7 @@ def receive_command(options: Namespace) -> int:
 def _receive(options: Namespace, file: Path, output: Path) -> int:
     from eval.online.file import read_online_file
     from eval.online.receive import open_file, receive
-    from harness.train import joined_job
+    from harness.job import joined_job
 
     head, config, *_ = read_online_file(file)
     if not _is_rank():

@@ -79,6 +79,7 @@ def eval_command(options: Namespace) -> None:
     from eval.offline.evaluate import ARCHIVE_FILE, evaluate
     from eval.report.run_figures import plot_run
     from eval.report.run_tables import load_reports, render
+    from eval.report.tensorboard import show_run
     from harness.files import write_file
 
     split_at = next((i for i, text in enumerate(options.runs) if "=" in text), len(options.runs))
@@ -92,6 +93,7 @@ def eval_command(options: Namespace) -> None:
         reports = load_reports([run])
         write_file(run / "table.md", render(reports, "md").encode())
         plot_run(run)
+        show_run(run)
     print(render(load_reports(runs), "rich"), end="")
     if options.sweep_precision:
         from eval.report.precision import sweep_precision

@@ -19,7 +19,7 @@ FREE_KEYS = ("name", "runs_dir", "methods", "losses", "targets")
 def teacher_command(options: Namespace) -> None:
     """Do what is not finished, then write and print the table."""
     from eval.teacher.experiment import TeacherConfig, all_jobs
-    from harness.config.settings import load_settings
+    from harness.config.written import load_settings
 
     path, overrides = None, list(options.overrides)
     if overrides and "=" not in overrides[0]:
@@ -44,7 +44,7 @@ def _open_directory(config: "TeacherConfig") -> None:
 
     from eval.teacher.experiment import TeacherConfig
     from harness.config.run import dump_config
-    from harness.config.settings import load_settings
+    from harness.config.written import load_settings
     from harness.files import write_file, write_json
     from harness.machine.hardware import environment
     from harness.run.directory import CONFIG_FILE, ENVIRONMENT_FILE

@@ -13,7 +13,8 @@ from typing import Any
 from eval.offline.baselines import BASELINES
 from eval.report.comparison import family_of
 from harness.config.run import RunConfig, load_config
-from harness.config.settings import is_text, leaves, read_yaml, setting, shown
+from harness.config.settings import is_text, leaves, setting, shown
+from harness.config.written import read_yaml
 from harness.errors import UsageError
 
 KEYS = ("name", "config", "settings", "grid", "compare")

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from eval.online.file import read_online_file
 from eval.online.receive import receive
-from harness.train import joined_job
+from harness.job import joined_job
 path, output = map(Path, sys.argv[1:])
 with joined_job(read_online_file(path)[1]) as ranks:
     receive(path, output, ranks, lambda done, total: None)

@@ -41,7 +41,7 @@ from eval.teacher.step_search import choose_grids, fast_predictions
 from eval.teacher.tables import blocks
 from eval.teacher.training import nat_of_all_targets, train_students
 from eval.weights.codec import quantise
-from harness.config.settings import load_settings
+from harness.config.written import load_settings
 from harness.errors import UsageError
 from harness.units import bits_from_nats
 from launch.main import main

@@ -6,7 +6,8 @@ import pytest
 
 from eval.teacher.experiment import TeacherConfig
 from harness.config.run import dump_config, load_config
-from harness.config.settings import load_settings, setting
+from harness.config.settings import setting
+from harness.config.written import load_settings
 from harness.errors import UsageError
 from tests.support.commands import ROOT
 

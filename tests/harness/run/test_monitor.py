@@ -49,7 +49,7 @@ def test_every_digit_is_in_the_metrics_and_a_float32_in_tensorboard(tmp_path):
     with make_monitor(tmp_path, 3, rank=0) as monitor:
         for step, value in enumerate(values):
             monitor.log_step(step, "main", {"online_bits": value})
-    assert values_of(read_events(tmp_path).Tensors("online_bits")) == [float(np.float32(v)) for v in values]
+    assert values_of(read_events(tmp_path).Tensors("online/bits")) == [float(np.float32(v)) for v in values]
     assert read_lines(tmp_path) == [{"step": i, "phase": "main", "online_bits": v} for i, v in enumerate(values)]
 
 
@@ -85,7 +85,7 @@ def test_weights_show_as_histograms_and_nonzeros(tmp_path):
     with make_monitor(tmp_path, 1, rank=0) as monitor:
         monitor.log_tensors(7, [("head", weight), ("nothing", torch.empty(0)), ("broken", torch.full((2,), math.nan))])
     events = read_events(tmp_path)
-    assert values_of(events.Tensors("nonzeros/head")) == [2]
+    assert values_of(events.Tensors("weights/nonzeros/head")) == [2]
     (histogram,) = events.Histograms("weights/head")
     assert histogram.step == 7
     value = histogram.histogram_value
