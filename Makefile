@@ -9,7 +9,7 @@ RUN ?= runs/demo
 DEMO ?=
 SETTINGS = configs/demo.yaml runs_dir=$(patsubst %/,%,$(dir $(RUN))) name=$(notdir $(RUN)) $(DEMO)
 
-.PHONY: demo test gpu-test lint format
+.PHONY: demo test gpu-test lint format coverage
 
 demo: .venv/installed
 	$(BIN)/codelength data $(SETTINGS)
@@ -27,7 +27,12 @@ gpu-test: .venv/installed
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/mypy
+
+# Lines that no test runs; processes that tests start are counted too, those that they kill are not.
+coverage: .venv/installed
+	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --cov --cov-report=term $(PYTEST)
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .

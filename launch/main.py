@@ -58,7 +58,8 @@ def extra_with(module: str | None) -> str:
 
 def _run(arguments: Sequence[str] | None) -> int:
     # Inside, where a signal finds somebody who listens.
-    from launch.commands.parser import make_parser, with_passed_options
+    from launch.commands.machines import with_passed_options
+    from launch.commands.parser import make_parser
 
     parser = make_parser()
     options, unknown = parser.parse_known_args(with_passed_options(sys.argv[1:] if arguments is None else arguments))

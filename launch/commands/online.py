@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import RunFailure, UsageError
-from launch.commands.runs import show_progress
+from launch.commands.options import AddCommand, add_config, add_max_memory, add_output, positive, show_progress
 
 if TYPE_CHECKING:
     from eval.online.job import Costs
@@ -19,6 +19,29 @@ if TYPE_CHECKING:
 
 # A file may have so many processes started without being asked, however few cores there are.
 MOST_PROCESSES = 8
+
+
+def register(command: AddCommand) -> None:
+    """Flags of these commands."""
+    sub = command("send", send_command, "write the online code of a text: every batch coded, then learnt from")
+    sub.add_argument("config", metavar="CONFIG", help="a YAML file, see configs/")
+    sub.add_argument(
+        "overrides", nargs="*", metavar="INPUT key=value", help="any file (default: the training corpus); settings"
+    )
+    sub.add_argument("--processes", type=positive, default=1, help="processes, a stream each (default: 1)")
+    sub.add_argument("--json", action="store_true", help="print the parts of the file for programs")
+    add_output(sub)
+    sub.add_argument("--quiet", action="store_true", help="no progress")
+    sub = command("receive", receive_command, "rebuild the text from an online code alone; a stopped one goes on")
+    sub.add_argument("file", type=Path, metavar="FILE.clo", help="`-`: standard input")
+    sub.add_argument("--processes", type=positive, help="processes (default: as many as have sent)")
+    sub.add_argument("--json", action="store_true", help="print digest, time and memory for programs")
+    add_output(sub)
+    add_max_memory(sub)
+    sub.add_argument("--quiet", action="store_true", help="no progress")
+    sub = command("audit", audit_command, "which threads, lanes, processes and instruction sets keep every bit")
+    sub.add_argument("--format", default="rich", choices=["rich", "md", "json"], help="(default: rich)")
+    add_config(sub)
 
 
 def send_command(options: Namespace) -> int:

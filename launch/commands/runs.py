@@ -1,21 +1,40 @@
-"""What each subcommand does with its options.
+"""Making runs, and looking at them: `init`, `data`, `train`, `eval`, `table` and `plot`.
 
-Heavy imports happen inside, so that `--help` and mistakes answer at once.
+Heavy imports happen inside of actions, here as in all families, so that `--help` and mistakes answer at once.
 """
 
-import sys
-import time
 from argparse import Namespace
-from collections.abc import Callable
-from dataclasses import fields
-from datetime import timedelta
 from pathlib import Path
 
 from harness.errors import UsageError
+from launch.commands.options import (
+    AddCommand,
+    add_config,
+    add_work_options,
+    positive,
+    show_progress,
+)
 
-SECONDS_BETWEEN_PROGRESS = 0.5
-# The first line comes soon and says how long it will take.
-SECONDS_BEFORE_PROGRESS_LINES, SECONDS_BETWEEN_PROGRESS_LINES = 2.0, 10.0
+
+def register(command: AddCommand) -> None:
+    """Flags of these commands."""
+    sub = command("init", init_command, "write a preset as a file to edit, or list the presets")
+    sub.add_argument("preset", nargs="?", metavar="PRESET", help="for example wiki-mini")
+    sub.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: PRESET.yaml")
+    sub = command("data", data_command, "prepare tokenizer and shards of a corpus")
+    add_config(sub)
+    sub = command("train", train_command, "train a run: main -> prune -> finetune; a stopped run goes on")
+    sub.add_argument("--processes", type=positive, default=1, help="processes of torchrun (default: 1)")
+    add_config(sub)
+    sub = command("eval", eval_command, "write, decode and report the offline code of trained runs")
+    sub.add_argument("runs", nargs="+", metavar="RUN", help="run directories, then eval.* overrides")
+    sub.add_argument("--sweep-precision", action="store_true", help="also draw bits a weight against total bytes")
+    add_work_options(sub)
+    sub = command("table", table_command, "compare evaluated runs")
+    sub.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    sub.add_argument("--format", default="rich", metavar="rich|md|csv|json|latex")
+    sub = command("plot", plot_command, "draw the figures of evaluated runs again")
+    sub.add_argument("runs", nargs="+", type=Path, metavar="RUN")
 
 
 def init_command(options: Namespace) -> None:
@@ -122,149 +141,3 @@ def plot_command(options: Namespace) -> None:
     for run in options.runs:
         for path in plot_run(run):
             print(path)
-
-
-def curve_command(options: Namespace) -> None:
-    """Code lengths of a loss curve."""
-    from eval.curves.curve_table import check_format, curve_record, render
-    from eval.curves.read import Amounts, Options, check_unit, read_amounts, read_curve
-
-    check_unit(options.unit)
-    check_format(options.format)
-    amounts = read_amounts({field.name: getattr(options, field.name) for field in fields(Amounts)})
-    if options.figure:
-        from eval.curves.curve_figure import check_figure_path, draw_curve
-
-        check_figure_path(options.figure)
-    from eval.curves.area import online_length
-
-    reading = Options(**{field.name: getattr(options, field.name) for field in fields(Options)})
-    curve = read_curve(options.curve, options.unit, amounts.tokens_per_step, reading)
-    online = online_length(curve, amounts.tokens, amounts.vocab_size)
-    text = render(curve_record(curve, online, amounts, options.unit), curve, options.format)
-    if options.figure:
-        draw_curve(options.figure, curve, online)
-    print(text, end="")
-
-
-def sweep_command(options: Namespace) -> None:
-    """Run a grid."""
-    if options.count:
-        from launch.sweeps.sweep_file import read_sweep
-
-        print(len(read_sweep(options.sweep, options.overrides).runs))
-        return
-    from launch.commands.sweeps import describe, sweep
-
-    if options.dry_run:
-        describe(options.sweep, options.overrides, options.index)
-        return
-    sweep(options.sweep, options.overrides, options.at_a_time, options.processes, options.index)
-
-
-def plan_command(options: Namespace) -> None:
-    """Say what a run needs."""
-    from launch.plan.plan import Question
-    from launch.plan.tables import print_plan
-
-    names = ("gpus", "gpu", "mfu", "train_bytes", "tokens", "gpu_hours")
-    question = Question(**{name: getattr(options, name) for name in names})
-    print_plan(options.config, options.overrides, question, options.json)
-
-
-def doctor_command(options: Namespace) -> None:
-    """Examine this machine."""
-    from launch.doctor.doctor import doctor
-
-    doctor(options.runs_dir, options.json)
-
-
-def compress_command(options: Namespace) -> None:
-    """Code a file."""
-    from eval.offline.evaluate import compress
-    from harness.run.directory import load_run_config, open_run_data
-    from launch.jobs.streams import opened
-
-    config = load_run_config(options.run_dir)
-    with opened(options.input, options.output, options.force) as (source, output):
-        try:
-            text = source.read_bytes()
-        except OSError as error:
-            raise UsageError(f"{options.input}: {error.strerror}; give the path of a file") from None
-        progress = show_progress(options.quiet)
-        data = open_run_data(options.run_dir, config)
-        report = compress(options.run_dir, config, data, text, output, options.threads, progress)
-        print(
-            f"{options.output}: {report.total_bytes:,} bytes for {len(text):,} (header {report.header_bytes:,}, model "
-            f"{report.model_bytes:,}, tokenizer {report.tokenizer_bytes:,}, data {report.data_bytes:,}, checksum "
-            f"{report.checksum_bytes})"
-        )
-
-
-def decompress_command(options: Namespace) -> None:
-    """Rebuild a text."""
-    from eval.offline.archive import read_archive
-    from harness.files import write_file
-    from launch.jobs.streams import opened
-
-    with opened(options.archive, options.output, options.force) as (archive, output):
-        text = read_archive(archive, options.threads, show_progress(options.quiet), options.max_memory)
-        write_file(output, text)
-        if not options.quiet:
-            print(f"{options.output}: {len(text):,} bytes, SHA-256 verified")
-
-
-def submit_command(options: Namespace) -> None:
-    """Submit a job."""
-    from launch.slurm import submit
-    from launch.slurm.resources import Resources
-
-    names = [field.name for field in fields(Resources) if not field.name.startswith("gpu")]
-    gpu_type, gpus = options.gpus_per_node
-    asked = {name: getattr(options, name) for name in names}
-    resources = Resources(gpu_type=gpu_type, gpus_per_node=gpus, **asked)
-    if options.at_a_time and not options.sweep:
-        raise UsageError(f"--at-a-time {options.at_a_time}: is for --sweep FILE")
-    if options.sweep and options.eval:
-        raise UsageError("--sweep, --eval: choose one; a sweep evaluates its runs")
-    submission: submit.Submission | None
-    if options.sweep:
-        submission = submit.prepare_sweep(options.sweep, options.overrides, options.at_a_time, resources)
-    elif options.eval:
-        submission = submit.prepare_evaluation([*options.eval, *options.overrides], resources)
-    elif options.overrides:
-        submission = submit.prepare_training(options.overrides[0], options.overrides[1:], resources)
-    else:
-        raise UsageError("submit: give CONFIG, --sweep FILE or --eval RUN")
-    if submission is None:
-        print("training is complete; nothing to submit")
-    elif options.dry_run:
-        print("".join(job.text for job in (submission, *submission.needs)), end="")
-    else:
-        print(submit.describe(*submit.submit(submission), submission))
-
-
-def show_progress(quiet: bool) -> Callable[[int, int], None]:
-    """A line with rate and time left: updated in place on a terminal, elsewhere one soon and one every ten seconds.
-
-    The rate is that of what has been seen to be done, so that work which goes on in the middle counts from there.
-    """
-    on_terminal = sys.stderr.isatty()
-    pause = SECONDS_BETWEEN_PROGRESS if on_terminal else SECONDS_BETWEEN_PROGRESS_LINES
-    first: tuple[float, int] | None = None
-    due = 0.0
-
-    def show(done: int, total: int) -> None:
-        nonlocal first, due
-        now = time.monotonic()
-        if first is None:
-            first, due = (now, done), now + (pause if on_terminal else SECONDS_BEFORE_PROGRESS_LINES)
-        if quiet or now < due:
-            return
-        due = now + pause
-        rate = (done - first[1]) / (now - first[0])
-        left = str(timedelta(seconds=round((total - done) / rate))) if rate else "?"
-        line = f"{done:,}/{total:,} bytes  {rate / 1e3:.1f} kB/s  {left} left"
-        print(f"\r{line:<60}" if on_terminal else line, end="" if on_terminal else "\n", file=sys.stderr, flush=True)
-
-    return show

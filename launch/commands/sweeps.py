@@ -1,112 +1,41 @@
-"""`codelength sweep`: train and evaluate every run of a sweep file, and compare them in one table."""
+"""Many runs: `sweep`."""
 
-import csv
-import io
+from argparse import Namespace
 from pathlib import Path
-from typing import Any
 
-from eval.report.run_tables import flat_record, load_reports
-from eval.show.blocks import Block, to_markdown, to_rich
-from eval.show.cells import checked, verdict
-from harness.errors import RunFailure, UsageError
-from harness.files import write_file
-from launch.sweeps.compare import compare
-from launch.sweeps.states import check_finished, finish_runs, state_of
-from launch.sweeps.sweep_file import Run, Sweep, read_sweep
-
-_COLUMNS = {
-    "online bits/byte": ("online_ideal_bits_per_byte", ".3f"),
-    "parameters": ("parameters", ",.0f"),
-    "non-zeros": ("nonzeros", ",.0f"),
-    "model bytes": ("model_bytes", ",.0f"),
-    "data bytes": ("data_bytes", ",.0f"),
-    "total bytes": ("total_bytes", ",.0f"),
-    "bits/byte": ("total_bits_per_byte", ".3f"),
-}
-"""Header, key of the flat record, and format."""
-_NOTES = [
-    "online: the ideal code of the training corpus, the area under the loss curve; not a file.",
-    "other sizes: the file with weights and coded text; verified: a fresh process decoded it, compared by SHA-256, or "
-    "ideal: there is no file, the text counts as the sum of its ideal code lengths.",
-    "best: the smallest bits/byte of that file.",
-]
+from launch.commands.options import (
+    AddCommand,
+    natural,
+    positive,
+)
 
 
-def sweep(path: Path, overrides: list[str], at_a_time: int, processes: int, index: int | None) -> None:
-    """Run what is not finished of the sweep, or of its run number `index` alone; then write and print the table.
-
-    Raises UsageError before anything starts, RunFailure with a line per failed run, and Paused with one per
-    stopped run.
-    """
-    grid = read_sweep(path, overrides)
-    runs = chosen_runs(grid, index)
-    failures = finish_runs(grid, runs, min(at_a_time, len(runs)), processes)
-    finished = [run for run in grid.runs if state_of(run) == "done"]
-    if finished and (index is None or len(finished) == len(grid.runs)):
-        _write_table(grid, finished)
-    if grid.comparison and index is None and not failures:
-        failures = compare(grid, min(at_a_time, len(runs)), processes)
-    if failures:
-        raise RunFailure("\n".join(failures))
-    check_finished(runs)
-
-
-def describe(path: Path, overrides: list[str], index: int | None) -> None:
-    """Print the runs with their settings and states, without running anything."""
-    grid = read_sweep(path, overrides)
-    runs = chosen_runs(grid, index)
-    rows = [[str(grid.runs.index(run)), run.name, state_of(run), " ".join(run.settings)] for run in runs]
-    block = Block(
-        title=f"Sweep {grid.name}: {len(grid.runs)} runs in {grid.directory}",
-        header=["index", "run", "state", "settings"],
-        is_number=[True, False, False, False],
-        rows=rows,
-        emphasised_rows=[False] * len(rows),
-        notes=[f"all runs: {grid.config_path} {' '.join(grid.common)}".rstrip()],
+def register(command: AddCommand) -> None:
+    """Flags of this command."""
+    sub = command(
+        "sweep",
+        sweep_command,
+        "train and evaluate a grid of runs and compare them; goes on",
     )
-    print(to_rich([block], None), end="")
+    sub.add_argument("--at-a-time", type=positive, default=1, metavar="N", help="runs side by side (default: 1)")
+    sub.add_argument("--processes", type=positive, default=1, help="processes of every run (default: 1)")
+    sub.add_argument("--index", type=natural, metavar="I", help="only run I, counted from 0, as in a job array")
+    sub.add_argument("--count", action="store_true", help="print the number of runs and stop")
+    sub.add_argument("--dry-run", action="store_true", help="print the runs with settings and states, and stop")
+    sub.add_argument("sweep", type=Path, metavar="SWEEP", help="a YAML file, see configs/sweeps/")
+    sub.add_argument("overrides", nargs="*", metavar="key=value", help="settings of all runs")
 
 
-def chosen_runs(grid: Sweep, index: int | None) -> list[Run]:
-    """All runs, or run number `index`, counted from 0; raises UsageError where there is none."""
-    if index is None:
-        return list(grid.runs)
-    if index >= len(grid.runs):
-        raise UsageError(f"--index {index}: the runs of {grid.name} are 0 to {len(grid.runs) - 1}")
-    return [grid.runs[index]]
+def sweep_command(options: Namespace) -> None:
+    """Run a grid."""
+    if options.count:
+        from launch.sweeps.sweep_file import read_sweep
 
+        print(len(read_sweep(options.sweep, options.overrides).runs))
+        return
+    from launch.sweeps.sweep import describe, sweep
 
-def _write_table(grid: Sweep, runs: list[Run]) -> None:
-    records = [flat_record(load_reports([run.config.run_dir])[0]) for run in runs]
-    rates = [record["total_bits_per_byte"] for record in records]
-    is_best = [rate is not None and rate == min(r for r in rates if r is not None) for rate in rates]
-    block = Block(
-        title=f"Sweep {grid.name}: {len(runs)} of {len(grid.runs)} runs",
-        header=[*grid.axes, *_COLUMNS, "verified", "best"],
-        is_number=[False] * len(grid.axes) + [True] * len(_COLUMNS) + [False] * 2,
-        rows=[_cells(run, record, best) for run, record, best in zip(runs, records, is_best, strict=True)],
-        emphasised_rows=is_best,
-        notes=_NOTES,
-    )
-    write_file(grid.directory / "table.md", to_markdown([block]).encode())
-    rows = [
-        {f"axis_{axis}": label for axis, label in zip(grid.axes, run.labels, strict=True)} | record | {"is_best": best}
-        for run, record, best in zip(runs, records, is_best, strict=True)
-    ]
-    write_file(grid.directory / "table.csv", _csv(rows).encode())
-    print(to_rich([block], None), end="")
-    print(f"table.md, table.csv, logs and run directories are in {grid.directory}", flush=True)
-
-
-def _cells(run: Run, record: dict[str, Any], best: bool) -> list[str]:
-    values = [(record[key], form) for key, form in _COLUMNS.values()]
-    cells = ["" if value is None else format(value, form) for value, form in values]
-    return [*run.labels, *cells, verdict(checked(record)), "best" if best else ""]
-
-
-def _csv(rows: list[dict[str, Any]]) -> str:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
+    if options.dry_run:
+        describe(options.sweep, options.overrides, options.index)
+        return
+    sweep(options.sweep, options.overrides, options.at_a_time, options.processes, options.index)

@@ -8,12 +8,24 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from harness.errors import RunFailure, UsageError
+from launch.commands.options import AddCommand, natural, positive
 
 if TYPE_CHECKING:
     from eval.teacher.experiment import TeacherConfig
 
 # Settings that change no point: other methods, losses and numbers of targets only add some.
 FREE_KEYS = ("name", "runs_dir", "methods", "losses", "targets")
+
+
+def register(command: AddCommand) -> None:
+    """Flags of this command."""
+    text = "weights and targets of small networks as files: each sparsity rule against the published totals; goes on"
+    sub = command("teacher", teacher_command, text)
+    sub.add_argument("--at-a-time", type=positive, default=1, metavar="N", help="processes (default: 1)")
+    sub.add_argument("--index", type=natural, metavar="I", help="only job I, counted from 0, as in a job array")
+    sub.add_argument(
+        "overrides", nargs="*", metavar="CONFIG key=value", help="a YAML file (default: no changes), then settings"
+    )
 
 
 def teacher_command(options: Namespace) -> None:

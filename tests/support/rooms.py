@@ -47,7 +47,7 @@ def length(node: ast.AST) -> int:
 
 
 def counted() -> str:
-    """Markdown: of each package the rooms, files, arrows, and how many of these point up."""
+    """Markdown: of each package the rooms, files, arrows, and how many of these point up; then every room."""
     lines = ["| package | rooms | files | arrows between rooms | of these up |", "| :--- | ---: | ---: | ---: | ---: |"]
     for floor in FLOORS:
         own = {name: others for name, others in arrows().items() if name.split(".")[0] == floor}
@@ -56,4 +56,9 @@ def counted() -> str:
         up = sum(FLOORS.index(other.split(".")[0]) > FLOORS.index(floor) for others in own.values() for other in others)
         files = sum(module.split(".")[0] == floor for module in MODULES)
         lines.append(f"| {floor} | {len(rooms)} | {files} | {inner} | {up} |")
+    lines += ["", "| room | what it is for | files |", "| :--- | :--- | :--- |"]
+    for path in sorted(path for floor in FLOORS for path in (ROOT / floor).glob("*/__init__.py")):
+        charter = ast.get_docstring(ast.parse(path.read_text())).partition("\n")[0].partition(": only these")[0]
+        files = ", ".join(sorted(other.stem for other in path.parent.glob("*.py") if other != path))
+        lines.append(f"| `{path.parent.relative_to(ROOT)}/` | {charter.rstrip('.')} | {files} |")
     return "\n".join(lines)

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launch.commands import runs as commands
+from launch.commands import options as commands
 from launch.jobs import torchrun as workers
 from tests.support.commands import ROOT
 from tests.support.processes import python

@@ -1,0 +1,113 @@
+"""Flags that several commands share, what their values may be, and the progress that they show."""
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+from harness.children import num_cores
+
+MAX_DIGITS = 15
+SECONDS_BETWEEN_PROGRESS = 0.5
+# The first line comes soon and says how long it will take.
+SECONDS_BEFORE_PROGRESS_LINES, SECONDS_BETWEEN_PROGRESS_LINES = 2.0, 10.0
+AddCommand = Callable[[str, Callable[[argparse.Namespace], int | None], str], argparse.ArgumentParser]
+"""Name, action and help of a command -> the parser that takes its flags."""
+
+
+def add_work_options(sub: argparse.ArgumentParser) -> None:
+    """Flags of what codes by blocks."""
+    cores = num_cores()
+    sub.add_argument("--threads", type=positive, default=cores, help="blocks computed at a time (default: %(default)s)")
+    sub.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def add_config(sub: argparse.ArgumentParser) -> None:
+    """A configuration and settings."""
+    sub.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of a preset (`codelength init`)")
+    sub.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.epochs=2")
+
+
+def add_output(sub: argparse.ArgumentParser) -> None:
+    """Where a file goes."""
+    sub.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="`-`: standard output")
+    sub.add_argument("--force", action="store_true", help="replace FILE if it exists; its mode and a link to it stay")
+
+
+def add_max_memory(sub: argparse.ArgumentParser) -> None:
+    """What decoding may take."""
+    sub.add_argument("--max-memory", type=size, metavar="BYTES", help="refuse files that need more, such as 500M or 4G")
+
+
+def size(text: str) -> int:
+    """Bytes, such as 500M."""
+    units = {"k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1)
+    return positive(number) * unit
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on."""
+    if not _is_number(text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text[:40]}: must be a whole number, at least 1")
+    return int(text)
+
+
+def gpus(text: str) -> tuple[str | None, int]:
+    """Type and number of GPUs."""
+    kind, _, number = text.rpartition(":")
+    if not number.isdecimal() or int(number) < 1 or (":" in text and not re.fullmatch(r"[A-Za-z0-9._-]+", kind)):
+        raise argparse.ArgumentTypeError(f"{text}: must be a number, or a type with a number such as h100:8")
+    return kind or None, int(number)
+
+
+def share(text: str) -> float:
+    """A number above 0 and at most 1."""
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be above 0 and at most 1")
+    return share
+
+
+def natural(text: str) -> int:
+    """A whole number from 0 on."""
+    if not _is_number(text):
+        raise argparse.ArgumentTypeError(f"{text[:40]}: must be a whole number, 0 or more")
+    return int(text)
+
+
+def _is_number(text: str) -> bool:
+    """Whether this is a whole number that anything can be counted with."""
+    return text.isdecimal() and len(text) <= MAX_DIGITS
+
+
+def show_progress(quiet: bool) -> Callable[[int, int], None]:
+    """A line with rate and time left: updated in place on a terminal, elsewhere one soon and one every ten seconds.
+
+    The rate is that of what has been seen to be done, so that work which goes on in the middle counts from there.
+    """
+    on_terminal = sys.stderr.isatty()
+    pause = SECONDS_BETWEEN_PROGRESS if on_terminal else SECONDS_BETWEEN_PROGRESS_LINES
+    first: tuple[float, int] | None = None
+    due = 0.0
+
+    def show(done: int, total: int) -> None:
+        nonlocal first, due
+        now = time.monotonic()
+        if first is None:
+            first, due = (now, done), now + (pause if on_terminal else SECONDS_BEFORE_PROGRESS_LINES)
+        if quiet or now < due:
+            return
+        due = now + pause
+        rate = (done - first[1]) / (now - first[0])
+        left = str(timedelta(seconds=round((total - done) / rate))) if rate else "?"
+        line = f"{done:,}/{total:,} bytes  {rate / 1e3:.1f} kB/s  {left} left"
+        print(f"\r{line:<60}" if on_terminal else line, end="" if on_terminal else "\n", file=sys.stderr, flush=True)
+
+    return show
