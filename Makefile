@@ -9,14 +9,14 @@ RUN ?= runs/demo
 DEMO ?=
 SETTINGS = configs/demo.yaml runs_dir=$(patsubst %/,%,$(dir $(RUN))) name=$(notdir $(RUN)) $(DEMO)
 
-.PHONY: demo test gpu-test lint format coverage
+.PHONY: demo test gpu-test lint style format coverage
 
 demo: .venv/installed
 	$(BIN)/codelength data $(SETTINGS)
 	$(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES) -m harness.train $(SETTINGS)
 	$(BIN)/codelength eval $(RUN)
 
-test: .venv/installed lint
+test: .venv/installed style
 	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 # Everything that only a GPU can show; `GPU="--device cpu --sizes small"` runs its steps on a CPU.
@@ -24,11 +24,14 @@ GPU ?=
 gpu-test: .venv/installed
 	$(BIN)/python -m tests.gpu.check $(GPU)
 
-lint: .venv/installed
+lint: style
+	$(BIN)/mypy
+
+# Of `make test`, in which a test checks types.
+style: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
-	$(BIN)/mypy
 
 # Lines that no test runs; processes that tests start are counted too, those that they kill are not.
 coverage: .venv/installed

@@ -1,5 +1,6 @@
 """What this machine is: precision it is fast at, its peak rate, and the environment a number was made in."""
 
+import functools
 import hashlib
 import os
 import platform
@@ -72,6 +73,7 @@ def compute_deterministically() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+@functools.cache
 def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
     """Peak FLOP/s of one rank: the data sheet's of a known GPU, else as measured."""
     if device.type == "cuda" and (gpu := known_gpu(torch.cuda.get_device_name(device))):
@@ -82,10 +84,10 @@ def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
-    """FLOP/s of the best of a few square matrix products; of one where that takes long, as emulated ones do."""
+    """FLOP/s of the best of a few square matrix products in a tenth of a second; of one where that takes longer."""
     size = 8192 if device.type == "cuda" else 1024
     a = torch.ones(size, size, dtype=dtype, device=device)
-    best, until = float("inf"), time.perf_counter() + 1.0
+    best, until = float("inf"), time.perf_counter() + 0.1
     for _ in range(6):
         start = time.perf_counter()
         # Reading one value waits for the GPU.

@@ -18,8 +18,7 @@ from harness.config.written import read_yaml
 from harness.errors import UsageError
 
 KEYS = ("name", "config", "settings", "grid", "compare")
-MAX_RUNS = 1000
-MAX_NAME_CHARS = 200
+MAX_RUNS, MAX_NAME_CHARS = 1000, 200
 # What a shell, `key=value` and every file system take as it is.
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._,+-]*")
 _REMEDY = "see configs/sweeps/ for examples"
