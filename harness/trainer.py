@@ -17,9 +17,9 @@ from harness.errors import Paused, RunFailure, Stopped
 from harness.machine.hardware import identity, peak_flops, peak_memory_bytes
 from harness.machine.ranks import Ranks, on_first_rank
 from harness.machine.stop import Asked, StopRequest
-from harness.online.code_length import Prequential
-from harness.online.ensemble import Experts
-from harness.online.replay import Lessons
+from harness.online.code_length import CodeLength
+from harness.online.ensemble import Ensemble
+from harness.online.replay import ReplaySchedule
 from harness.optim.stopping import Convergence
 from harness.pruning.phase import prune
 from harness.pruning.sample import Sample
@@ -27,7 +27,7 @@ from harness.run.checkpoint import RunState, committed_checkpoints, newest_check
 from harness.run.checkpoint_writer import CheckpointWriter
 from harness.run.directory import mark_done, write_members, write_weights
 from harness.run.ledger import LedgerWriter, check_ledger, ledger_damage
-from harness.run.metrics import Meter
+from harness.run.metrics import MetricSums
 from harness.run.monitor import make_monitor
 from harness.run.pace import duration_line
 from harness.run.preflight import derived_numbers
@@ -41,17 +41,17 @@ class Trainer:
 
     def __init__(self, config: RunConfig, data: Data, ranks: Ranks, dtype: torch.dtype):
         self.config, self.data, self.ranks, self.dtype = config, data, ranks, dtype
-        self.experts = Experts(config, data.tokenizer.vocab_size, ranks, dtype)
-        self.learner = self.experts.main
+        self.ensemble = Ensemble(config, data.tokenizer.vocab_size, ranks, dtype)
+        self.learner = self.ensemble.main
         self.backend, self.optimizer = self.learner.backend, self.learner.optimizer
         length, micro_batch = config.model.context, self.learner.micro_batch
         self.batches = Batches(data.train, config.train, length, micro_batch, config.seed, ranks)
         self._read = Ahead(self._read_step)
-        self.lessons = Lessons(config.train, self.batches)
-        self.prequential = None
+        self.replays = ReplaySchedule(config.train, self.batches)
+        self.code_length = None
         if config.train.retrain_at or not config.online.trains_plainly:
-            self.prequential = Prequential(self.experts, data.tokenizer.vocab_size, data.train.num_tokens, ranks, dtype)
-        packages = self.prequential.blend.packages if self.prequential else ()
+            self.code_length = CodeLength(self.ensemble, data.tokenizer.vocab_size, data.train.num_tokens, ranks, dtype)
+        packages = self.code_length.combiner.packages if self.code_length else ()
         host_computes = bool(packages) or config.backend.offload_optimizer
         self.phases = plan_phases(config.train, self.batches.order.steps, config.prune.prunings)
         self.num_steps = self.phases[-1].end_step
@@ -64,18 +64,18 @@ class Trainer:
                 **ranks.agreed(identity(ranks.device, dtype, (*self.backend.packages, *packages), host_computes)),
             },
         )
-        self.meter, self.convergence, self._opened = Meter(), Convergence(config.stopping), ExitStack()
+        self.sums, self.convergence, self._opened = MetricSums(), Convergence(config.stopping), ExitStack()
         self.saver = CheckpointWriter(config.run_dir, ranks, config.train.keep_checkpoints)
 
     def describe(self) -> None:
         """Print the derived numbers, then find out with one dry step whether they fit."""
         if self.ranks.is_first:
             config, shard = self.config, self.data
-            groups, micro = [learner.groups for learner in self.experts.learners], self.batches.micro_batch
+            groups, micro = [learner.groups for learner in self.ensemble.learners], self.batches.micro_batch
             lines = derived_numbers(config, shard, self.phases, groups, self.ranks, micro, self.dtype)
             print("\n".join(lines), flush=True)
         started = time.perf_counter()
-        arithmetic = self.experts.dry_step()
+        arithmetic = self.ensemble.dry_step()
         if self.config.train.compile:
             # Which kernels a compiler makes is in no version number.
             self.state.identity |= self.ranks.agreed({"compiled": arithmetic})
@@ -83,13 +83,13 @@ class Trainer:
         if self.ranks.is_first:
             peak = peak_memory_bytes(self.ranks.device)
             print(f"dry step    {seconds:.2f} s, peak memory of rank 0 {peak / 1e6:,.0f} MB", flush=True)
-        if not self.prequential:
+        if not self.code_length:
             replays = self.config.train.replays * self.phases[0].num_steps
-            optimizers = [learner.optimizer for learner in self.experts.learners]
-            line = duration_line(self.experts.dry_step, optimizers, self.ranks, self.num_steps + replays, seconds)
+            optimizers = [learner.optimizer for learner in self.ensemble.learners]
+            line = duration_line(self.ensemble.dry_step, optimizers, self.ranks, self.num_steps + replays, seconds)
             if self.ranks.is_first:
                 print(line, flush=True)
-        self.experts.reset()
+        self.ensemble.reset()
 
     def run(self, check: Callable[[], None]) -> None:
         """Train from the newest checkpoint, or from the start, to the end.
@@ -114,7 +114,7 @@ class Trainer:
                 # once in a while: between main and fine-tuning, or two stretches of it
                 if self.state.prunings < phase.prunings:
                     self._prune()
-                    self.meter = Meter()
+                    self.sums = MetricSums()
 
                 # one optimizer step
                 self.learner.set_schedule(step, phase)
@@ -125,7 +125,7 @@ class Trainer:
                 # once in a while: metrics
                 if self.state.step % config.log_every_steps == 0 or self.state.step == phase.end_step:
                     self._log(phase, histograms_are_due)
-                    self.meter, histograms_are_due = Meter(), False
+                    self.sums, histograms_are_due = MetricSums(), False
 
                 # once in a while: the end of a phase that has converged
                 self._end_if_converged(phase, repeated_nats)
@@ -152,7 +152,7 @@ class Trainer:
         self._read.close()
         self.saver.close()
         self._opened.close()
-        self.experts.close()
+        self.ensemble.close()
 
     def _ask(self, stop: StopRequest) -> Asked:
         """What this rank wants of all of them, before a step: the step's own reduction tells the others."""
@@ -174,10 +174,10 @@ class Trainer:
         """One step; returns what all ranks asked for and, where its tokens were read before, their nats a token."""
         batch, row_bytes = self._read(step)
         is_new = batch.epoch == 0
-        coded = self.prequential.code(batch) if self.prequential and is_new else []
+        coded = self.code_length.code(batch) if self.code_length and is_new else []
         try:
             if is_new:
-                losses = self.experts.learn(step, phase, batch, self.lessons, asked)
+                losses = self.ensemble.learn(step, phase, batch, self.replays, asked)
             else:
                 losses = self.learner.train(batch, f"step {step}", asked)
         except RunFailure as error:
@@ -195,8 +195,8 @@ class Trainer:
             raw_bytes, code_nats = row_bytes[index], coded[index][0] if coded else None
             self.ledger.append(step, batch.epoch, micro_batch, nats, raw_bytes, code_nats)
             code_nats_sum = 0.0 if not is_new else loss_nats_sum if code_nats is None else float(code_nats.sum())
-            self.meter.add(loss_nats_sum, int(micro_batch.mask.sum()), int(raw_bytes.sum()), code_nats_sum, is_new)
-        self.meter.steps += 1
+            self.sums.add(loss_nats_sum, int(micro_batch.mask.sum()), int(raw_bytes.sum()), code_nats_sum, is_new)
+        self.sums.steps += 1
         return Asked(*agreed), None if is_new or not losses else losses.nats_sum / batch.num_tokens
 
     def _end_if_converged(self, phase: Phase, repeated_nats: float | None) -> None:
@@ -215,9 +215,9 @@ class Trainer:
                 f"{phase.name}: converged after step {self.state.step:,} of {phase.end_step:,} "
                 f"({halves[0]:.4f} -> {halves[1]:.4f} nats/token over {self.config.stopping.window_steps} steps)"
             )
-            if self.meter.steps:
+            if self.sums.steps:
                 self._log(phase, with_tensors=True)
-                self.meter = Meter()
+                self.sums = MetricSums()
             self.state.step, is_over = phase.end_step, True
         if is_over:
             self.convergence.clear()
@@ -225,8 +225,8 @@ class Trainer:
 
     def _log(self, phase: Phase, with_tensors: bool) -> None:
         step = self.state.step
-        flops_per_token = self.experts.flops_per_token(self.batches.order.epoch_of(step - 1) == 0)
-        metrics = self.meter.reduce(self.ranks, self.state, flops_per_token, self.peak_flops)
+        flops_per_token = self.ensemble.flops_per_token(self.batches.order.epoch_of(step - 1) == 0)
+        metrics = self.sums.reduce(self.ranks, self.state, flops_per_token, self.peak_flops)
         metrics["nonzeros"] = self.backend.count_nonzeros()
         self.monitor.log_step(step, phase.name, metrics)
         if with_tensors or step == phase.end_step:
@@ -283,18 +283,18 @@ class Trainer:
             own = of_rank(self.ranks.rank)
             is_whole = "backend" in own["learners"][0] and "means" in own
             first = own if is_whole else of_rank(0)
-            self.experts.load(own, first)
-            if self.prequential:
-                self.prequential.blend.load(own["blend"])
-            self.meter = Meter(**own["meter"])
+            self.ensemble.load(own, first)
+            if self.code_length:
+                self.code_length.combiner.load(own["combiner"])
+            self.sums = MetricSums(**own["sums"])
             self.convergence.loss_nats = self.state.recent_loss_nats
 
     def _save(self) -> Path:
         on_first_rank(self.ranks, self._check)
         self.state.ledger_parts = self.ranks.gather(self.ledger.flush())
-        own = self.experts.state() | {"meter": self.meter.state()}
-        if self.prequential:
-            own["blend"] = self.prequential.blend.state()
+        own = self.ensemble.state() | {"sums": self.sums.state()}
+        if self.code_length:
+            own["combiner"] = self.code_length.combiner.state()
         return self.saver.start(self.state, own)
 
     def _finish(self, stop: StopRequest) -> None:
@@ -303,7 +303,7 @@ class Trainer:
         self.state.ledger_parts = self.ranks.gather(self.ledger.flush())
         sequences, tokens = self.batches.sequences.num_sequences, self.data.train.num_tokens
         check_ledger(self.config.run_dir, self.ranks, self.state.ledger_parts, sequences, tokens)
-        member_nats = self.prequential.blend.member_nats() if self.prequential else {}
+        member_nats = self.code_length.combiner.member_nats() if self.code_length else {}
         members = {name: bits_from_nats(nats) for name, nats in member_nats.items()}
         on_first_rank(self.ranks, write_members, self.config.run_dir, members)
         # All ranks gather; the first keeps what it gets.

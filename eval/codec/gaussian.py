@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from eval.codec.range_coder import Decoder, Encoder
+from eval.codec.range_coder import RangeDecoder, RangeEncoder
 from harness.units import BITS_PER_BYTE, bits_from_nats
 
 DIGITS, DIGIT_SIZE = 4, 256
@@ -72,7 +72,7 @@ def gaussian_bits(values: np.ndarray, means: np.ndarray, sigma: float) -> float:
 
 def encode_values(values: np.ndarray, means: np.ndarray, sigma: float) -> bytes:
     """Stream of finite float32 `values` (n,) under Gaussians with `means` (n,) float64; any value can be coded."""
-    encoder, integers = Encoder(), ordered_integers(values)
+    encoder, integers = RangeEncoder(), ordered_integers(values)
     for digit in range(DIGITS):
         rest_bits = BITS_PER_BYTE * (DIGITS - 1 - digit)
         tables = digit_tables(integers >> (rest_bits + BITS_PER_BYTE), digit, means, sigma)
@@ -85,7 +85,7 @@ def decode_values(stream: bytes, means: np.ndarray, sigma: float) -> np.ndarray:
 
     Raises UsageError where the stream cannot have been coded with these means, or does not end with the values.
     """
-    decoder, prefixes = Decoder(stream), np.zeros(len(means), dtype=np.int64)
+    decoder, prefixes = RangeDecoder(stream), np.zeros(len(means), dtype=np.int64)
     for digit in range(DIGITS):
         prefixes = prefixes * DIGIT_SIZE + decoder.decode(digit_tables(prefixes, digit, means, sigma))
     decoder.check_end()

@@ -43,7 +43,7 @@ class Known:
         return cls(np.ones((positions, lanes)), np.zeros((positions, digits, lanes, 2), dtype=np.int32))
 
     def keep(self, lanes: slice, positions: slice, symbols: np.ndarray, probabilities: np.ndarray) -> None:
-        """`symbols` (lanes, positions) with `probabilities` (lanes, positions, alphabet) as `Encoder` takes them."""
+        """`symbols` (lanes, positions) with `probabilities` (lanes, positions, alphabet) as an encoder takes them."""
         shape, alphabet = symbols.shape, probabilities.shape[2]
         symbols, table = symbols.reshape(-1), probabilities.reshape(-1, alphabet)
         self.chances[positions, lanes] = _chances(symbols, table).reshape(shape).T
@@ -63,7 +63,7 @@ class Known:
         return bits
 
 
-class Encoder:
+class RangeEncoder:
     """Appends symbols to one stream and adds up what they should cost."""
 
     def __init__(self) -> None:
@@ -113,7 +113,7 @@ class Encoder:
         return _finished(self._coder)
 
 
-class Decoder:
+class RangeDecoder:
     """Reads symbols back from a stream with the same probabilities.
 
     What is read is coded again, so that a reader knows to the bit where the stream must end. Raises UsageError where
@@ -139,7 +139,7 @@ class Decoder:
         return high * base + self._decode_table(_low_table(digits, high))
 
     def decode_bytes(self, count: int) -> bytes:
-        """Inverse of `Encoder.encode_bytes` for `count` bytes."""
+        """Inverse of `RangeEncoder.encode_bytes` for `count` bytes."""
         self._check_length(BITS_PER_BYTE * count)
         return self._decode(_BYTES, count=count).astype(np.uint8).tobytes()
 

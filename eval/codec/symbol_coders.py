@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from eval.codec.range_coder import MAX_TABLE, Decoder, Encoder
+from eval.codec.range_coder import MAX_TABLE, RangeDecoder, RangeEncoder
 from harness.errors import UsageError
 
 MAX_WAITING_BYTES = 1 << 25
@@ -21,7 +21,7 @@ class Coder(Protocol):
         """The symbols (n,) that the text has there, given `symbols` and `probabilities` (n, vocabulary)."""
 
 
-class Encoding:
+class Sending:
     """Appends to a stream.
 
     Symbols with tables of one width wait for others, since a call of the encoder takes longer than a few of them.
@@ -32,7 +32,7 @@ class Encoding:
     knows_symbols = True
 
     def __init__(self) -> None:
-        self.encoder = Encoder()
+        self.encoder = RangeEncoder()
         self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
         self._waiting_bytes = 0
 
@@ -57,7 +57,7 @@ class Encoding:
         self._waiting, self._waiting_bytes = [], 0
 
 
-class Decoding:
+class Receiving:
     """Reads from a stream.
 
     One that was coded with other probabilities must not stop this rank alone: it goes on with zeros, and says so.
@@ -66,7 +66,7 @@ class Decoding:
     knows_symbols = False
 
     def __init__(self, stream: bytes):
-        self.decoder, self.has_failed = Decoder(stream), False
+        self.decoder, self.has_failed = RangeDecoder(stream), False
 
     def code(self, symbols: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
         """What the stream holds."""
@@ -84,7 +84,7 @@ class Decoding:
             self.has_failed = True
 
 
-class Hashing:
+class Digesting:
     """Takes a digest of the probabilities."""
 
     knows_symbols = True

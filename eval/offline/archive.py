@@ -21,7 +21,7 @@ from eval.codec.container import (
     read_sections,
     unpack_json,
 )
-from eval.codec.range_coder import Decoder, Encoder
+from eval.codec.range_coder import RangeDecoder, RangeEncoder
 from eval.offline.archive_head import cache_bytes_per_lane, check_head
 from eval.offline.chunks import Progress, decode_chunks, encode_chunks
 from eval.predict.devices import choose_devices, device_name
@@ -126,7 +126,7 @@ def write_archive(
         "predictor_sha256": predictor.fingerprint(),
         "environment": {} if config.predictor == "portable" else _relevant_environment(devices[0]),
     }
-    encoder = Encoder()
+    encoder = RangeEncoder()
     encode_chunks(text, config.chunk_bytes, model.tokenizer, predictor, encoder, progress)
     sections = {
         "HEAD": pack_json(head),
@@ -166,7 +166,7 @@ def read_archive(path: Path, threads: int, progress: Progress, max_memory_bytes:
             transformer = Transformer(replace(config, context=1), tokenizer.vocab_size)
         shapes = {name: tuple(p.shape) for name, p in transformer.named_parameters()}
         model = QuantisedModel(config, tokenizer, *decode_weights(sections["MODL"], shapes))
-        decoder = Decoder(sections["DATA"])
+        decoder = RangeDecoder(sections["DATA"])
         length = min(head["chunk_bytes"], head["raw_bytes"]) or 1
         devices = _devices(head, model.num_parameters)
         shape = head["lanes"], head["blocks"], length

@@ -30,9 +30,9 @@ class Baseline:
     """The compressor and its setting, for people."""
     convention: Literal["chunk", "whole"]
     """What is coded on its own: every chunk, or the text as one file."""
-    encode: compressors.Encoder
+    encode: compressors.Compress
     """The streams of the pieces (chunks, or the whole text); a dictionary is the first stream."""
-    decode: compressors.Decoder
+    decode: compressors.Decompress
     """The text, from the concatenated streams."""
     package: str
     """The distribution whose version decides the streams; Python's own where empty."""

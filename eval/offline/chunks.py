@@ -12,7 +12,7 @@ from threading import Lock
 
 import numpy as np
 
-from eval.codec.range_coder import Decoder, Encoder, Known
+from eval.codec.range_coder import Known, RangeDecoder, RangeEncoder
 from eval.predict.predictor import Predictor
 from harness.data.tokenizer import ByteTokenizer, SentencePieceTokenizer
 from harness.units import BITS_PER_BYTE
@@ -26,7 +26,7 @@ def encode_chunks(
     chunk_bytes: int,
     tokenizer: ByteTokenizer | SentencePieceTokenizer,
     predictor: Predictor,
-    encoder: Encoder,
+    encoder: RangeEncoder,
     progress: Progress,
 ) -> None:
     """Append a text to the stream.
@@ -56,7 +56,7 @@ def decode_chunks(
     chunk_bytes: int,
     tokenizer: ByteTokenizer | SentencePieceTokenizer,
     predictor: Predictor,
-    decoder: Decoder,
+    decoder: RangeDecoder,
     progress: Progress,
 ) -> bytes:
     """The text of `raw_bytes`, position after position of the chunks of a wave.
@@ -125,7 +125,7 @@ class _Flags:
         """Take note of a flag."""
         self._counts[0, int(flag)] += 1
 
-    def decode(self, decoder: Decoder) -> bool:
+    def decode(self, decoder: RangeDecoder) -> bool:
         """The next flag of a stream."""
         flag = bool(decoder.decode(self._counts)[0])
         self.learn(flag)

@@ -15,8 +15,8 @@ import brotli
 import pyppmd
 import zstandard
 
-Encoder = Callable[[Sequence[bytes], bytes], Iterable[bytes]]
-Decoder = Callable[[bytes], bytes]
+Compress = Callable[[Sequence[bytes], bytes], Iterable[bytes]]
+Decompress = Callable[[bytes], bytes]
 
 # A match finder allocates its dictionary for every chunk: the 64 MiB of preset 9 make that 250 times slower. Any
 # dictionary that holds the chunk gives the same bytes.
@@ -41,7 +41,7 @@ _SMALLEST_ZSTD_DICTIONARY, _LARGEST_ZSTD_DICTIONARY = 4096, 1 << 20
 _SAMPLE_BYTES, _SEGMENT_BYTES, _MATCH_BYTES = 2048, 64, 6
 
 
-def each(encode: Callable[[bytes], bytes]) -> Encoder:
+def each(encode: Callable[[bytes], bytes]) -> Compress:
     """An encoder that looks at nothing but the piece."""
     return lambda pieces, _: map(encode, pieces)
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.online.lockstep import INFORMATIVE, Exchange
+from eval.online.lockstep import INFORMATIVE, Lockstep
 from harness.errors import Stopped, UsageError
 from harness.files import temporary_path
 from harness.lock import DirectoryLock
@@ -43,16 +43,16 @@ Progress = Callable[[int, int], None]
 
 
 class OnlineJob:
-    """The segments of an exchange that are still to be done, with checkpoints and an ear for Ctrl-C."""
+    """The segments of a job that are still to be done, with checkpoints and an ear for Ctrl-C."""
 
-    def __init__(self, exchange: Exchange, output: Path, identity: dict[str, str], progress: Progress):
+    def __init__(self, lockstep: Lockstep, output: Path, identity: dict[str, str], progress: Progress):
         """`identity` is what a job that goes on must share with the stopped one, besides its environment.
 
         Raises UsageError where another job is at work, or the folder was not made by this program.
         """
-        self.exchange, self.ranks, self.progress = exchange, exchange.ranks, progress
+        self.lockstep, self.ranks, self.progress = lockstep, lockstep.ranks, progress
         self.folder = part_folder(output)
-        environment = {key: value for key, value in exchange.environment.items() if key not in INFORMATIVE}
+        environment = {key: value for key, value in lockstep.environment.items() if key not in INFORMATIVE}
         self._state = RunState(identity=identity | environment)
         self._tokens_done = 0
         self._seconds_before = 0.0
@@ -76,10 +76,10 @@ class OnlineJob:
             with taking_back(checkpoint, "job", f"remove {self.folder}") as of_rank:
                 own = of_rank(self.ranks.rank)
                 first = own if self.ranks.is_first else of_rank(0)
-                self.exchange.load(own["exchange"], first["exchange"])
+                self.lockstep.load(own["lockstep"], first["lockstep"])
                 self._tokens_done, self._seconds_before = own["tokens_done"], own["seconds"]
             self._state = state
-            messages.append(f"goes on from step {state.step:,} of {self.exchange.num_steps:,}")
+            messages.append(f"goes on from step {state.step:,} of {self.lockstep.num_steps:,}")
         if self.ranks.is_first:
             for message in messages:
                 print(message, file=sys.stderr, flush=True)
@@ -87,7 +87,7 @@ class OnlineJob:
 
     def segments(self) -> Iterator[tuple[int, int, int]]:
         """Index, first step and end step of each segment that is left."""
-        for index, (first_step, end_step) in enumerate(self.exchange.segments):
+        for index, (first_step, end_step) in enumerate(self.lockstep.segments):
             if first_step >= self._state.step:
                 yield index, first_step, end_step
 
@@ -96,7 +96,7 @@ class OnlineJob:
 
         Raises Stopped where a rank was asked to stop.
         """
-        source = self.exchange.source
+        source = self.lockstep.source
         self._tokens_done += num_tokens
         self.progress(source.raw_bytes * self._tokens_done // source.num_tokens, source.raw_bytes)
         if self.ranks.any(self._stop.by_signal):
@@ -105,22 +105,22 @@ class OnlineJob:
     def save(self, end_step: int, own: dict) -> None:
         """Keep what has been done up to `end_step`; after the last segment there is nothing left to go on with."""
         self._state.step = end_step
-        if end_step < self.exchange.num_steps:
-            content = {"exchange": self.exchange.state(), "tokens_done": self._tokens_done, "job": own}
+        if end_step < self.lockstep.num_steps:
+            content = {"lockstep": self.lockstep.state(), "tokens_done": self._tokens_done, "job": own}
             content["seconds"] = self._seconds()
             save_checkpoint(self.folder, self._state, content, self.ranks, KEPT_CHECKPOINTS)
 
     def costs(self) -> Costs:
         """So far; on all ranks."""
         (memory_bytes,) = self.ranks.sum(peak_memory_bytes(self.ranks.device))
-        return Costs(self._seconds(), self.exchange.learning_seconds, int(memory_bytes))
+        return Costs(self._seconds(), self.lockstep.learning_seconds, int(memory_bytes))
 
     def finish(self) -> None:
         """Remove what was kept."""
         on_first_rank(self.ranks, self._remove)
 
     def _seconds(self) -> float:
-        return self._seconds_before + time.perf_counter() - self.exchange.started
+        return self._seconds_before + time.perf_counter() - self.lockstep.started
 
     def _hold(self) -> None:
         """Keep other jobs out for as long as this process lives: ranks can outlive a command that was killed."""

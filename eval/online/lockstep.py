@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from eval.codec.symbol_coders import Coder, Hashing
+from eval.codec.symbol_coders import Coder, Digesting
 from eval.online.program import receiver_sha256
 from eval.predict.float_model import FloatModel
 from eval.predict.predictor import Predictor
@@ -23,9 +23,9 @@ from harness.data.batches import Batches, MicroBatch
 from harness.data.schedule import plan_phases
 from harness.machine.hardware import c_library, git_commit, identity, isa_limits, resolve_precision
 from harness.machine.ranks import Ranks
-from harness.online.combiner import Blend, table_nats
-from harness.online.ensemble import Experts, Weights
-from harness.online.replay import Lessons
+from harness.online.combiner import Combiner, table_nats
+from harness.online.ensemble import Ensemble, Weights
+from harness.online.replay import ReplaySchedule
 
 if TYPE_CHECKING:
     from harness.online.mixture import Mixture
@@ -35,7 +35,7 @@ INFORMATIVE = ("limits", "commit")
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class Text:
     """Tokens of a text in the order of the text; a receiver's are zeros until they are decoded."""
 
     tokens: np.ndarray
@@ -66,31 +66,33 @@ class Sums:
         return Sums(*ranks.sum(*asdict(self).values()))
 
 
-class Exchange:
+class Lockstep:
     """Predictor and learner in lockstep, over one epoch of the sequences of a text."""
 
-    def __init__(self, config: RunConfig, source: Source, vocab_size: int, ranks: Ranks):
+    def __init__(self, config: RunConfig, source: Text, vocab_size: int, ranks: Ranks):
         # So that the number of threads is nothing to agree on; speed comes from more ranks.
         torch.set_num_threads(1)
         self.started = time.perf_counter()
         self.config, self.source, self.ranks = config, source, ranks
         dtype = resolve_precision(config.train.precision, ranks.device)
-        self.experts = Experts(config, vocab_size, ranks, dtype)
-        context, lanes = config.model.context, self.experts.main.micro_batch
+        self.ensemble = Ensemble(config, vocab_size, ranks, dtype)
+        context, lanes = config.model.context, self.ensemble.main.micro_batch
         self.num_steps = 0
         if source.num_tokens:
             self.batches = Batches(source, config.train, context, lanes, config.seed, ranks)
-            self.lessons = Lessons(config.train, self.batches)
+            self.replays = ReplaySchedule(config.train, self.batches)
             self.num_steps = self.batches.order.steps_per_epoch
             self._phase = plan_phases(config.train, self.batches.order.steps, prunings=0)[0]
-        weights = [learner.backend.weights() for learner in self.experts.learners]
-        shapes = self.experts.shapes
+        weights = [learner.backend.weights() for learner in self.ensemble.learners]
+        shapes = self.ensemble.shapes
         self._models = [FloatModel(shape, vocab_size, own) for shape, own in zip(shapes, weights, strict=True)]
         self.predictors = [Predictor(model, lanes, blocks=1, length=context, threads=1) for model in self._models]
-        self._new_blend = functools.partial(Blend, config.online, vocab_size, lanes=lanes, length=context, ranks=ranks)
-        self.blend = self._new_blend(num_tokens=source.num_tokens)
+        self._new_combiner = functools.partial(
+            Combiner, config.online, vocab_size, lanes=lanes, length=context, ranks=ranks
+        )
+        self.combiner = self._new_combiner(num_tokens=source.num_tokens)
         self.learning_seconds = 0.0
-        packages = (*self.experts.main.backend.packages, *self.blend.packages)
+        packages = (*self.ensemble.main.backend.packages, *self.combiner.packages)
         self.environment = ranks.agreed(_environment(ranks, dtype, packages))
 
     @property
@@ -104,16 +106,16 @@ class Exchange:
 
         To be called once, before the first segment.
         """
-        self.experts.dry_step()
-        hashing = Hashing()
-        probe = self.experts.main.probe().micro_batches[0]
-        kept, self.blend = self.blend, self._new_blend(num_tokens=probe.tokens.size)
+        self.ensemble.dry_step()
+        hashing = Digesting()
+        probe = self.ensemble.main.probe().micro_batches[0]
+        kept, self.combiner = self.combiner, self._new_combiner(num_tokens=probe.tokens.size)
         probe.sequences[:] = np.arange(len(probe.sequences))
         self._code([probe], hashing)
-        self.blend = kept
-        hashing.digest.update(self.experts.weights_digest())
-        self.experts.reset()
-        self.experts.main.start_rule(self.source.num_tokens)
+        self.combiner = kept
+        hashing.digest.update(self.ensemble.weights_digest())
+        self.ensemble.reset()
+        self.ensemble.main.start_rule(self.source.num_tokens)
         return "/".join(sorted(set(self.ranks.gather(hashing.digest.hexdigest()))))
 
     def run(self, first_step: int, end_step: int, coder: Coder, sums: Sums, report: Callable[[int], None]) -> bytes:
@@ -128,9 +130,9 @@ class Exchange:
             for micro_batch in batch.micro_batches:
                 checksum.update(micro_batch.tokens[micro_batch.mask].astype("<u2"))
                 self._keep(micro_batch)
-            self.blend.end_step()
+            self.combiner.end_step()
             start = time.perf_counter()
-            losses = self.experts.learn(step, self._phase, batch, self.lessons)
+            losses = self.ensemble.learn(step, self._phase, batch, self.replays)
             self.learning_seconds += time.perf_counter() - start
             own_nats = None if losses is None else sum(nats_sum for _, nats_sum in losses.micro_batches)
             sums.aulc_nats += predicted_nats if own_nats is None else own_nats
@@ -139,22 +141,22 @@ class Exchange:
 
     def weights_digest(self) -> bytes:
         """Digest of what has been learnt, 8 bytes, the same on every rank."""
-        return self.experts.weights_digest()
+        return self.ensemble.weights_digest()
 
     def state(self) -> dict:
         """What a checkpoint of this rank holds."""
-        state = {"experts": self.experts.state(), "blend": self.blend.state()}
+        state = {"ensemble": self.ensemble.state(), "combiner": self.combiner.state()}
         return state | {"learning_seconds": self.learning_seconds}
 
     def load(self, own: dict, first: dict) -> None:
         """Go on from the saved states of this rank and of the first."""
-        self.experts.load(own["experts"], first["experts"])
-        self.blend.load(own["blend"])
+        self.ensemble.load(own["ensemble"], first["ensemble"])
+        self.combiner.load(own["combiner"])
         self.learning_seconds = own["learning_seconds"]
 
     def close(self) -> None:
         """Let go of what the backends hold."""
-        self.experts.close()
+        self.ensemble.close()
 
     def _code(self, micro_batches: list[MicroBatch], coder: Coder) -> float:
         """Code the micro-batches of a step one after another; their tokens become what the coder returns.
@@ -162,9 +164,9 @@ class Exchange:
         Returns the code length in nats by the chosen weights of the run's own transformer.
         """
         own, *others = self._models
-        for model, weights in zip(others, self.experts.others(), strict=True):
+        for model, weights in zip(others, self.ensemble.others(), strict=True):
             model.load(weights)
-        candidates = self.experts.candidates()
+        candidates = self.ensemble.candidates()
         if len(candidates) == 1:
             own.load(candidates[0])
         nats = 0.0
@@ -208,23 +210,23 @@ class Exchange:
             previous = tokens[:, position]
 
     def _code_micro_batch(self, micro_batch: MicroBatch, coder: Coder) -> float:
-        tokens, mask, blend, nats = micro_batch.tokens, micro_batch.mask, self.blend, 0.0
-        if blend.mixture:
-            blend.mixture.start(micro_batch.sequences * tokens.shape[1])
+        tokens, mask, combiner, nats = micro_batch.tokens, micro_batch.mask, self.combiner, 0.0
+        if combiner.mixture:
+            combiner.mixture.start(micro_batch.sequences * tokens.shape[1])
         coded_with: list[np.ndarray] = []
         for position, tables in self._tables(micro_batch, self.predictors):
             active = mask[:, position]
-            sharp = blend.sharpened(tables)
-            if blend.mixture:
-                tokens[active, position] = self._code_bits(blend.mixture, sharp, tokens[:, position], active, coder)
+            sharp = combiner.sharpened(tables)
+            if combiner.mixture:
+                tokens[active, position] = self._code_bits(combiner.mixture, sharp, tokens[:, position], active, coder)
                 if self.ranks.world_size > 1:
                     coded_with.append(sharp)
             else:
                 tokens[active, position] = coder.code(tokens[active, position], sharp[0, active])
-            blend.observe(tables[:, active], tokens[active, position])
+            combiner.observe(tables[:, active], tokens[active, position])
             nats += float(table_nats(tables[0, active, tokens[active, position]]).sum())
         if coded_with:
-            blend.add_sent(micro_batch, np.stack(coded_with, axis=2))
+            combiner.add_sent(micro_batch, np.stack(coded_with, axis=2))
         return nats
 
     def _code_bits(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eval.codec.symbol_coders import Decoding
+from eval.codec.symbol_coders import Receiving
 from eval.online.file import (
     OnlineHead,
     Segment,
@@ -18,7 +18,7 @@ from eval.online.file import (
     read_online_file,
 )
 from eval.online.job import Costs, OnlineJob, Progress
-from eval.online.lockstep import INFORMATIVE, Exchange, Source, Sums
+from eval.online.lockstep import INFORMATIVE, Lockstep, Sums, Text
 from eval.online.sizes import check_receiver, check_sizes
 from harness.config.run import RunConfig
 from harness.errors import UsageError
@@ -54,11 +54,11 @@ def receive(path: Path, output: Path, ranks: Ranks, progress: Progress, max_memo
             f"{path}: world_size: {head.world_size} in the file, {ranks.world_size} here; receive it with "
             f"{head.world_size} process(es)"
         )
-    source = Source(np.zeros(head.num_tokens, dtype=np.uint16), head.raw_bytes, head.fingerprint)
-    with closing(Exchange(config, source, tokenizer.vocab_size, ranks)) as exchange:
-        _check_setting(path, head, exchange)
+    source = Text(np.zeros(head.num_tokens, dtype=np.uint16), head.raw_bytes, head.fingerprint)
+    with closing(Lockstep(config, source, tokenizer.vocab_size, ranks)) as lockstep:
+        _check_setting(path, head, lockstep)
         identity = {"file": sha256(path), "arithmetic": head.arithmetic}
-        with closing(OnlineJob(exchange, output, identity, progress)) as job:
+        with closing(OnlineJob(lockstep, output, identity, progress)) as job:
             text = _receive_text(path, head, segments, tokenizer, job)
             on_first_rank(ranks, write_file, output, text)
             costs = job.costs()
@@ -67,7 +67,7 @@ def receive(path: Path, output: Path, ranks: Ranks, progress: Progress, max_memo
 
 
 def _receive_text(path: Path, head: OnlineHead, segments: list[Segment], tokenizer: Tokenizer, job: OnlineJob) -> bytes:
-    source, ranks = job.exchange.source, job.ranks
+    source, ranks = job.lockstep.source, job.ranks
     kept = job.resume()
     if kept:
         source.tokens[:] = kept["tokens"].numpy()
@@ -87,12 +87,12 @@ def _receive_text(path: Path, head: OnlineHead, segments: list[Segment], tokeniz
 
 def _receive_segment(segment: Segment, steps: tuple[int, int], job: OnlineJob, where: str, head: OnlineHead) -> None:
     """Decode and learn a segment; raises UsageError on every rank where one of them has got something else."""
-    exchange, ranks = job.exchange, job.ranks
+    lockstep, ranks = job.lockstep, job.ranks
     share = segment.shares[ranks.rank]
-    decoding = Decoding(share.stream)
-    checksum = exchange.run(*steps, decoding, Sums(), job.report)
+    decoding = Receiving(share.stream)
+    checksum = lockstep.run(*steps, decoding, Sums(), job.report)
     decoding.finish()
-    weights = exchange.weights_digest()
+    weights = lockstep.weights_digest()
     problem = ""
     if decoding.has_failed or checksum != share.checksum:
         problem = f"the text of rank {ranks.rank}"
@@ -102,17 +102,17 @@ def _receive_segment(segment: Segment, steps: tuple[int, int], job: OnlineJob, w
     if problems:
         raise UsageError(
             f"{where} (steps {steps[0]} to {steps[1] - 1}): {problems[0]} came out otherwise than at the sender's; "
-            f"{_differences(head.environment, exchange.environment)}; nothing was written"
+            f"{_differences(head.environment, lockstep.environment)}; nothing was written"
         )
 
 
-def _check_setting(path: Path, head: OnlineHead, exchange: Exchange) -> None:
+def _check_setting(path: Path, head: OnlineHead, lockstep: Lockstep) -> None:
     """Refuse what cannot end well before the first symbol."""
-    here = exchange.environment
+    here = lockstep.environment
     deciding = [key for key in here if key not in INFORMATIVE and here[key] != head.environment.get(key)]
     if deciding:
         raise UsageError(f"{path}: {_differences(head.environment, here)}; receive it in the sender's setting")
-    if head.arithmetic != exchange.probe():
+    if head.arithmetic != lockstep.probe():
         raise UsageError(
             f"{path}: this machine computes a training step otherwise than the sender's; "
             f"{_differences(head.environment, here)}; receive it on such a processor with such libraries"

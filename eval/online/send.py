@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eval.codec.symbol_coders import Encoding
+from eval.codec.symbol_coders import Sending
 from eval.online.file import (
     FileSizes,
     OnlineHead,
@@ -23,7 +23,7 @@ from eval.online.file import (
     write_online_file,
 )
 from eval.online.job import Costs, OnlineJob, Progress
-from eval.online.lockstep import Exchange, Source, Sums
+from eval.online.lockstep import Lockstep, Sums, Text
 from eval.online.sizes import check_batch
 from harness.config.run import RunConfig
 from harness.data.shards import token_fingerprint
@@ -64,7 +64,7 @@ class Input:
     """What is sent."""
 
     tokenizer: Tokenizer
-    source: Source
+    source: Text
     sha256: str
     """Digest of the text."""
 
@@ -79,7 +79,7 @@ def open_input(config: RunConfig, path: Path | None, ranks: Ranks) -> Input:
         shard, digest = data.train, hashlib.sha256()
         for start in range(0, shard.num_tokens, BLOCK_TOKENS):
             digest.update(data.tokenizer.decode(shard.tokens[start : start + BLOCK_TOKENS]))
-        return Input(data.tokenizer, Source(shard.tokens, shard.raw_bytes, shard.fingerprint), digest.hexdigest())
+        return Input(data.tokenizer, Text(shard.tokens, shard.raw_bytes, shard.fingerprint), digest.hexdigest())
     try:
         text = path.read_bytes()
     except OSError as error:
@@ -89,7 +89,7 @@ def open_input(config: RunConfig, path: Path | None, ranks: Ranks) -> Input:
     tokenizer = from_model_bytes(config.tokenizer.kind, model)
     tokens = tokenizer.encode(text)
     tokens.flags.writeable = False
-    source = Source(tokens, len(text), token_fingerprint(tokens, tokenizer))
+    source = Text(tokens, len(text), token_fingerprint(tokens, tokenizer))
     return Input(tokenizer, source, hashlib.sha256(text).hexdigest())
 
 
@@ -100,29 +100,29 @@ def send(config: RunConfig, sent: Input, output: Path, ranks: Ranks, progress: P
     RunFailure where the work fails, and Stopped where it was asked to.
     """
     check_batch(config, sent.source.num_tokens)
-    with closing(Exchange(config, sent.source, sent.tokenizer.vocab_size, ranks)) as exchange:
-        return _send(config, sent, exchange, output, progress)
+    with closing(Lockstep(config, sent.source, sent.tokenizer.vocab_size, ranks)) as lockstep:
+        return _send(config, sent, lockstep, output, progress)
 
 
-def _send(config: RunConfig, sent: Input, exchange: Exchange, output: Path, progress: Progress) -> SendReport:
-    ranks = exchange.ranks
+def _send(config: RunConfig, sent: Input, lockstep: Lockstep, output: Path, progress: Progress) -> SendReport:
+    ranks = lockstep.ranks
     head = OnlineHead(
         settings=sent_settings(config),
         num_tokens=sent.source.num_tokens,
         raw_bytes=sent.source.raw_bytes,
         sha256=sent.sha256,
         fingerprint=sent.source.fingerprint,
-        environment=exchange.environment,
-        arithmetic=exchange.probe(),
+        environment=lockstep.environment,
+        arithmetic=lockstep.probe(),
     )
     identity = {"settings": json.dumps(head.settings), "text": head.sha256, "arithmetic": head.arithmetic}
-    with closing(OnlineJob(exchange, output, identity, progress)) as job:
+    with closing(OnlineJob(lockstep, output, identity, progress)) as job:
         own = job.resume() or {"weights": [], "checksums": [], "streams": [], "sums": asdict(Sums())}
         sums = Sums(**own["sums"])
         for _, first_step, end_step in job.segments():
-            encoding = Encoding()
-            own["checksums"].append(exchange.run(first_step, end_step, encoding, sums, job.report).hex())
-            own["weights"].append(exchange.weights_digest().hex())
+            encoding = Sending()
+            own["checksums"].append(lockstep.run(first_step, end_step, encoding, sums, job.report).hex())
+            own["weights"].append(lockstep.weights_digest().hex())
             own["streams"].append(_tensor(encoding.stream()))
             sums.quantised_bits += encoding.encoder.quantised_bits
             sums.ideal_bits += encoding.encoder.ideal_bits

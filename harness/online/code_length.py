@@ -10,18 +10,18 @@ import torch
 from harness.data.batches import MicroBatch, StepBatch
 from harness.machine.ranks import Ranks
 from harness.model.transformer import Transformer
-from harness.online.combiner import Blend, table_nats
-from harness.online.ensemble import Experts, Weights
+from harness.online.combiner import Combiner, table_nats
+from harness.online.ensemble import Ensemble, Weights
 
 
-class Prequential:
+class CodeLength:
     """What each new batch costs before anything is learnt from it."""
 
-    def __init__(self, experts: Experts, vocab_size: int, num_tokens: int, ranks: Ranks, dtype: torch.dtype):
-        self.experts, self.ranks, self.dtype = experts, ranks, dtype
-        lanes, length = experts.main.micro_batch, experts.config.model.context
-        self.blend = Blend(experts.online, vocab_size, num_tokens, lanes, length, ranks)
-        self._modules = [Transformer(shape, vocab_size).to(ranks.device) for shape in experts.shapes]
+    def __init__(self, ensemble: Ensemble, vocab_size: int, num_tokens: int, ranks: Ranks, dtype: torch.dtype):
+        self.ensemble, self.ranks, self.dtype = ensemble, ranks, dtype
+        lanes, length = ensemble.main.micro_batch, ensemble.config.model.context
+        self.combiner = Combiner(ensemble.online, vocab_size, num_tokens, lanes, length, ranks)
+        self._modules = [Transformer(shape, vocab_size).to(ranks.device) for shape in ensemble.shapes]
 
     def code(self, batch: StepBatch) -> list[tuple[np.ndarray, np.ndarray]]:
         """Of each micro-batch of this rank the code length, and that by the run's own transformer alone.
@@ -29,19 +29,19 @@ class Prequential:
         Both are in nats, float64 (n, length). The name of the chosen weights, in a self-switch, is charged to the first
         token of the former.
         """
-        candidates = self.experts.candidates()
+        candidates = self.ensemble.candidates()
         best_tables = self._best_tables(candidates, batch)
-        others = [self._tables(index, weights, batch) for index, weights in enumerate(self.experts.others(), start=1)]
+        others = [self._tables(index, weights, batch) for index, weights in enumerate(self.ensemble.others(), start=1)]
         coded = []
         for place, micro_batch in enumerate(batch.micro_batches):
             best = best_tables[place]
             tables = np.stack([best, *(tables[place] for tables in others)])
-            nats = self.blend.nats_known(tables, micro_batch)
+            nats = self.combiner.nats_known(tables, micro_batch)
             if micro_batch.mask.any():
                 nats[tuple(np.argwhere(micro_batch.mask)[0])] += np.log(len(candidates))
             own = np.take_along_axis(best, micro_batch.tokens[..., None], axis=-1)[..., 0]
             coded.append((nats, np.where(micro_batch.mask, table_nats(own), 0.0)))
-        self.blend.end_step()
+        self.combiner.end_step()
         return coded
 
     def _best_tables(self, candidates: list[Weights], batch: StepBatch) -> list[np.ndarray]:
@@ -64,7 +64,7 @@ class Prequential:
         return [self._table(module, micro_batch) for micro_batch in batch.micro_batches]
 
     def _table(self, module: Transformer, micro_batch: MicroBatch) -> np.ndarray:
-        tokens, _ = self.experts.main.on_device(micro_batch)
+        tokens, _ = self.ensemble.main.on_device(micro_batch)
         with torch.autocast(tokens.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             logits = module(tokens)
         return torch.softmax(logits.float(), dim=-1).cpu().numpy()

@@ -17,7 +17,7 @@ _FLATTEST, _SHARPEST = 0.25, 4.0
 _NEWTON_SHARE = 0.5
 
 
-class Blend:
+class Combiner:
     """Turns tables into chances, and remembers what follows for the next ones; each rank has its own mixture."""
 
     def __init__(self, config: OnlineConfig, vocab_size: int, num_tokens: int, lanes: int, length: int, ranks: Ranks):

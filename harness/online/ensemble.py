@@ -13,14 +13,14 @@ from harness.data.schedule import Phase
 from harness.learner import Learner, StepLosses
 from harness.machine.ranks import Ranks
 from harness.model.transformer import ModelConfig
-from harness.online.replay import Lessons
+from harness.online.replay import ReplaySchedule
 from harness.optim.stopping import Convergence
 
 Weights = Iterable[tuple[str, Tensor]]
 _EMA_WARMUP = 10
 
 
-class Experts:
+class Ensemble:
     """The run's own transformer first, then those of `online.models`; all of them see the same batches."""
 
     _means: list[dict[str, Tensor]]
@@ -52,7 +52,7 @@ class Experts:
         return [self._predicting(index) for index in range(1, len(self.learners))]
 
     def learn(
-        self, step: int, phase: Phase, batch: StepBatch, lessons: Lessons, asked: Sequence[float] = ()
+        self, step: int, phase: Phase, batch: StepBatch, replays: ReplaySchedule, asked: Sequence[float] = ()
     ) -> StepLosses | None:
         """Take the step of a new batch and those that follow it; returns the losses of the run's own transformer.
 
@@ -61,11 +61,11 @@ class Experts:
         """
         where = f"step {step}"
         if self.config.train.retrain_at:
-            self._train_anew(lessons.training(step), where)
+            self._train_anew(replays.training(step), where)
             self._keep(step)
             return None
         losses = self._train(step, phase, batch, where, asked)
-        for replay in lessons.replays(step):
+        for replay in replays.replays(step):
             self._train(step, phase, replay, f"{where}, replay")
         self._keep(step)
         return losses

@@ -17,7 +17,7 @@ from harness.data.schedule import Phase, TrainConfig
 _WORD = 64
 
 
-class Lessons:
+class ReplaySchedule:
     """The steps that follow each step of the first epoch; a pure function of what the order depends on."""
 
     def __init__(self, config: TrainConfig, batches: Batches):

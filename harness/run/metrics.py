@@ -28,7 +28,7 @@ TAGS = {
 
 
 @dataclass
-class Meter:
+class MetricSums:
     """Sums over what this rank trained on since the last log; losses are those of the backward passes."""
 
     loss_nats_sum: float = 0.0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from eval.codec.range_coder import Encoder
+from eval.codec.range_coder import RangeEncoder
 from eval.kernels.float_steps import power_of_e
 from eval.kernels.products import Matrix, Room
 from eval.kernels.vectors import WIDTH, load, store
@@ -198,7 +198,7 @@ def test_the_stream_is_that_of_position_by_position(kind, predictor, sentencepie
     # Three waves; the last one has a short chunk.
     text = (TEXT * 2)[: 5 * CHUNK_BYTES * 2 + CHUNK_BYTES + 3]
     stepping = Predictor(model.stepping(predictor, CHUNK_BYTES), 3, 2, CHUNK_BYTES, 2)
-    whole, single, flags = Encoder(), Encoder(), np.array([[0.5, 0.5]])
+    whole, single, flags = RangeEncoder(), RangeEncoder(), np.array([[0.5, 0.5]])
     encode_chunks(text, CHUNK_BYTES, model.tokenizer, stepping, whole, silent)
     for start in range(0, len(text), 6 * CHUNK_BYTES):
         wave = text[start : start + 6 * CHUNK_BYTES]
@@ -212,7 +212,7 @@ def test_the_stream_is_that_of_position_by_position(kind, predictor, sentencepie
             columns.append((previous, rows))
         stored = []
         for row, chunk in enumerate(chunks):
-            alone = Encoder()
+            alone = RangeEncoder()
             for symbols, rows in columns[: len(chunk)]:
                 alone.encode(symbols[row : row + 1], rows[row : row + 1])
             stored.append(alone.quantised_bits > 8 * len(texts[row]))

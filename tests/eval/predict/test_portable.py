@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eval.codec.range_coder import Decoder, Encoder
+from eval.codec.range_coder import RangeDecoder, RangeEncoder
 from eval.offline.archive import QuantisedModel, read_archive, write_archive
 from eval.predict.exact_products import EXACT_BITS
 from eval.predict.exact_tables import circle_tables, exp_table, normal_table
@@ -275,9 +275,9 @@ def test_a_large_alphabet_is_split_into_digits_without_rounding():
     rng = np.random.default_rng(0)
     weights = np.floor(2.0 ** rng.uniform(0, 33, (50, 32000)))
     symbols = rng.integers(0, 32000, 50)
-    encoder = Encoder()
+    encoder = RangeEncoder()
     encoder.encode(symbols, weights)
-    assert np.array_equal(Decoder(encoder.stream()).decode(weights), symbols)
+    assert np.array_equal(RangeDecoder(encoder.stream()).decode(weights), symbols)
     base = math.isqrt(32000 - 1) + 1
     padded = np.pad(weights, ((0, 0), (0, -32000 % base))).reshape(50, -1, base)
     assert np.array_equal(padded.sum(axis=2).astype(np.int64), padded.astype(np.int64).sum(axis=2))

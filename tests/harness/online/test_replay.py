@@ -11,7 +11,7 @@ from harness.data.order import ORDERS, SequenceOrder
 from harness.data.schedule import TrainConfig
 from harness.errors import UsageError
 from harness.machine.ranks import Ranks
-from harness.online.replay import Lessons
+from harness.online.replay import ReplaySchedule
 
 ROWS, CONTEXT = 4, 8
 
@@ -24,10 +24,10 @@ class Text:
         self.num_tokens, self.raw_bytes, self.fingerprint = len(self.tokens), len(self.tokens), "f"
 
 
-def lessons(config: TrainConfig, sequences: int = 200, rank: int = 0, world_size: int = 1) -> Lessons:
+def lessons(config: TrainConfig, sequences: int = 200, rank: int = 0, world_size: int = 1) -> ReplaySchedule:
     ranks = Ranks(rank, world_size, torch.device("cpu"))
     batches = Batches(Text(sequences), config, CONTEXT, ROWS // world_size, 0, ranks)
-    return Lessons(config, batches)
+    return ReplaySchedule(config, batches)
 
 
 def read(batch) -> np.ndarray:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eval.codec.range_coder import MAX_TABLE, Decoder, Encoder, Known
+from eval.codec.range_coder import MAX_TABLE, Known, RangeDecoder, RangeEncoder
 from harness.errors import UsageError
 
 ROWS = 200
@@ -23,7 +23,7 @@ def drawn(rng, probabilities):
 
 
 def encoded(*batches):
-    encoder = Encoder()
+    encoder = RangeEncoder()
     for symbols, probabilities in batches:
         encoder.encode(symbols, probabilities)
     return encoder, encoder.stream()
@@ -58,7 +58,7 @@ def test_any_symbols_come_back_whatever_their_probabilities(alphabet, kind):
     # The ends of the alphabet, likely or not, are where cumulative sums round.
     symbols[:40], symbols[40:80] = alphabet - 1, 0
     encoder, stream = encoded((symbols, probabilities))
-    assert np.array_equal(Decoder(stream).decode(probabilities), symbols)
+    assert np.array_equal(RangeDecoder(stream).decode(probabilities), symbols)
     assert np.isfinite(encoder.ideal_bits)
     assert abs(8 * len(stream) - encoder.quantised_bits) <= 64 + 2e-4 * encoder.quantised_bits
 
@@ -70,7 +70,7 @@ def test_intervals_of_known_symbols_make_the_stream_of_their_tables(alphabet, ki
     table = rows_of(kind, alphabet, rng).reshape(4, 50, alphabet)
     symbols, active = rng.integers(0, alphabet, (4, 50)), rng.random((50, 4)) < 0.8
     symbols[:, :10], symbols[:, 10:20] = 0, alphabet - 1
-    known, encoder, plain = Known.empty(50, 4, alphabet), Encoder(), Encoder()
+    known, encoder, plain = Known.empty(50, 4, alphabet), RangeEncoder(), RangeEncoder()
     for part in (slice(0, 1), slice(1, 33), slice(33, 50)):
         known.keep(slice(2, 4), part, symbols[2:4, part], table[2:4, part])
         known.keep(slice(0, 2), part, symbols[:2, part], table[:2, part])
@@ -90,7 +90,7 @@ def test_a_last_symbol_that_rounds_away_can_be_coded(alphabet):
     probabilities[:, -1] = 1e-12
     symbols = np.full(2000, alphabet - 1)
     _, stream = encoded((symbols, probabilities))
-    assert np.array_equal(Decoder(stream).decode(probabilities), symbols)
+    assert np.array_equal(RangeDecoder(stream).decode(probabilities), symbols)
 
 
 def test_several_batches_and_empty_ones_share_one_stream():
@@ -99,7 +99,7 @@ def test_several_batches_and_empty_ones_share_one_stream():
     first, second = drawn(rng, small), drawn(rng, large)
     nothing = (np.zeros(0, dtype=np.int64), small[:0])
     _, stream = encoded((first, small), nothing, (second, large))
-    decoder = Decoder(stream)
+    decoder = RangeDecoder(stream)
     assert np.array_equal(decoder.decode(small), first)
     assert len(decoder.decode(small[:0])) == 0
     assert np.array_equal(decoder.decode(large), second)
@@ -135,8 +135,8 @@ def test_random_bytes_are_not_compressed():
 def test_a_stream_that_cannot_be_is_refused():
     probabilities = np.full((1000, 256), 1 / 256, dtype=np.float32)
     with pytest.raises(UsageError, match="data section"):
-        Decoder(b"\xff" * 4000).decode(np.tile(np.float32([0.3, 0.3, 0.4]), (8000, 1)))
+        RangeDecoder(b"\xff" * 4000).decode(np.tile(np.float32([0.3, 0.3, 0.4]), (8000, 1)))
     with pytest.raises(UsageError, match="data section"):
-        Decoder(b"abc")
+        RangeDecoder(b"abc")
     with pytest.raises(UsageError, match="data section"):
-        Decoder(b"\0" * 8).decode(probabilities * np.float32("nan"))
+        RangeDecoder(b"\0" * 8).decode(probabilities * np.float32("nan"))

@@ -14,7 +14,7 @@ from harness.config.run import RunConfig, load_config
 from harness.corpus.prepared import open_data
 from harness.data.order import Sequences
 from harness.machine.ranks import joined_ranks
-from harness.online.combiner import Blend
+from harness.online.combiner import Combiner
 from harness.run.checkpoint import committed_checkpoints
 from harness.run.ledger import OnlineCode, part_paths, read_online_code
 from harness.units import bits_from_nats
@@ -192,16 +192,16 @@ def test_the_ledger_has_the_code_length_of_every_token(place):
 def test_a_temperature_is_learnt_from_what_was_coded():
     rng, config = np.random.default_rng(0), load_config_defaults("online.calibrate=true").online
     with joined_ranks(60) as ranks:
-        blend = Blend(config, 8, 0, lanes=1, length=1, ranks=ranks)
+        combiner = Combiner(config, 8, 0, lanes=1, length=1, ranks=ranks)
         truth = rng.dirichlet(np.full(8, 0.5), size=500)
         tokens = np.array([rng.choice(8, p=row) for row in truth])
         # Over-confident: logits twice as large as they should be.
         tables = (truth**2 / (truth**2).sum(axis=1, keepdims=True)).astype(np.float32)[None]
         for _ in range(20):
-            blend.observe(tables, tokens)
-            blend.end_step()
-        assert blend.sharpness[0] == pytest.approx(0.5, abs=0.1)
-        chosen = [table[0, np.arange(500), tokens] for table in (blend.sharpened(tables), tables)]
+            combiner.observe(tables, tokens)
+            combiner.end_step()
+        assert combiner.sharpness[0] == pytest.approx(0.5, abs=0.1)
+        chosen = [table[0, np.arange(500), tokens] for table in (combiner.sharpened(tables), tables)]
         assert -np.log2(chosen[0]).sum() < -np.log2(chosen[1]).sum()
 
 
