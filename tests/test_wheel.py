@@ -100,8 +100,8 @@ def codelength(installed: Path, folder: Path, *arguments: str) -> str:
 
 def test_presets_are_found_by_name_and_written_to_be_edited(installed, tmp_path):
     assert "wiki-mini" in codelength(installed, tmp_path, "init").split()
-    codelength(installed, tmp_path, "init", "wiki40b-ut4-300mb", "-o", "mine.yaml")
-    assert load_config(tmp_path / "mine.yaml") == load_config(ROOT / "configs" / "wiki40b-ut4-300mb.yaml")
+    codelength(installed, tmp_path, "init", "wiki40b-ut4", "-o", "mine.yaml")
+    assert load_config(tmp_path / "mine.yaml") == load_config(ROOT / "configs" / "wiki40b-ut4.yaml")
     # Folders of such a name are no files.
     (tmp_path / "wiki-mini").mkdir()
     codelength(installed, tmp_path, "init", "wiki-mini")

@@ -73,7 +73,6 @@ def compute_deterministically() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-@functools.cache
 def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
     """Peak FLOP/s of one rank: the data sheet's of a known GPU, else as measured."""
     if device.type == "cuda" and (gpu := known_gpu(torch.cuda.get_device_name(device))):
@@ -83,6 +82,7 @@ def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
     return matmul_flops(dtype, device)
 
 
+@functools.cache
 def matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
     """FLOP/s of the best of a few square matrix products in a tenth of a second; of one where that takes longer."""
     size = 8192 if device.type == "cuda" else 1024

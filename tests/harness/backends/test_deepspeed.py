@@ -21,7 +21,7 @@ from tests.support.ranks import assert_same_run, finish_all, rows, write_config
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> Path:
-    path = write_config(tmp_path_factory.mktemp("zero"), subset_bytes=12300, epochs=2)
+    path = write_config(tmp_path_factory.mktemp("zero"), subset_bytes=12300, epochs=1)
     # Rounds of pruning are those of tests/harness/pruning/test_prune_phase.py.
     path.write_text(
         path.read_text().replace("rounds: 2", "rounds: 1").replace("sample_sequences: 8", "sample_sequences: 4")

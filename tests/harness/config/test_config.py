@@ -7,6 +7,7 @@ import pytest
 from harness.config.run import changed_keys, config_from, dump_config, load_config
 from harness.errors import UsageError
 from harness.model.transformer import Transformer
+from launch.sweeps.sweep_file import read_sweep
 from tests.support.commands import ROOT
 
 # That of the teacher-student experiment is of another kind: tests/test_teacher.py.
@@ -92,18 +93,20 @@ def test_every_preset_is_valid(path):
 def test_published_sizes_have_the_published_parameters(name, millions):
     import torch
 
-    config = load_config(ROOT / "configs" / f"wiki40b-{name}-300mb.yaml")
+    config = load_config(ROOT / "configs" / f"wiki40b-{name}.yaml")
     with torch.device("meta"):
         model = Transformer(config.model, 256)
     assert model.num_parameters / 1e6 == pytest.approx(millions, abs=0.06)
 
 
 def test_published_schedules():
-    table = {"300mb": (299_958_272, 20, 3), "1232mb": (1_231_945_728, 4, 1), "6160mb": (6_159_990_784, 1, 0.15)}
-    for name, expected in table.items():
-        config = load_config(ROOT / "configs" / f"wiki40b-rl1-{name}.yaml")
-        assert (config.corpus.subset_bytes, config.train.epochs, config.train.finetune_epochs) == expected
+    table = {"300MB": (299_958_272, 20, 3), "1232MB": (1_231_945_728, 4, 1), "6160MB": (6_159_990_784, 1, 0.15)}
+    for run in read_sweep(ROOT / "configs" / "sweeps" / "wiki40b.yaml").runs:
+        config = run.config
+        chosen = config.corpus.subset_bytes, config.train.epochs, config.train.finetune_epochs
+        assert chosen == table[run.name.partition("_")[0]]
         assert (config.train.batch_sequences, config.optimizer.learning_rate) == (128, 3e-4)
+    assert (chosen, load_config("wiki40b-ut4").train.epochs) == (table["6160MB"], 1)
 
 
 WITHOUT_MEASURE = {

@@ -18,7 +18,7 @@ from launch.plan.plan import WIKI_MINI_BYTES
 from tests.benchmarks.memory_model import FP32, PUBLISHED, SMALL, measured_bytes, predicted_bytes
 from tests.support.commands import ROOT
 
-UT308, RL1 = (str(ROOT / f"configs/wiki40b-{name}-6160mb.yaml") for name in ("ut308", "rl1"))
+UT308, RL1 = (str(ROOT / f"configs/wiki40b-{name}.yaml") for name in ("ut308", "rl1"))
 A100 = ("--gpus", "16", "--gpu", "a100-80g")
 
 
