@@ -1,6 +1,5 @@
 """What this machine is: precision it is fast at, its peak rate, and the environment a number was made in."""
 
-import functools
 import hashlib
 import os
 import platform
@@ -82,7 +81,6 @@ def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
     return matmul_flops(dtype, device)
 
 
-@functools.cache
 def matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
     """FLOP/s of the best of a few square matrix products in a tenth of a second; of one where that takes longer."""
     size = 8192 if device.type == "cuda" else 1024
