@@ -12,6 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from harness.config.run import load_config
+from launch.main import main
 from tests.support.commands import ROOT
 
 SMALL = (
@@ -76,7 +77,9 @@ def test_a_bare_environment_decodes_and_names_the_extra_for_the_rest(installed, 
     assert (done.returncode, done.stderr) == (0, "")
     assert b"What is claimed decodes" in (tmp_path / "text").read_bytes()
     shape = [text for text in SMALL if text.startswith(("model", "eval"))]
-    codelength(installed, tmp_path, "send", "wiki-mini", "text", "-o", "text.clo", "--quiet", *shape)
+    # The sources of the clone are those of the wheel.
+    sent = tmp_path / "text.clo"
+    assert main(["send", "wiki-mini", str(tmp_path / "text"), "-o", str(sent), "--quiet", *shape]) == 0
     done = bare_command(installed, bare, tmp_path, "receive", "text.clo", "-o", "received", "--quiet")
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "received").read_bytes() == (tmp_path / "text").read_bytes()
@@ -99,12 +102,19 @@ def codelength(installed: Path, folder: Path, *arguments: str) -> str:
 
 
 def test_presets_are_found_by_name_and_written_to_be_edited(installed, tmp_path):
-    assert "wiki-mini" in codelength(installed, tmp_path, "init").split()
-    codelength(installed, tmp_path, "init", "wiki40b-ut4", "-o", "mine.yaml")
-    assert load_config(tmp_path / "mine.yaml") == load_config(ROOT / "configs" / "wiki40b-ut4.yaml")
     # Folders of such a name are no files.
     (tmp_path / "wiki-mini").mkdir()
-    codelength(installed, tmp_path, "init", "wiki-mini")
+    program = (
+        "import harness, sys\nfrom launch.main import main\nprint(harness.__file__)\n"
+        "sys.exit(main(['init']) or main(['init', 'wiki40b-ut4', '-o', 'mine.yaml']) or main(['init', 'wiki-mini']))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+    command = [sys.executable, "-P", "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    place, *printed = done.stdout.split()
+    assert place == str(installed / "harness" / "__init__.py") and "wiki-mini" in printed
+    assert load_config(tmp_path / "mine.yaml") == load_config(ROOT / "configs" / "wiki40b-ut4.yaml")
     assert (tmp_path / "wiki-mini.yaml").read_bytes() == (ROOT / "configs" / "wiki-mini.yaml").read_bytes()
 
 

@@ -1,6 +1,5 @@
 """What one run says about its model and its two codes, beside a control run on shuffled bytes: record and tables."""
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,10 @@ from eval.crossover.model_bits import FINAL_SHARE, EvaluatedRun, ModelBits, mode
 from eval.offline.evaluate import grid_search, text_to_code
 from eval.offline.step_search import GridPoint
 from eval.report.precision import LOG2_FACTORS
-from eval.show.blocks import Block, to_markdown, to_rich
+from eval.show import blocks
+from eval.show.blocks import Block
 from harness.units import bits_from_nats, bits_per_byte, bytes_from_bits
 
-FORMATS = ("rich", "md", "json")
 ABOUT_ZERO_BITS_PER_BYTE = 0.01
 """What the different frequencies of training and held-out text can feign."""
 
@@ -141,14 +140,8 @@ def verdict(control: ModelBits) -> str:
 
 
 def render(text: Measurement, control: Measurement, fmt: str) -> str:
-    """The tables, or the record as JSON; `fmt` is one of `FORMATS`."""
-    blocks = [_model_block(text, control), _crossover_block(text, control)]
-    renderers = {
-        "rich": lambda: to_rich(blocks, None),
-        "md": lambda: to_markdown(blocks),
-        "json": lambda: json.dumps(record_of(text, control), indent=2) + "\n",
-    }
-    return renderers[fmt]()
+    """The tables of both runs as text ending in a newline, or the record as JSON."""
+    return blocks.render([_model_block(text, control), _crossover_block(text, control)], record_of(text, control), fmt)
 
 
 def _model_block(text: Measurement, control: Measurement) -> Block:

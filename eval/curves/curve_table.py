@@ -4,28 +4,17 @@ For programs (csv, json): one record, full numbers, units in the keys. For peopl
 parts of the online code, and the fit. A missing value is an empty cell. Everything says that no file stands behind it.
 """
 
-import csv
-import io
-import json
 import math
-from collections.abc import Callable
 from typing import Any
 
 from eval.curves.area import BoundedLength, OnlineLength, two_part_bits
 from eval.curves.read import Amounts, Curve, nats_of
-from eval.report.run_tables import FORMATS
-from eval.show.blocks import Block, to_latex, to_markdown, to_rich
-from harness.errors import UsageError
+from eval.show import blocks
+from eval.show.blocks import Block
 from harness.units import bits_from_nats, bits_per_byte, bytes_from_bits
 
 KIND = "ideal, from a plotted curve; no file stands behind it"
 Record = dict[str, Any]
-
-
-def check_format(fmt: str) -> None:
-    """Raise UsageError for a format that is not one of `FORMATS`."""
-    if fmt not in FORMATS:
-        raise UsageError(f"--format {fmt}: is unknown; choose one of {', '.join(FORMATS)}")
 
 
 def curve_record(curve: Curve, online: OnlineLength, amounts: Amounts, unit: str) -> Record:
@@ -76,26 +65,8 @@ def _bounds(part: BoundedLength) -> list[tuple[str, float | None]]:
 
 
 def render(record: Record, curve: Curve, fmt: str, width: int | None = None) -> str:
-    """The table as text ending in a newline; `width` is in characters (default: the terminal) and only for `rich`.
-
-    Raises UsageError for a format that is not one of `FORMATS`.
-    """
-    check_format(fmt)
-    if fmt == "json":
-        return json.dumps(record, indent=2) + "\n"
-    if fmt == "csv":
-        out = io.StringIO()
-        writer = csv.DictWriter(out, fieldnames=list(record), lineterminator="\n")
-        writer.writeheader()
-        writer.writerow(record)
-        return out.getvalue()
-    blocks = [_codes_block(record), _parts_block(record), _fit_block(record, curve)]
-    renderers: dict[str, Callable[[], str]] = {
-        "rich": lambda: to_rich(blocks, width),
-        "md": lambda: to_markdown(blocks),
-        "latex": lambda: to_latex(blocks),
-    }
-    return renderers[fmt]()
+    """The table of a curve as text ending in a newline; see `eval.show.blocks.render`."""
+    return blocks.render([_codes_block(record), _parts_block(record), _fit_block(record, curve)], record, fmt, width)
 
 
 def _codes_block(record: Record) -> Block:

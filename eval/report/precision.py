@@ -1,7 +1,5 @@
 """How many bits a weight is worth: model and text together, from the finest grid to the coarsest."""
 
-import csv
-import io
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ import numpy as np
 from eval.offline.evaluate import grid_search, text_to_code
 from eval.offline.step_search import Search
 from eval.report.run_figures import FIGURES_DIR
-from eval.show.blocks import to_rich
+from eval.show.blocks import to_csv, to_rich
 from eval.show.cells import Column, Record, count, decimal, new_block
 from eval.show.figures import (
     COLOURS,
@@ -36,6 +34,16 @@ _NOTES = [
 ]
 
 
+_CSV_COLUMNS = {
+    "step_factor": "factor",
+    "bits_per_weight": "bits_per_weight",
+    "model_bytes": "model_bytes",
+    "ideal_data_bytes": "data_bytes",
+    "ideal_total_bytes": "total_bytes",
+}
+"""Header and key of a record."""
+
+
 def sweep_precision(run_dir: Path, overrides: list[str], threads: int) -> str:
     """Write offline/precision.csv and figures/precision.png of a trained run; returns the table for a terminal.
 
@@ -46,7 +54,10 @@ def sweep_precision(run_dir: Path, overrides: list[str], threads: int) -> str:
     text = text_to_code(config.eval.split, data)
     records = precision_records(grid_search(run_dir, config, data, text, threads))
     (run_dir / CSV_FILE).parent.mkdir(exist_ok=True)
-    write_file(run_dir / CSV_FILE, _csv(records).encode())
+    write_file(
+        run_dir / CSV_FILE,
+        to_csv([{name: record[key] for name, key in _CSV_COLUMNS.items()} for record in records]).encode(),
+    )
     draw_precision(run_dir / FIGURE_FILE, records)
     title = f"Bits a weight of {config.name}, for {len(text):,} bytes of {config.eval.split}"
     return f"{_table(title, records)}numbers are in {run_dir / CSV_FILE}, the figure is {run_dir / FIGURE_FILE}\n"
@@ -103,18 +114,3 @@ def _table(title: str, records: list[Record]) -> str:
         ("total bytes (ideal)", "total_bytes", count),
     ]
     return to_rich([new_block(title, columns, records, _NOTES)], None)
-
-
-def _csv(records: list[Record]) -> str:
-    out = io.StringIO()
-    header = {
-        "factor": "step_factor",
-        "bits_per_weight": "bits_per_weight",
-        "model_bytes": "model_bytes",
-        "data_bytes": "ideal_data_bytes",
-        "total_bytes": "ideal_total_bytes",
-    }
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(header.values())
-    writer.writerows([record[key] for key in header] for record in records)
-    return out.getvalue()

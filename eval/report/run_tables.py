@@ -4,17 +4,16 @@ For programs (csv, json): one record a run, full numbers, units in the keys. For
 every code of its text sorted by size; several runs show a row a run. A missing value is an empty cell.
 """
 
-import csv
-import io
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from eval.offline.baselines import BASELINES, CHUNK_BYTES, Baseline
 from eval.report.online_tables import PROGRAM, SENT_COSTS, SENT_PARTS, members_block, sent_block, sent_runs_block
-from eval.show.blocks import Block, to_latex, to_markdown, to_rich
+from eval.show import blocks
+from eval.show.blocks import Block
 from eval.show.cells import (
     Column,
     Record,
@@ -32,7 +31,6 @@ from eval.show.cells import (
 from harness.errors import UsageError
 from harness.units import bits_from_bytes, bits_per_byte, bytes_from_bits
 
-FORMATS = ("rich", "md", "csv", "json", "latex")
 _IDEAL_NOTE = "ideal: the sum of the ledger, without settings and program; not a file."
 _PROJECTED_NOTE = "projected: model bytes plus data bits/byte of the coded text times the dataset; not a file."
 _VERIFIED_NOTE = (
@@ -100,20 +98,8 @@ def _order(report: dict) -> tuple[float, str]:
 
 
 def render(reports: list[dict], fmt: str, width: int | None = None) -> str:
-    """The table as text ending in a newline; `width` is in characters (default: the terminal) and only for `rich`.
-
-    Raises UsageError for a format that is not one of `FORMATS`.
-    """
-    renderers: dict[str, Callable[[], str]] = {
-        "rich": lambda: to_rich(_blocks(reports), width),
-        "md": lambda: to_markdown(_blocks(reports)),
-        "latex": lambda: to_latex(_blocks(reports)),
-        "csv": lambda: _csv([flat_record(report) for report in reports]),
-        "json": lambda: json.dumps([flat_record(r) for r in reports], indent=2) + "\n",
-    }
-    if fmt not in renderers:
-        raise UsageError(f"format: {fmt!r} is unknown; choose one of {', '.join(FORMATS)}")
-    return renderers[fmt]()
+    """The table of evaluated runs as text ending in a newline; see `eval.show.blocks.render`."""
+    return blocks.render(_blocks(reports), [flat_record(report) for report in reports], fmt, width)
 
 
 def flat_record(report: dict) -> Record:
@@ -304,11 +290,3 @@ def _others_block(title: str, records: list[Record], convention: str) -> Block:
     columns += [(b.program, f"{b.name}_bytes", count) for b in shown]
     notes = [f"{in_words(record['run'])}. {note}" for record in records for note in _shorter_than(record, shown)]
     return new_block(title, columns, records, notes)
-
-
-def _csv(records: list[Record]) -> str:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(flat_record({})), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return out.getvalue()

@@ -1,15 +1,22 @@
-"""Titled tables of finished cells, for a terminal, Markdown and LaTeX."""
+"""Titled tables of finished cells for a terminal, Markdown and LaTeX, and their records for programs."""
 
+import csv
 import io
+import json
 import shutil
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from harness.errors import UsageError
+
+FORMATS = ("rich", "md", "csv", "json", "latex")
 _WIDEST_COLUMNS = 10_000
 
 
@@ -24,6 +31,40 @@ class Block:
     rows: list[list[str]]
     emphasised_rows: list[bool]
     notes: list[str]
+
+
+def check_format(fmt: str, known: Sequence[str] = FORMATS) -> None:
+    """Raises UsageError for a format that is none of `known`."""
+    if fmt not in known:
+        raise UsageError(f"--format {fmt}: is unknown; choose one of {', '.join(known)}")
+
+
+def render(
+    blocks: list[Block], record: dict[str, Any] | list[dict[str, Any]], fmt: str, width: int | None = None
+) -> str:
+    """Tables for people, or for programs what they say in full, unrounded values; a text that ends in a newline.
+
+    `width` is in characters (default: the terminal) and only for `rich`. Raises UsageError for a format that is not one
+    of `FORMATS`.
+    """
+    check_format(fmt)
+    renderers: dict[str, Callable[[], str]] = {
+        "rich": lambda: to_rich(blocks, width),
+        "md": lambda: to_markdown(blocks),
+        "latex": lambda: to_latex(blocks),
+        "csv": lambda: to_csv(record if isinstance(record, list) else [record]),
+        "json": lambda: json.dumps(record, indent=2) + "\n",
+    }
+    return renderers[fmt]()
+
+
+def to_csv(records: Sequence[dict[str, Any]]) -> str:
+    """A header and a line a record, full numbers; all records have the keys of the first."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, fieldnames=list(records[0]) if records else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return out.getvalue()
 
 
 def to_rich(blocks: list[Block], width: int | None) -> str:

@@ -1,12 +1,10 @@
 """Table of the teacher-student experiment: each method at the strength that is best in the mean over seeds."""
 
-import csv
-import io
 import statistics
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 
-from eval.show.blocks import Block
+from eval.show.blocks import Block, to_csv
 from eval.show.cells import Column, count, in_words, new_block
 from eval.teacher.points import TeacherPoint
 
@@ -104,12 +102,7 @@ def blocks(points: list[TeacherPoint], is_published: bool) -> list[Block]:
 
 def points_csv(points: list[TeacherPoint]) -> str:
     """Every point, full numbers."""
-    out = io.StringIO()
-    names = [field.name for field in fields(TeacherPoint)]
-    writer = csv.DictWriter(out, fieldnames=[*names, "coded_bytes"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(point) | {"coded_bytes": point.coded_bytes} for point in points)
-    return out.getvalue()
+    return to_csv([asdict(point) | {"coded_bytes": point.coded_bytes} for point in points])
 
 
 def _record(points: list[TeacherPoint], best_by_seed: dict[int, int]) -> dict:

@@ -10,7 +10,6 @@ import functools
 import itertools
 import json
 import os
-import pickle
 import re
 import stat
 from collections.abc import Callable, Iterator
@@ -27,8 +26,6 @@ from harness.files import naming, patiently, read_file, sha256, sync_directory
 from harness.machine.ranks import Ranks, on_first_rank
 
 FORMAT_VERSION = 5
-# What reading and taking back something else than a saved state can raise.
-_NOT_A_STATE = (AttributeError, EOFError, KeyError, TypeError, ValueError, RuntimeError, pickle.UnpicklingError)
 MARKER, DAMAGED = "COMMITTED", "damaged"
 STATE_FILE = "state.json"
 
@@ -136,18 +133,21 @@ def taking_back(checkpoint: Path, whose: str, remedy: str) -> Iterator[Callable[
     """
     try:
         yield functools.partial(read_rank_state, checkpoint)
-    except _NOT_A_STATE:
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
         raise UsageError(f"{checkpoint}: not a checkpoint of this {whose}; {remedy}") from None
 
 
 def read_rank_state(checkpoint: Path, rank: int) -> dict[str, Any]:
-    """What a rank gave to `save_checkpoint`.
-
-    Inside `taking_back`, since the file may be something else.
-    """
+    """What a rank gave to `save_checkpoint`; raises ValueError where the file is something else."""
     path = checkpoint / f"rank-{rank:05d}.pt"
-    with naming(path):
-        return patiently(functools.partial(torch.load, path, map_location="cpu", weights_only=True))
+    try:
+        with naming(path):
+            return patiently(functools.partial(torch.load, path, map_location="cpu", weights_only=True))
+    except OSError:
+        raise
+    except Exception as error:
+        # Readers of archives and of pickles raise whatever they meet.
+        raise ValueError(path) from error
 
 
 def _damage(checkpoint: Path, ranks: Ranks, other_damage: Callable[[dict[str, Any]], str]) -> tuple[str, str]:

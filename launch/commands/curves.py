@@ -58,8 +58,9 @@ def register(command: AddCommand) -> None:
 
 def curve_command(options: Namespace) -> None:
     """Code lengths of a loss curve."""
-    from eval.curves.curve_table import check_format, curve_record, render
+    from eval.curves.curve_table import curve_record, render
     from eval.curves.read import Amounts, Options, check_unit, read_amounts, read_curve
+    from eval.show.blocks import check_format
 
     check_unit(options.unit)
     check_format(options.format)

@@ -128,20 +128,14 @@ def _usual_processes(path: Path, world_size: int) -> int:
 def audit_command(options: Namespace) -> None:
     """Compare what this machine computes in several settings."""
     from eval.audit.audit import audit, block, settings
-    from eval.show.blocks import to_markdown, to_rich
+    from eval.show.blocks import render
     from harness.config.run import load_config
 
     config = load_config(options.config, options.overrides)
     compared = settings(config.train.batch_sequences)
     tell = functools.partial(print, file=sys.stderr, flush=True)
     findings = audit(config, [options.config, *options.overrides], compared, tell)
-    table = [block(findings)]
-    formats = {
-        "rich": lambda: to_rich(table, None),
-        "md": lambda: to_markdown(table),
-        "json": lambda: json.dumps([asdict(finding) for finding in findings]) + "\n",
-    }
-    print(formats[options.format](), end="")
+    print(render([block(findings)], [asdict(finding) for finding in findings], options.format), end="")
     again = findings[1]
     if again.step_difference or again.tables_differing:
         raise RunFailure("the same setting gave other bits twice: online codes cannot be received on this machine")

@@ -1,12 +1,10 @@
 """`codelength sweep`: train and evaluate every run of a sweep file, and compare them in one table."""
 
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
 from eval.report.run_tables import flat_record, load_reports
-from eval.show.blocks import Block, to_markdown, to_rich
+from eval.show.blocks import Block, to_csv, to_markdown, to_rich
 from eval.show.cells import checked, verdict
 from harness.errors import RunFailure, UsageError
 from harness.files import write_file
@@ -93,7 +91,7 @@ def _write_table(grid: Sweep, runs: list[Run]) -> None:
         {f"axis_{axis}": label for axis, label in zip(grid.axes, run.labels, strict=True)} | record | {"is_best": best}
         for run, record, best in zip(runs, records, is_best, strict=True)
     ]
-    write_file(grid.directory / "table.csv", _csv(rows).encode())
+    write_file(grid.directory / "table.csv", to_csv(rows).encode())
     print(to_rich([block], None), end="")
     print(f"table.md, table.csv, logs and run directories are in {grid.directory}", flush=True)
 
@@ -102,11 +100,3 @@ def _cells(run: Run, record: dict[str, Any], best: bool) -> list[str]:
     values = [(record[key], form) for key, form in _COLUMNS.values()]
     cells = ["" if value is None else format(value, form) for value, form in values]
     return [*run.labels, *cells, verdict(checked(record)), "best" if best else ""]
-
-
-def _csv(rows: list[dict[str, Any]]) -> str:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()

@@ -8,7 +8,8 @@ import re
 
 import pytest
 
-from eval.report.run_tables import FORMATS, flat_record, load_reports, render
+from eval.report.run_tables import flat_record, load_reports, render
+from eval.show.blocks import FORMATS
 from harness.errors import UsageError
 from tests.support.reports import REPORT, SIZES, report
 
