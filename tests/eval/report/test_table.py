@@ -198,7 +198,7 @@ def test_ordinary_runs_fit_120_columns(count):
 
 
 def test_an_unknown_format_is_refused_by_name():
-    with pytest.raises(UsageError, match=r"'html'.*rich, md, csv, json, latex"):
+    with pytest.raises(UsageError, match=r"--format html: .*rich, md, csv, json, latex"):
         render([REPORT], "html")
 
 
