@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from harness.bounds import bound_problems, bounded
 from harness.machine.ranks import DEVICES
 from harness.optim.optimizer import Optimizer, OptimizerConfig, Ruled
 from harness.rules.rule import forget
@@ -25,13 +26,13 @@ MAX_TIMEOUT_SECONDS = 2_000_000
 class BackendConfig:
     """How ranks share the work."""
 
-    name: str = "ddp"
+    name: str = bounded("ddp", choices=BACKENDS)
     """`ddp`: weights on every rank, gradients averaged; `deepspeed`: ZeRO, which shares them out."""
-    device: str = "auto"
+    device: str = bounded("auto", choices=DEVICES)
     """`cuda`, `cpu`, or `auto`: GPUs where every process of a machine has one of its own."""
     timeout_seconds: float = 600.0
     """A collective that waits longer than this ends the job."""
-    zero_stage: int = 0
+    zero_stage: int = bounded(0, least=0, most=3, words="must be 0, 1, 2 or 3")
     """DeepSpeed: what ranks share out: 1 optimizer state, 2 gradients too, 3 weights too; 0 nothing."""
     offload_optimizer: bool = False
     """DeepSpeed, stage 1 to 3: optimizer state lies in the memory of the host."""
@@ -42,18 +43,12 @@ class BackendConfig:
 
     def problems(self) -> list[str]:
         """Every bad value, a line each."""
-        found = []
-        if self.name not in BACKENDS:
-            found.append(f"backend.name={self.name}: unknown; use one of {', '.join(BACKENDS)}")
-        if self.device not in DEVICES:
-            found.append(f"backend.device={self.device}: unknown; use one of {', '.join(DEVICES)}")
+        found = bound_problems(self, "backend.")
         if not 0 < self.timeout_seconds <= MAX_TIMEOUT_SECONDS:
             found.append(
                 f"backend.timeout_seconds={self.timeout_seconds:g}: must be above 0 and at most {MAX_TIMEOUT_SECONDS:,}"
             )
-        if self.zero_stage not in range(4):
-            found.append(f"backend.zero_stage={self.zero_stage}: must be 0, 1, 2 or 3")
-        elif self.zero_stage and self.name != "deepspeed":
+        if self.zero_stage and self.name != "deepspeed":
             found.append(f"backend.zero_stage={self.zero_stage}: needs backend.name=deepspeed")
         for key in ("offload_optimizer", "overlap", "bf16_weights"):
             if getattr(self, key) and not (self.name == "deepspeed" and self.zero_stage):

@@ -1,7 +1,10 @@
 """What the offline evaluator and the online code do, and how."""
 
+import math
 import re
 from dataclasses import dataclass, field
+
+from harness.bounds import bound_problems, bounded
 
 MAX_LANES = 4096
 PREDICTORS = ("float", "portable")
@@ -20,15 +23,15 @@ class EvalConfig:
 
     split: str = "heldout"
     """The text to code: `heldout`, `train`, or the path of any file."""
-    chunk_bytes: int = 512
+    chunk_bytes: int = bounded(512, least=1)
     """Bytes per chunk; chunks share no context. At most model.context."""
-    lanes: int = 64
+    lanes: int = bounded(64, least=1, most=MAX_LANES)
     """Chunks that one fixed-shape predictor block codes side by side."""
-    max_cache_bytes: int = 2_000_000_000
+    max_cache_bytes: int = bounded(2_000_000_000, above=0)
     """Memory for keys and values; bounds the number of blocks that step together."""
-    predictor: str = "float"
+    predictor: str = bounded("float", choices=PREDICTORS)
     """`float`: the archive decodes on processors that sum as this one does. `portable`: in integers, on every one."""
-    device: str = "auto"
+    device: str = bounded("auto", choices=DEVICES)
     """Who predicts: `cpu`, `cuda` (all GPUs), or `auto`: GPUs where there are some, and 20 M parameters or more."""
     ideal: bool = False
     """Write no file: weights are coded, the text counts as the sum of its ideal code lengths. For sweeps."""
@@ -37,20 +40,10 @@ class EvalConfig:
 
     def problems(self) -> list[str]:
         """Every bad value, a line each."""
-        found = []
-        if self.chunk_bytes < 1:
-            found.append(f"eval.chunk_bytes={self.chunk_bytes}: must be at least 1")
-        if not 1 <= self.lanes <= MAX_LANES:
-            found.append(f"eval.lanes={self.lanes}: must be between 1 and {MAX_LANES}")
-        if self.max_cache_bytes < 1:
-            found.append(f"eval.max_cache_bytes={self.max_cache_bytes}: must be positive")
-        if self.predictor not in PREDICTORS:
-            found.append(f"eval.predictor={self.predictor}: unknown; use one of {', '.join(PREDICTORS)}")
+        found = bound_problems(self, "eval.")
         if self.predictor == "portable" and self.chunk_bytes > MAX_PORTABLE_CHUNK:
             limit = f"must be at most {MAX_PORTABLE_CHUNK} with eval.predictor=portable"
             found.append(f"eval.chunk_bytes={self.chunk_bytes}: {limit}")
-        if self.device not in DEVICES:
-            found.append(f"eval.device={self.device}: unknown; use one of {', '.join(DEVICES)}")
         return found
 
 
@@ -65,17 +58,17 @@ class OnlineConfig:
     """
     models: list[str] = field(default_factory=list)
     """More transformers that learn and predict, as WIDTHxLAYERSxHEADS."""
-    ngram_order: int = 6
+    ngram_order: int = bounded(6, least=1, most=MAX_ORDER)
     """Longest context of `ngram`, in bytes; words and matches come with it."""
-    ema: float = 0.0
+    ema: float = bounded(0.0, least=0, most=math.nextafter(1, 0), words="must be in [0, 1)")
     """Decay of the running mean of the weights, by step, that predicts in place of the weights; 0 is none."""
     calibrate: bool = False
     """Scale logits by a temperature that is learnt from new batches after they are coded."""
-    checkpoints: int = 1
+    checkpoints: int = bounded(1, least=1, most=MAX_CHECKPOINTS)
     """Self-switch: batches are coded with the best of so many states of the weights, the current one among them."""
-    checkpoint_steps: int = 16
+    checkpoint_steps: int = bounded(16, least=1)
     """Steps between such states."""
-    segment_steps: int = 64
+    segment_steps: int = bounded(64, least=1)
     """Optimizer steps between two digests of the weights. A stopped job goes on from one; each costs about 30 bytes."""
 
     @property
@@ -85,7 +78,7 @@ class OnlineConfig:
 
     def problems(self) -> list[str]:
         """Every bad value, a line each."""
-        found = []
+        found = bound_problems(self, "online.")
         for name in self.experts:
             if name not in EXPERTS:
                 found.append(f"online.experts={name}: unknown; use some of {', '.join(EXPERTS)}")
@@ -98,13 +91,4 @@ class OnlineConfig:
         for shape in self.models[:MAX_MODELS]:
             if not re.fullmatch(r"[1-9]\d{0,5}x[1-9]\d{0,3}x[1-9]\d{0,3}", shape):
                 found.append(f"online.models={shape}: must look like 64x2x1 (WIDTHxLAYERSxHEADS)")
-        if not 1 <= self.ngram_order <= MAX_ORDER:
-            found.append(f"online.ngram_order={self.ngram_order}: must be between 1 and {MAX_ORDER}")
-        if not 0 <= self.ema < 1:
-            found.append(f"online.ema={self.ema}: must be in [0, 1)")
-        if not 1 <= self.checkpoints <= MAX_CHECKPOINTS:
-            found.append(f"online.checkpoints={self.checkpoints}: must be between 1 and {MAX_CHECKPOINTS}")
-        for key in ("checkpoint_steps", "segment_steps"):
-            if getattr(self, key) < 1:
-                found.append(f"online.{key}={getattr(self, key)}: must be at least 1")
         return found

@@ -1,7 +1,8 @@
 """What `prune` sets: how weights are removed after the main phase."""
 
-import math
 from dataclasses import dataclass
+
+from harness.bounds import bound_problems, bounded
 
 PRUNERS = ("none", "tamade", "layerwise")
 MEASURES = ("loss", "accuracy")
@@ -13,27 +14,27 @@ MAX_ROUNDS, LARGEST_GRID = 100, 16
 class PruneConfig:
     """Pruning after the main phase."""
 
-    kind: str = "none"
+    kind: str = bounded("none", choices=PRUNERS)
     """`none`, `tamade` (a threshold on magnitudes) or `layerwise` (each linear layer fits its own outputs)."""
-    measure: str = "loss"
+    measure: str = bounded("loss", choices=MEASURES)
     """What is tolerated: a relative rise of the mean `loss`, or an absolute drop of next-token `accuracy`."""
     tolerance: float = 0.02
     """`tamade`: rise of the loss, relative, or drop of the accuracy, absolute, that pruning may cause."""
-    resolution: float = 1e-7
+    resolution: float = bounded(1e-7, above=0)
     """`tamade`: width of the bracket of the threshold at which the search ends."""
     random_gradient: bool = True
     """Remove weights without influence before and after the search, or after each layer of `layerwise`."""
-    alpha: float = 1e-3
+    alpha: float = bounded(1e-3, above=0)
     """`layerwise`: price of a weight, in mean squares of an output of its layer."""
-    steps: int = 500
+    steps: int = bounded(500, least=1)
     """`layerwise`: Adam steps a layer."""
-    rounds: int = 1
+    rounds: int = bounded(1, least=1, most=MAX_ROUNDS)
     """How often to prune: each time, an equal stretch of fine-tuning follows."""
-    grid: float = 0.0
+    grid: float = bounded(0.0, least=0, most=LARGEST_GRID, words=f"must be between 0 (no grid) and {LARGEST_GRID}")
     """Steps of the grid that fine-tuning rounds weights to, in those that balance weights and text; 0: no grid."""
-    text: str = "heldout"
+    text: str = bounded("heldout", choices=TEXTS)
     """`heldout` or `train`: the text that the file is to hold, of which the grid needs the length."""
-    sample_sequences: int = 64
+    sample_sequences: int = bounded(64, least=1)
     """Training sequences that the loss is measured on; held-out text stays unseen."""
 
     @property
@@ -43,25 +44,12 @@ class PruneConfig:
 
     def problems(self) -> list[str]:
         """Every bad value, a line each."""
-        found = []
-        for key, known in (("kind", PRUNERS), ("measure", MEASURES), ("text", TEXTS)):
-            if getattr(self, key) not in known:
-                found.append(f"prune.{key}={getattr(self, key)}: unknown; use one of {', '.join(known)}")
+        found = bound_problems(self, "prune.")
         if not 0 <= self.tolerance <= 1:
             what = "drop of the accuracy" if self.measure == "accuracy" else "relative rise of the loss"
             found.append(f"prune.tolerance={self.tolerance}: must be between 0 and 1 (a {what})")
         if self.measure == "accuracy" and self.tolerance == 1:
             found.append("prune.tolerance=1: every weight may go when all of the accuracy may; use less than 1")
-        for key in ("resolution", "alpha"):
-            if not (math.isfinite(getattr(self, key)) and getattr(self, key) > 0):
-                found.append(f"prune.{key}={getattr(self, key)}: must be positive")
-        if not 1 <= self.rounds <= MAX_ROUNDS:
-            found.append(f"prune.rounds={self.rounds}: must be between 1 and {MAX_ROUNDS}")
-        if not 0 <= self.grid <= LARGEST_GRID:
-            found.append(f"prune.grid={self.grid}: must be between 0 (no grid) and {LARGEST_GRID}")
-        for key in ("steps", "sample_sequences"):
-            if getattr(self, key) < 1:
-                found.append(f"prune.{key}={getattr(self, key)}: must be at least 1")
         return found
 
     def limit(self, before: float) -> float:

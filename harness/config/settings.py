@@ -8,7 +8,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
-from harness.config.bounds import number_problems
+from harness.bounds import number_problems
 from harness.errors import UsageError
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.bounds import bound_problems, bounded
 from harness.corpus.readers import ON_NULL
 from harness.corpus.sources import Listing, describe, list_sources
 from harness.corpus.wikipedia import list_wiki40b, wiki40b_articles, wiki40b_from_hub, wiki_mini
@@ -21,11 +22,11 @@ SHUFFLE_SEEDS = {"train": 0, "heldout": 1}
 class CorpusConfig:
     """Which text is trained on, and which is held out."""
 
-    kind: str = "wiki-mini"
+    kind: str = bounded("wiki-mini", choices=KINDS, words="unknown; use wiki-mini, wiki40b or files")
     """Source of the text: wiki-mini (packaged with gensim), wiki40b (English) or files (text, jsonl, json, parquet)."""
-    subset_bytes: int | None = None
+    subset_bytes: int | None = bounded(None, least=1, words="must be at least 1; null uses the whole split")
     """Leading bytes of the training split that are used; None is all of them."""
-    heldout_bytes: int = 256_000
+    heldout_bytes: int = bounded(256_000, least=1)
     """Size of the held-out split in bytes: the end of wiki-mini or files, the beginning of wiki40b's validation."""
     path: str | None = None
     """files: a file or folder; wiki40b: a local folder of its parquet files, None is the Hugging Face hub."""
@@ -33,20 +34,14 @@ class CorpusConfig:
     """files: a file or folder that is the held-out split, whole; None cuts it off the end of `path`."""
     text_field: str = "text"
     """Field that holds the text in jsonl, json and parquet."""
-    on_null: str = "fail"
+    on_null: str = bounded("fail", choices=ON_NULL, words="unknown; use fail or skip")
     """What a record does whose text is null: fail ends the preparation, skip leaves the record out."""
     shuffle: bool = False
     """Permute the bytes of each split by itself, always alike: a control that leaves only frequencies to learn."""
 
     def problems(self) -> list[str]:
         """Every bad value, one line each that names key, value and remedy."""
-        found = []
-        if self.kind not in KINDS:
-            found.append(f"corpus.kind={self.kind}: unknown; use wiki-mini, wiki40b or files")
-        if self.subset_bytes is not None and self.subset_bytes < 1:
-            found.append(f"corpus.subset_bytes={self.subset_bytes}: must be at least 1; null uses the whole split")
-        if self.heldout_bytes < 1:
-            found.append(f"corpus.heldout_bytes={self.heldout_bytes}: must be at least 1")
+        found = bound_problems(self, "corpus.")
         if self.kind == "files" and not self.path:
             found.append(f"corpus.path={self.path}: corpus.kind=files needs it; name a file or folder")
         if self.kind == "wiki-mini" and self.path:
@@ -55,8 +50,6 @@ class CorpusConfig:
             found.append(f"corpus.heldout_path={self.heldout_path}: only for corpus.kind=files; leave it null")
         if not self.text_field:
             found.append("corpus.text_field=: empty; name the field that holds the text, such as text")
-        if self.on_null not in ON_NULL:
-            found.append(f"corpus.on_null={self.on_null}: unknown; use fail or skip")
         return found
 
 

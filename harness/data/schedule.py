@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from harness.bounds import bound_problems, bounded
 from harness.data.order import ORDERS
 from harness.errors import UsageError
 
@@ -17,37 +18,37 @@ REPLAYS = ("uniform", "streams")
 class TrainConfig:
     """Length and batches of the main and fine-tuning phases."""
 
-    epochs: float = 1.0
+    epochs: float = bounded(1.0, least=1, words="must be at least 1, so that every token is coded once")
     """Passes over the corpus in the main phase; at least 1, since the online code needs every token once."""
-    finetune_epochs: float = 0.1
+    finetune_epochs: float = bounded(0.1, least=0)
     """Passes after pruning, without penalty and with zeros held at zero; 0 leaves them out. See `prune.rounds`."""
-    batch_sequences: int = 8
+    batch_sequences: int = bounded(8, least=1)
     """Sequences per optimizer step, over all ranks and micro-batches."""
     micro_batch_sequences: int | None = None
     """Sequences per forward pass of one rank; default: the rank's whole share."""
-    order: str = "shuffled"
+    order: str = bounded("shuffled", choices=ORDERS)
     """`shuffled`, `sequential` as in the text, or `streams`: each row of the batch reads a part of the text."""
-    replays: int = 0
+    replays: int = bounded(0, least=0, most=MAX_REPLAYS)
     """Steps on what was read before, after each step of the first epoch; they are never counted as code length."""
-    replay: str = "uniform"
+    replay: str = bounded("uniform", choices=REPLAYS)
     """What replays read: `uniform`, any earlier rows; `streams`: readers that walk the past and may start again."""
     retrain_at: list[float] = field(default_factory=list)
     """Block code: nothing is learnt but at these fractions of the corpus, there anew from all that was read."""
-    retrain_epochs: float = 4.0
+    retrain_epochs: float = bounded(4.0, above=0, most=MAX_REPLAYS)
     """Passes of such a training."""
-    precision: str = "auto"
+    precision: str = bounded("auto", choices=PRECISIONS)
     """`bf16` or `fp32` arithmetic of the forward pass; `auto` takes bf16 where the hardware is fast at it."""
     compile: bool = False
     """Compile each block with torch.compile: faster where a compiler is found, and other last bits than without."""
     activation_checkpointing: bool = False
     """Compute activations inside blocks again in the backward pass, instead of keeping them in memory."""
-    checkpoint_minutes: float = 10.0
+    checkpoint_minutes: float = bounded(10.0, above=0)
     """Time between checkpoints."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = bounded(2, least=1)
     """How many of the newest checkpoints are kept."""
-    on_damage: str = "stop"
+    on_damage: str = bounded("stop", choices=ON_DAMAGE)
     """What happens where checkpoints exist and none is usable: `stop`, or `restart` from step 0."""
-    log_every_steps: int = 10
+    log_every_steps: int = bounded(10, least=1)
     """Steps between progress lines and metrics; losses in between are summed, not skipped."""
 
     @property
@@ -57,37 +58,14 @@ class TrainConfig:
 
     def problems(self) -> list[str]:
         """Every bad value, a line each."""
-        found = []
-        if self.on_damage not in ON_DAMAGE:
-            found.append(f"train.on_damage={self.on_damage}: unknown; use {' or '.join(ON_DAMAGE)}")
-        if not (math.isfinite(self.epochs) and self.epochs >= 1):
-            found.append(f"train.epochs={self.epochs}: must be at least 1, so that every token is coded once")
-        if not (math.isfinite(self.finetune_epochs) and self.finetune_epochs >= 0):
-            found.append(f"train.finetune_epochs={self.finetune_epochs}: must be 0 or more")
-        for key in ("batch_sequences", "keep_checkpoints", "log_every_steps"):
-            if getattr(self, key) < 1:
-                found.append(f"train.{key}={getattr(self, key)}: must be at least 1")
+        found, at = bound_problems(self, "train."), self.retrain_at
         micro = self.micro_batch_sequences
         if micro is not None and (micro < 1 or self.batch_sequences % micro):
             found.append(
                 f"train.micro_batch_sequences={micro}: must divide train.batch_sequences ({self.batch_sequences})"
             )
-        for key, known in (("precision", PRECISIONS), ("order", ORDERS), ("replay", REPLAYS)):
-            if getattr(self, key) not in known:
-                found.append(f"train.{key}={getattr(self, key)}: unknown; use one of {', '.join(known)}")
-        found.extend(self._lesson_problems())
-        if not self.checkpoint_minutes > 0:
-            found.append(f"train.checkpoint_minutes={self.checkpoint_minutes}: must be positive")
-        return found
-
-    def _lesson_problems(self) -> list[str]:
-        found, at = [], self.retrain_at
-        if not 0 <= self.replays <= MAX_REPLAYS:
-            found.append(f"train.replays={self.replays}: must be between 0 and {MAX_REPLAYS}")
         if not all(0 < fraction < 1 for fraction in at) or sorted(set(at)) != at:
             found.append(f"train.retrain_at={at}: must be fractions between 0 and 1, each larger than the one before")
-        if not 0 < self.retrain_epochs <= MAX_REPLAYS:
-            found.append(f"train.retrain_epochs={self.retrain_epochs}: must be positive and at most {MAX_REPLAYS}")
         if at and self.replays:
             found.append(f"train.replays={self.replays}: nothing is learnt between the blocks of retrain_at; use 0")
         if at and self.epochs != 1:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from harness.bounds import bound_problems, bounded
 from harness.model.attention import causal_attention
 from harness.model.functions import rms_norm, rotated, squared_relu
 
@@ -23,25 +24,20 @@ ARCHITECTURES = ("modern", "published")
 class ModelConfig:
     """Shape of the transformer."""
 
-    architecture: str = "modern"
+    architecture: str = bounded("modern", choices=ARCHITECTURES)
     """`modern` or `published`."""
-    width: int = 128
+    width: int = bounded(128, least=1)
     """Width of the residual stream, a multiple of `heads`."""
-    layers: int = 4
+    layers: int = bounded(4, least=1)
     """Number of blocks."""
-    heads: int = 2
+    heads: int = bounded(2, least=1)
     """Attention heads per block."""
-    context: int = 512
+    context: int = bounded(512, least=1)
     """Longest sequence in tokens; a training sequence has exactly this length."""
 
     def problems(self) -> list[str]:
         """Every bad value, a line each."""
-        found = []
-        if self.architecture not in ARCHITECTURES:
-            found.append(f"model.architecture={self.architecture}: unknown; use one of {', '.join(ARCHITECTURES)}")
-        for key in ("width", "layers", "heads", "context"):
-            if getattr(self, key) < 1:
-                found.append(f"model.{key}={getattr(self, key)}: must be at least 1")
+        found = bound_problems(self, "model.")
         if min(self.width, self.heads) >= 1 and self.width % (2 * self.heads):
             found.append(f"model.width={self.width}: must be a multiple of 2 * model.heads ({2 * self.heads})")
         return found

@@ -27,48 +27,32 @@ MakeParts = Callable[[list[dict], "OptimizerConfig"], list["Ruled"]]
 class OptimizerConfig:
     """Which optimizer, and its learning rates."""
 
-    kind: str = "muon"
+    kind: str = bounded("muon", choices=OPTIMIZERS)
     """`muon` (matrices of the blocks by Muon, the rest by AdamW) or `adamw`."""
-    learning_rate: float = 3e-3
+    learning_rate: float = bounded(3e-3, above=0)
     """Peak learning rate of AdamW."""
-    muon_learning_rate: float = 0.01
+    muon_learning_rate: float = bounded(0.01, above=0)
     """Peak learning rate of Muon."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     """Decay rates of AdamW's moments."""
-    weight_decay: float = 0.0
+    weight_decay: float = bounded(0.0, least=0)
     """Decoupled weight decay."""
-    warmup_steps: int = 30
+    warmup_steps: int = bounded(30, least=0)
     """Steps over which the learning rate rises linearly at the start of the main phase."""
-    schedule: str = "linear"
+    schedule: str = bounded("linear", choices=SCHEDULES)
     """Shape of the decay: `linear` or `cosine`."""
-    final_fraction: float = 0.0
+    final_fraction: float = bounded(0.0, least=0, most=1)
     """Fraction of the peak that the decay ends at."""
-    finetune_fraction: float = 0.3
+    finetune_fraction: float = bounded(0.3, least=0, most=1)
     """Fraction of the peak that the fine-tuning phase starts from."""
-    clip_norm: float | None = None
+    clip_norm: float | None = bounded(None, above=0, words="must be positive, or null for no clipping")
     """Largest global norm of the gradient; none leaves it as it is."""
 
     def problems(self) -> list[str]:
         """Every bad value, a line each."""
-        found = []
-        if self.kind not in OPTIMIZERS:
-            found.append(f"optimizer.kind={self.kind}: unknown; use one of {', '.join(OPTIMIZERS)}")
-        if self.schedule not in SCHEDULES:
-            found.append(f"optimizer.schedule={self.schedule}: unknown; use one of {', '.join(SCHEDULES)}")
-        for key in ("learning_rate", "muon_learning_rate"):
-            if not (math.isfinite(getattr(self, key)) and getattr(self, key) > 0):
-                found.append(f"optimizer.{key}={getattr(self, key)}: must be positive")
-        for key in ("final_fraction", "finetune_fraction"):
-            if not 0 <= getattr(self, key) <= 1:
-                found.append(f"optimizer.{key}={getattr(self, key)}: must be between 0 and 1")
+        found = bound_problems(self, "optimizer.")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             found.append(f"optimizer.betas={self.betas}: must be two numbers in [0, 1)")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            found.append(f"optimizer.weight_decay={self.weight_decay}: must be 0 or more")
-        if self.warmup_steps < 0:
-            found.append(f"optimizer.warmup_steps={self.warmup_steps}: must be 0 or more")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            found.append(f"optimizer.clip_norm={self.clip_norm}: must be positive, or null for no clipping")
         return found
 
 

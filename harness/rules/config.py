@@ -5,11 +5,14 @@ from dataclasses import dataclass, field, fields, replace
 
 from torch import Tensor
 
+from harness.bounds import bound_problems, bounded
 from harness.rules.rule import Rule
 from harness.units import nats_from_bits
 
 RULES = ("none", "rl1", "drr", "pmmp", "fpp", "admm")
 COUPLINGS = ("adam", "decoupled")
+_NOT_NEGATIVE, _POSITIVE = "must be finite and not negative", "must be finite and positive"
+_SHARE = "must be between 0 and 1 (a share of the main phase)"
 TENSORS = ("embedding", "matrices", "head", "vectors")
 RULE_MODULES = {
     **dict.fromkeys(("rl1", "drr"), "harness.rules.penalties"),
@@ -25,32 +28,32 @@ _OWN = {"beta": ("drr",), "l2": ("drr",), "layer_normalisation": ("drr",), "star
 class RuleConfig:
     """The L0 method of the main phase."""
 
-    kind: str = "none"
+    kind: str = bounded("none", choices=RULES)
     """`none`, `rl1`, `drr`, `pmmp`, `fpp` or `admm`."""
-    alpha: float = 0.0
+    alpha: float = bounded(0.0, least=0, words=_NOT_NEGATIVE)
     """Strength: `adam` in nats of the mean loss per unit of the penalty; `decoupled` in usual updates of a weight.
 
     A decoupled rule never meets the loss, only updates. For rl1 alpha is the pull on a weight, for drr alpha beta is
     that on a weight near 0. For pmmp and fpp it is the price of gamma, for admm it sets the threshold
     sqrt(2 alpha / rho), both in the unit in which the pull on theta is one: nats or updates.
     """
-    bits_per_weight: float = 0.0
+    bits_per_weight: float = bounded(0.0, least=0, words=_NOT_NEGATIVE)
     """Another way to say alpha, with `adam`: what a weight costs in the two-part code; bits ln 2 / training tokens."""
-    beta: float = 5.0
+    beta: float = bounded(5.0, above=0, words=_POSITIVE)
     """drr: steepness of exp(-beta |weight|)."""
-    l2: float = 0.0
+    l2: float = bounded(0.0, least=0, words=_NOT_NEGATIVE)
     """drr: strength of an additional sum of squares (DRR-O)."""
     layer_normalisation: bool = False
     """drr: alpha times all weights / weights of the tensor / number of tensors (DRR-O)."""
-    start_u: float = 0.0
+    start_u: float = bounded(0.0, least=0, words=_NOT_NEGATIVE)
     """pmmp, fpp: first value of u, the price of weight - w gamma."""
-    rho: float = 1.0
+    rho: float = bounded(1.0, above=0, words=_POSITIVE)
     """admm: price of the distance from the sparse vector."""
-    warmup: float = 0.0
+    warmup: float = bounded(0.0, least=0, most=1, words=_SHARE)
     """Share of the main phase during which the rule rests."""
-    ramp: float = 0.0
+    ramp: float = bounded(0.0, least=0, most=1, words=_SHARE)
     """Share of the main phase over which the strength then rises linearly from 0."""
-    coupling: str = "decoupled"
+    coupling: str = bounded("decoupled", choices=COUPLINGS)
     """`adam` or `decoupled`; matrices trained by Muon need `decoupled`."""
     tensors: list[str] = field(default_factory=lambda: ["embedding", "matrices", "head"])
     """What rules and pruning touch; `vectors` are norms and biases."""
@@ -68,20 +71,7 @@ class RuleConfig:
 
     def problems(self) -> list[str]:
         """Every bad value, a line each."""
-        found = []
-        if self.kind not in RULES:
-            found.append(f"rule.kind={self.kind}: unknown; use one of {', '.join(RULES)}")
-        if self.coupling not in COUPLINGS:
-            found.append(f"rule.coupling={self.coupling}: unknown; use one of {', '.join(COUPLINGS)}")
-        for key in ("alpha", "bits_per_weight", "l2", "start_u"):
-            if not (math.isfinite(getattr(self, key)) and getattr(self, key) >= 0):
-                found.append(f"rule.{key}={getattr(self, key)}: must be finite and not negative")
-        for key in ("beta", "rho"):
-            if not (math.isfinite(getattr(self, key)) and getattr(self, key) > 0):
-                found.append(f"rule.{key}={getattr(self, key)}: must be finite and positive")
-        for key in ("warmup", "ramp"):
-            if not 0 <= getattr(self, key) <= 1:
-                found.append(f"rule.{key}={getattr(self, key)}: must be between 0 and 1 (a share of the main phase)")
+        found = bound_problems(self, "rule.")
         if self.warmup >= 1:
             found.append(f"rule.warmup={self.warmup}: the rule would never act; use less than 1 or rule.kind=none")
         elif self.ramp <= 1 < self.warmup + self.ramp:

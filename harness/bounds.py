@@ -1,0 +1,92 @@
+"""Bounds of settings, declared beside each field and checked in one place.
+
+A field without a bound of its own is only a number that can be computed with.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+# Beyond any size of a text, a model or a job; sums and products of a few still fit into 64 bits or a float.
+LARGEST_INTEGER, LARGEST_FLOAT = 1 << 48, 1e30
+_BOUND = "bound"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bound:
+    """What a value must be; None is allowed where the field's type has it."""
+
+    choices: Sequence[str] = ()
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    words: str = ""
+    """What a bad value is answered with, in place of the usual words."""
+
+    def allows(self, value: Any) -> bool:
+        """Whether a value is within."""
+        if value is None:
+            return True
+        if self.choices:
+            return value in self.choices
+        is_number = isinstance(value, int) or math.isfinite(value)
+        is_high_enough = (self.least is None or value >= self.least) and (self.above is None or value > self.above)
+        return is_number and is_high_enough and (self.most is None or value <= self.most)
+
+    def __str__(self) -> str:
+        if self.words:
+            return self.words
+        if self.choices:
+            return f"unknown; use one of {', '.join(self.choices)}"
+        if self.above is not None:
+            return "must be positive" if self.most is None else f"must be positive and at most {self.most:,}"
+        if self.most is None:
+            return "must be 0 or more" if self.least == 0 else f"must be at least {self.least}"
+        return f"must be between {self.least} and {self.most}"
+
+
+def bounded(default: Any, **bound: Any) -> Any:
+    """A field of a dataclass with a default and a `Bound`."""
+    return field(default=default, metadata={_BOUND: Bound(**bound)})
+
+
+def bound_problems(section: "DataclassInstance", prefix: str) -> list[str]:
+    """A line for every field of a section that is outside of its own bound, with the key that `prefix` begins."""
+    found = []
+    for part in fields(section):
+        bound, value = part.metadata.get(_BOUND), getattr(section, part.name)
+        if bound and not bound.allows(value):
+            found.append(f"{prefix}{part.name}={value}: {bound}")
+    return found
+
+
+def number_problems(section: "DataclassInstance | type[DataclassInstance]", prefix: str = "") -> list[str]:
+    """A line for every number of a configuration, sections and lists included, that is no number or without measure."""
+    found = []
+    for part in fields(section):
+        key, value = f"{prefix}{part.name}", getattr(section, part.name)
+        if is_dataclass(value):
+            found.extend(number_problems(value, f"{key}."))
+            continue
+        found.extend(f"{key}={_shown(number)}: {_problem(number)}" for number in _numbers(value) if _problem(number))
+    return found
+
+
+def _numbers(value: object) -> Iterator[int | float]:
+    for entry in value if isinstance(value, list) else [value]:
+        if isinstance(entry, int | float):
+            yield entry
+
+
+def _problem(number: int | float) -> str:
+    if isinstance(number, int):
+        return "" if abs(number) <= LARGEST_INTEGER else f"must be at most {LARGEST_INTEGER}"
+    return "" if math.isfinite(number) and abs(number) <= LARGEST_FLOAT else f"must be at most {LARGEST_FLOAT:.0e}"
+
+
+def _shown(number: int | float) -> str:
+    return f"{number:.6g}" if isinstance(number, float) else f"{number:.3e}" if number.bit_length() < 1000 else "..."
