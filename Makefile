@@ -27,7 +27,7 @@ gpu-test: .venv/installed
 lint: style
 	$(BIN)/mypy
 
-# Of `make test`, in which a test checks types.
+# The part of it that `make test` begins with.
 style: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -15,24 +15,21 @@ from tests.support.commands import ROOT, SMALL, run_command
 
 # Files that take longest are begun with, so that no worker is left alone with one of them at the end.
 LONGEST = (
-    "pages",
-    "online",
-    "resume",
-    "slurm",
-    "sweep",
-    "compare",
-    "deepspeed",
-    "crossover",
-    "doctor",
-    "stepping",
-    "faults",
-    "wheel",
-    "signals",
-    "train",
-    "plan",
-    "demo",
-    "audit",
-    "fuzz",
+    *("slurm", "online", "pages", "resume", "sweep", "deepspeed", "compare", "wheel", "train", "crossover", "plan"),
+    *(
+        "signals",
+        "portable",
+        "stepping",
+        "code_length",
+        "audit",
+        "doctor",
+        "demo",
+        "data",
+        "faults",
+        "teacher",
+        "ahead",
+    ),
+    *("ahead", "precision", "places", "workers", "cli_archive", "phase", "stopping", "mixture", "fuzz"),
 )
 
 

@@ -16,9 +16,9 @@ import numpy as np
 
 from eval.codec.range_coder import PRECISION_BITS
 from eval.show.blocks import Block
-from harness.children import child_environment
 from harness.config.run import RunConfig
 from harness.errors import RunFailure
+from harness.machine.children import child_environment
 from harness.machine.hardware import ISA_LIMITS
 
 

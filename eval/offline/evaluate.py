@@ -20,13 +20,13 @@ from eval.offline.ideal import ideal_archive, ideal_bits, split
 from eval.offline.step_search import GridPoint, Search, choose_grid
 from eval.online.program import program_bytes
 from eval.online.verified import send_and_receive
-from harness.children import child_environment
 from harness.config.run import RunConfig, config_sha256
 from harness.corpus.prepared import Data
 from harness.data.order import Sequences
 from harness.errors import RunFailure, UsageError
 from harness.files import write_json
 from harness.lock import locked
+from harness.machine.children import child_environment
 from harness.machine.hardware import resolve_precision
 from harness.model.transformer import Transformer
 from harness.pruning.structure import DeadStructure, find_dead

@@ -172,6 +172,12 @@ class _Wordless(ast.NodeTransformer):
             node.exc.args = [ast.Constant("") if _is_text(argument) else argument for argument in node.exc.args]
         return node
 
+    def visit_Call(self, node: ast.Call) -> ast.Call:
+        self.generic_visit(node)
+        if isinstance(node.func, ast.Name) and node.func.id == "bounded":
+            node.keywords = [keyword for keyword in node.keywords if keyword.arg != "words"]
+        return node
+
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
         self.generic_visit(node)
         if node.name.endswith("problems"):

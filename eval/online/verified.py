@@ -6,10 +6,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from harness.children import child_environment
 from harness.config.run import RunConfig
 from harness.errors import RunFailure, UsageError
 from harness.files import read_file, sha256
+from harness.machine.children import child_environment
 from harness.run.directory import CONFIG_FILE, ENVIRONMENT_FILE, run_base
 
 ONLINE_FILE = Path("online") / "corpus.clo"

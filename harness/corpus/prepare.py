@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.children import child_environment, num_cores
 from harness.corpus.config import Corpus, CorpusConfig
 from harness.corpus.encode import MODEL_FILE, encode_pieces, tokens_of_pieces, train_on_pieces
 from harness.corpus.pieces import read_text, text_path, write_text_pieces
@@ -26,6 +25,7 @@ from harness.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokeni
 from harness.errors import RunFailure, UsageError
 from harness.files import make_directory, read_file, reason, write_file, write_json
 from harness.lock import LOCK_FILE
+from harness.machine.children import child_environment, num_cores
 
 TRAIN_FILE, HELDOUT_FILE, SOURCES_FILE = "train.shard", "heldout.shard", "sources.json"
 SHARDS = {"train": TRAIN_FILE, "heldout": HELDOUT_FILE}

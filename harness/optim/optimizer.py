@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from harness.bounds import bound_problems, bounded
 from harness.data.schedule import learning_rate_factor
 from harness.optim.adamw import AdamW
 from harness.optim.muon import Muon

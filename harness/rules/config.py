@@ -1,6 +1,5 @@
 """Which rule makes weights sparse in the main phase: its configuration, and the rule itself."""
 
-import math
 from dataclasses import dataclass, field, fields, replace
 
 from torch import Tensor

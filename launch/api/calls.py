@@ -11,10 +11,10 @@ import numpy as np
 from eval.curves.area import OnlineLength
 from eval.curves.read import Curve
 from eval.length import Length, lengths
-from harness.children import num_cores
 from harness.config.run import RunConfig
 from harness.data.order import Sequences
 from harness.errors import UsageError
+from harness.machine.children import num_cores
 from harness.run.directory import WEIGHTS_FILE, check_done, load_run_config, open_run_data
 from harness.run.ledger import OnlineCode, read_online_code, read_rows
 

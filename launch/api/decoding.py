@@ -9,7 +9,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-from harness.children import num_cores
+from harness.machine.children import num_cores
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
-from harness.children import num_cores
+from harness.machine.children import num_cores
 
 MAX_DIGITS = 15
 SECONDS_BETWEEN_PROGRESS = 0.5

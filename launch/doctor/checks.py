@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from harness.children import num_cores
+from harness.machine.children import num_cores
 from launch.jobs.queue import last_words
 
 OLDEST_PYTHON = (3, 11)

@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 
 from harness.backends.base import BackendConfig
-from harness.children import num_cores
 from harness.config.run import RunConfig, config_from, settings_of
 from harness.errors import RunFailure
 from harness.learner import Learner
+from harness.machine.children import num_cores
 from harness.machine.hardware import compute_deterministically, matmul_flops, resolve_precision
 from harness.machine.ranks import Ranks, joined_ranks, leave
 from harness.run.pace import seconds_of_a_step, stand_still

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from eval.offline.evaluate import REPORT_FILE
-from harness.children import num_cores
 from harness.config.run import changed_keys, config_sha256
 from harness.config.settings import setting
 from harness.corpus.prepared import data_directory, prepare_data
 from harness.errors import Paused, UsageError
+from harness.machine.children import num_cores
 from harness.machine.stop import PAUSE_SIGNAL, interruptible
 from harness.run.directory import CONFIG_FILE, is_done, load_run_config
 from launch.jobs.queue import Job, JobQueue

@@ -2,7 +2,7 @@ import os
 import subprocess
 import sys
 
-from harness.children import child_environment
+from harness.machine.children import child_environment
 from tests.support.commands import ROOT
 
 

@@ -9,7 +9,7 @@ def child_environment(**settings: str) -> dict[str, str]:
 
     What PYTHONPATH names stays: modules of a cluster put packages there.
     """
-    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))} | settings
 
 
