@@ -60,7 +60,7 @@ def write(path: Path, text: bytes, model=None, config=None, threads=1):
 
 
 def repacked(archive: bytes, path: Path, change) -> Path:
-    """`archive` at `path`, rightly signed, after `change(head, sections)`."""
+    """`archive` of any kind at `path`, rightly signed, after `change(head, sections)`."""
     path.write_bytes(archive)
     sections = read_sections(path)
     head = unpack_json(sections["HEAD"], path)

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from eval.codec.container import pack_json, pack_sections, read_sections, unpack_json
 from launch.main import main
 from tests.support.commands import ROOT
 from tests.support.processes import Process, python, result_of
@@ -45,13 +44,3 @@ def refused(capsys, file: Path, output: Path, *options: str) -> str:
     assert captured.err.count("\n") == 1
     assert not output.exists() and not output.with_name(f"{output.name}.part").exists()
     return captured.err
-
-
-def repacked(file: Path, to: Path, change) -> Path:
-    """`file` rightly signed at `to`, after `change(head, sections)`."""
-    sections = read_sections(file)
-    head = unpack_json(sections["HEAD"], file)
-    change(head, sections)
-    sections["HEAD"] = pack_json(head)
-    to.write_bytes(pack_sections(sections))
-    return to

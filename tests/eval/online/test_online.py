@@ -21,8 +21,9 @@ from harness.corpus.prepared import open_data
 from harness.data.order import Sequences
 from harness.lock import locked
 from harness.run.ledger import read_online_code
+from tests.support.archives import repacked
 from tests.support.commands import ROOT
-from tests.support.online import LONG, TEXT, command, ended, refused, repacked, run
+from tests.support.online import LONG, TEXT, command, ended, refused, run
 from tests.support.ranks import Ranks
 
 TEXTS = {
@@ -225,12 +226,14 @@ def test_another_number_of_processes_is_refused(capsys, place, tmp_path, sent, s
 
 @pytest.mark.parametrize("key", ["torch", "constriction", "threads", "cpu_capability", "precision", "code"])
 def test_a_sender_with_another_setting_is_named_before_decoding(capsys, tmp_path, sent, key):
-    foreign = repacked(sent, tmp_path / "f.clo", lambda head, _: head["environment"].update({key: "other"}))
+    foreign = repacked(
+        sent.read_bytes(), tmp_path / "f.clo", lambda head, _: head["environment"].update({key: "other"})
+    )
     assert f"{key}: other -> " in refused(capsys, foreign, tmp_path / "out")
 
 
 def test_a_machine_that_computes_otherwise_is_found_before_decoding(capsys, tmp_path, sent):
-    foreign = repacked(sent, tmp_path / "f.clo", lambda head, _: head.update(arithmetic="0" * 32))
+    foreign = repacked(sent.read_bytes(), tmp_path / "f.clo", lambda head, _: head.update(arithmetic="0" * 32))
     message = refused(capsys, foreign, tmp_path / "out")
     assert "computes a training step otherwise" in message and "no recorded setting differs" in message
 
@@ -250,7 +253,7 @@ def test_another_instruction_set_is_named_and_a_slipped_one_is_found_at_its_firs
         head.update(environment=theirs["environment"], arithmetic=theirs["arithmetic"])
 
     # Nothing in the header gives it away: the first segment must.
-    slipped = repacked(sent, tmp_path / "slipped.clo", pretend)
+    slipped = repacked(sent.read_bytes(), tmp_path / "slipped.clo", pretend)
     status, _, errors = ended(command("receive", slipped, "-o", output, "--quiet", **slow))
     assert status == 2 and "segment 0 (steps 0 to 2)" in errors and errors.count("\n") == 1
     assert not output.exists()

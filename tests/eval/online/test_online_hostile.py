@@ -8,7 +8,8 @@ import pytest
 from eval.codec.container import read_sections
 from eval.online.file import read_online_file
 from eval.online.job import _adopt
-from tests.support.online import refused, repacked, run
+from tests.support.archives import repacked
+from tests.support.online import refused, run
 
 
 def test_weights_or_text_that_differ_name_their_segment(capsys, tmp_path, sent):
@@ -24,11 +25,11 @@ def test_weights_or_text_that_differ_name_their_segment(capsys, tmp_path, sent):
 
         return change
 
-    weights = refused(capsys, repacked(sent, tmp_path / "w.clo", flip(second)), tmp_path / "out")
+    weights = refused(capsys, repacked(sent.read_bytes(), tmp_path / "w.clo", flip(second)), tmp_path / "out")
     assert "segment 1 (steps 3 to 5)" in weights and "the weights" in weights
-    text = refused(capsys, repacked(sent, tmp_path / "t.clo", flip(second + 8)), tmp_path / "out")
+    text = refused(capsys, repacked(sent.read_bytes(), tmp_path / "t.clo", flip(second + 8)), tmp_path / "out")
     assert "segment 1 " in text and "the text of rank 0" in text
-    stream = refused(capsys, repacked(sent, tmp_path / "s.clo", flip(second + 21)), tmp_path / "out")
+    stream = refused(capsys, repacked(sent.read_bytes(), tmp_path / "s.clo", flip(second + 21)), tmp_path / "out")
     assert "segment 1 " in stream
 
 
@@ -48,12 +49,12 @@ def with_stream(change):
 
 @pytest.mark.parametrize("change", [lambda s: s[:-4], lambda s: s[:-8], lambda s: s + bytes(4), lambda s: s + s * 9])
 def test_a_stream_that_ends_elsewhere_than_its_text_is_refused(capsys, tmp_path, sent, change):
-    message = refused(capsys, repacked(sent, tmp_path / "end.clo", with_stream(change)), tmp_path / "out")
+    message = refused(capsys, repacked(sent.read_bytes(), tmp_path / "end.clo", with_stream(change)), tmp_path / "out")
     assert "segment 1 (steps 3 to 5)" in message
 
 
 def test_a_stream_that_is_no_words_is_refused_before_anything_is_started(capsys, tmp_path, sent):
-    odd = repacked(sent, tmp_path / "odd.clo", with_stream(lambda s: s[:-1]))
+    odd = repacked(sent.read_bytes(), tmp_path / "odd.clo", with_stream(lambda s: s[:-1]))
     assert "malformed segments" in refused(capsys, odd, tmp_path / "out")
 
 
@@ -63,7 +64,7 @@ def test_a_damaged_foreign_or_missing_file_is_one_line(capsys, tmp_path, sent):
         bad.write_bytes(damaged)
         refused(capsys, bad, tmp_path / "out")
     refused(capsys, tmp_path / "none.clo", tmp_path / "out")
-    other = repacked(sent, tmp_path / "other.clo", lambda head, sections: sections.pop("SEGM"))
+    other = repacked(sent.read_bytes(), tmp_path / "other.clo", lambda head, sections: sections.pop("SEGM"))
     assert "codelength send" in refused(capsys, other, tmp_path / "out")
     assert run("decompress", sent, "-o", tmp_path / "out") == 2
     assert not (tmp_path / "out").exists()
@@ -105,7 +106,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_file_made_to_mislead_is_one_line(capsys, tmp_path, sent, name):
-    refused(capsys, repacked(sent, tmp_path / "hostile.clo", HOSTILE[name]), tmp_path / "out")
+    refused(capsys, repacked(sent.read_bytes(), tmp_path / "hostile.clo", HOSTILE[name]), tmp_path / "out")
 
 
 @pytest.mark.parametrize("content", [[], ["STOPPED", "notes"], ["checkpoints/step-00000003/COMMITTED"]])
@@ -141,7 +142,9 @@ def test_many_processes_are_not_started_because_a_file_says_so(capsys, place, tm
         head["environment"].update(world_size=str(4 * most))
         head["settings"].update({"train.batch_sequences": 8 * most})
 
-    message = refused(capsys, repacked(tmp_path / "a.clo", tmp_path / "many.clo", many), tmp_path / "out")
+    message = refused(
+        capsys, repacked((tmp_path / "a.clo").read_bytes(), tmp_path / "many.clo", many), tmp_path / "out"
+    )
     assert f"add --processes {4 * most}" in message
 
 
