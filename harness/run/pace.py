@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 
+from harness.machine.progress import clock
 from harness.machine.ranks import Ranks
 from harness.optim.optimizer import Optimizer
-from harness.run.monitor import clock
 
 MAX_TIMED = 5
 # A first step that takes so many times what there is time for is not repeated.
