@@ -86,7 +86,7 @@ class Monitor(NullMonitor):
         self._metrics_file = metrics_path.open("a", encoding="utf-8")
         # A restart purges only what a marked start came before, so the first start is marked too, as a purge from 0.
         self._log_dir = run_dir / TENSORBOARD_DIR
-        threading.excepthook = _say_once
+        threading.excepthook = _print_error_once
         with naming(self._log_dir):
             self._writer = SummaryWriter(log_dir=str(self._log_dir), purge_step=purge_step or 0, flush_secs=10)
 
@@ -170,7 +170,7 @@ def add_scalar(writer: "SummaryWriter", tag: str, description: str, value: float
     writer._get_file_writer().add_summary(summary, step)
 
 
-def _say_once(problem: threading.ExceptHookArgs) -> None:
+def _print_error_once(problem: threading.ExceptHookArgs) -> None:
     """A `threading.excepthook` without TensorBoard's writer, whose errors its next call raises again."""
     if not type(problem.thread).__module__.startswith("tensorboard."):
         threading.__excepthook__(problem)

@@ -58,15 +58,15 @@ def gpus(text: str) -> tuple[str | None, int]:
     return kind or None, int(number)
 
 
-def share(text: str) -> float:
+def fraction(text: str) -> float:
     """A number above 0 and at most 1."""
     try:
-        share = float(text)
+        fraction = float(text)
     except ValueError:
-        share = 0.0
-    if not 0 < share <= 1:
+        fraction = 0.0
+    if not 0 < fraction <= 1:
         raise argparse.ArgumentTypeError(f"{text}: must be above 0 and at most 1")
-    return share
+    return fraction
 
 
 def natural(text: str) -> int:
