@@ -77,9 +77,11 @@ def number_problems(section: "DataclassInstance | type[DataclassInstance]", pref
 
 
 def _numbers(value: object) -> Iterator[int | float]:
-    for entry in value if isinstance(value, list) else [value]:
-        if isinstance(entry, int | float):
-            yield entry
+    if isinstance(value, list):
+        for entry in value:
+            yield from _numbers(entry)
+    elif isinstance(value, int | float):
+        yield value
 
 
 def _problem(number: int | float) -> str:

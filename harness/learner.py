@@ -14,7 +14,7 @@ from harness.backends.base import Backend, load_local_state, local_state, reset
 from harness.backends.ddp import DDPBackend
 from harness.config.run import RunConfig
 from harness.data.batches import MicroBatch, StepBatch
-from harness.data.schedule import Phase
+from harness.data.schedule import Moment
 from harness.errors import OtherRankFailed, RunFailure, UsageError
 from harness.machine.hardware import load_random_state, muon_precision, random_state
 from harness.machine.ranks import Ranks
@@ -89,11 +89,11 @@ class Learner:
         """Use the configured rule from the next step on, for a text of `num_tokens` to train on."""
         self.optimizer.set_rule(make_rule(self.config.rule, self.config.optimizer.betas, num_tokens))
 
-    def set_schedule(self, step: int, phase: Phase) -> None:
-        """Learning rates and strength of the rule at `step` of the run, which is in `phase`."""
-        self.optimizer.set_learning_rate(step - phase.first_step, phase.num_steps, phase.name == "finetune")
+    def set_schedule(self, moment: Moment) -> None:
+        """Learning rates and strength of the rule of a step."""
+        self.optimizer.set_learning_rate(moment)
         if self.optimizer.rule:
-            self.optimizer.rule.strength = self.config.rule.strength(step, phase.num_steps)
+            self.optimizer.rule.strength = self.config.rule.strength(moment.done)
 
     def train(self, batch: StepBatch, where: str, asked: Sequence[float] = ()) -> StepLosses:
         """One optimizer step; `asked` are numbers of this rank that come back as sums over all of them.
@@ -108,15 +108,17 @@ class Learner:
         self.backend.step()
         return result
 
-    def dry_step(self) -> str:
+    def dry_step(self, step_tokens: int | None = None) -> str:
         """One step on made-up tokens, to find what cannot work before anything is written; `reset` undoes it.
+
+        `step_tokens` is as for `probe`.
 
         Returns a digest of its losses and of the weights after it: what this machine makes of the configuration.
 
         It also makes DDP arrange its gradients once and for all, so that a run that goes on sums them in the same order
         as one that was never stopped. The rule acts in it at full strength, whatever its schedule.
         """
-        probe = self.probe()
+        probe = self.probe(step_tokens)
         self.start_rule(probe.num_tokens)
         # Weights that start at zero hide all kernels but the last from a first step.
         for _ in range(3 if self.config.train.compile else 1):
@@ -127,13 +129,18 @@ class Learner:
             digest.update(np.ascontiguousarray(nats).data)
         return digest.hexdigest()
 
-    def probe(self) -> StepBatch:
-        """This rank's share of a full step of made-up tokens."""
-        batch_sequences, context = self.config.train.batch_sequences, self.config.model.context
-        tokens = made_up_tokens(batch_sequences, context, self.vocab_size)
-        parts = np.split(tokens, batch_sequences // self.micro_batch)[self.ranks.rank :: self.ranks.world_size]
-        ids, mask = np.zeros(self.micro_batch, dtype=np.int64), np.ones((self.micro_batch, context), dtype=bool)
-        return StepBatch(0, tokens.size, [MicroBatch(ids, part.copy(), mask) for part in parts])
+    def probe(self, step_tokens: int | None = None) -> StepBatch:
+        """This rank's part of a step of `step_tokens` made-up tokens, by default of a full one.
+
+        A step of less than a sequence is as long as one that reads the middle of it.
+        """
+        context = self.config.model.context
+        step_tokens = step_tokens or self.config.train.batch_sequences * context
+        rows, length = max(1, step_tokens // context), min(context, (context + step_tokens) // 2)
+        tokens, stride = made_up_tokens(rows, length, self.vocab_size), self.micro_batch * self.ranks.world_size
+        starts = range(self.ranks.rank * self.micro_batch, -(-rows // stride) * stride, stride)
+        parts = [tokens[start : start + self.micro_batch] for start in starts]
+        return StepBatch(0, tokens.size, [_unmasked(part) for part in parts])
 
     def reset(self) -> None:
         """Back to before the first step."""
@@ -179,12 +186,13 @@ class Learner:
 
     def _agree(self, losses: list[tuple[Tensor, Tensor]], where: str, asked: Sequence[float]) -> StepLosses:
         """What all ranks know of a step before they take it, in one reduction and one wait for the device."""
-        nats, sums = (torch.stack(tensors) for tensors in zip(*losses, strict=True))
+        sums = torch.stack([nats_sum for _, nats_sum in losses])
         numbers = torch.tensor(asked, dtype=torch.float64).to(sums.device, non_blocking=True)
         status = torch.cat([sums.sum()[None], sums.isfinite().logical_not().sum()[None], numbers])
         self.ranks.sum_tensor(status)
         # Copies from a GPU go to pinned memory and are there once the last one of them is waited for.
-        nats, sums = (tensor.to("cpu", non_blocking=True) for tensor in (nats, sums))
+        nats = [tensor.to("cpu", non_blocking=True) for tensor, _ in losses]
+        sums = sums.to("cpu", non_blocking=True)
         nats_sum, num_broken, *agreed = status.tolist()
         own_sums = sums.tolist()
         if num_broken:
@@ -195,7 +203,7 @@ class Learner:
                 f"{where}, rank {self.ranks.rank}: the loss is {broken[0]}; lower optimizer.learning_rate or "
                 "optimizer.muon_learning_rate"
             )
-        return StepLosses(list(zip(nats.numpy(), own_sums, strict=True)), nats_sum, agreed)
+        return StepLosses([(own.numpy(), total) for own, total in zip(nats, own_sums, strict=True)], nats_sum, agreed)
 
     def _backward(self, micro_batch: MicroBatch, num_tokens: int, last: bool) -> tuple[Tensor, Tensor]:
         """Nats of each token and their sum; the gradient of the sum over `num_tokens` is accumulated."""
@@ -211,6 +219,13 @@ class Learner:
 
         self.backend.backward(compute_loss, last)
         return seen[0], seen[1]
+
+
+def _unmasked(tokens: np.ndarray) -> MicroBatch:
+    """A micro-batch of all of `tokens` (n, length), or of a row of padding where there is none."""
+    rows, length = max(1, len(tokens)), tokens.shape[1]
+    padded = np.pad(tokens, ((0, rows - len(tokens)), (0, 0)))
+    return MicroBatch(np.zeros(rows, dtype=np.int64), padded, np.full((rows, length), len(tokens) > 0))
 
 
 def made_up_tokens(rows: int, length: int, vocab_size: int) -> np.ndarray:

@@ -14,8 +14,8 @@ import torch
 
 from harness.config.run import RunConfig, load_config
 from harness.corpus.prepared import Data
-from harness.data.order import SequenceOrder
 from harness.data.schedule import plan_phases
+from harness.data.steps import StepOrder
 from harness.errors import CodelengthError, UsageError, prints_error
 from harness.job import joined_job
 from harness.machine.hardware import resolve_precision
@@ -40,9 +40,9 @@ def train_run(config: RunConfig) -> None:
         dtype = resolve_precision(config.train.precision, ranks.device)
         data = open_on_all_ranks(config, ranks)
         # What cannot be shared out is refused before a directory is made for it.
-        num_sequences = -(-data.train.num_tokens // config.model.context)
-        order = SequenceOrder(num_sequences, config.train.batch_sequences, data.train.fingerprint, config.seed)
-        plan_phases(config.train, order.steps, config.prune.prunings)
+        text, length = data.train, config.model.context
+        order = StepOrder(config.train, text.num_tokens, length, text.fingerprint, config.seed)
+        plan_phases(config.train, order, config.prune.prunings)
         if config.dry_run:
             _train(config, data, ranks, dtype)
             return

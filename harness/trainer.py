@@ -53,7 +53,7 @@ class Trainer:
             self.code_length = CodeLength(self.ensemble, data.tokenizer.vocab_size, data.train.num_tokens, ranks, dtype)
         packages = self.code_length.combiner.packages if self.code_length else ()
         host_computes = bool(packages) or config.backend.offload_optimizer
-        self.phases = plan_phases(config.train, self.batches.order.steps, config.prune.prunings)
+        self.phases = plan_phases(config.train, self.batches.order, config.prune.prunings)
         self.num_steps = self.phases[-1].end_step
         self.state = RunState(
             ledger_parts=[[] for _ in range(ranks.world_size)],
@@ -84,9 +84,13 @@ class Trainer:
             peak = peak_memory_bytes(self.ranks.device)
             print(f"dry step    {seconds:.2f} s, peak memory of rank 0 {peak / 1e6:,.0f} MB", flush=True)
         if not self.code_length:
-            replays = self.config.train.replays * self.phases[0].num_steps
+            order = self.batches.order
+            later_steps = self.num_steps - order.steps_per_epoch
+            num_steps = {order.full_tokens: later_steps} if later_steps else {}
+            for tokens, number in order.sizes.items():
+                num_steps[tokens] = num_steps.get(tokens, 0) + number * (1 + self.config.train.replays)
             optimizers = [learner.optimizer for learner in self.ensemble.learners]
-            line = duration_line(self.ensemble.dry_step, optimizers, self.ranks, self.num_steps + replays, seconds)
+            line = duration_line(self.ensemble.dry_step, optimizers, self.ranks, num_steps, seconds)
             if self.ranks.is_first:
                 print(line, flush=True)
         self.ensemble.reset()
@@ -117,7 +121,6 @@ class Trainer:
                     self.sums = MetricSums()
 
                 # one optimizer step
-                self.learner.set_schedule(step, phase)
                 asked, repeated_nats = self._train_step(step, phase, self._ask(stop))
                 self.state.step = step + 1
                 histograms_are_due |= asked.histograms > 0
@@ -173,11 +176,13 @@ class Trainer:
     def _train_step(self, step: int, phase: Phase, asked: Asked) -> tuple[Asked, float | None]:
         """One step; returns what all ranks asked for and, where its tokens were read before, their nats a token."""
         batch, row_bytes = self._read(step)
+        moment = self.batches.order.moment(step, phase)
+        self.learner.set_schedule(moment)
         is_new = batch.epoch == 0
         coded = self.code_length.code(batch) if self.code_length and is_new else []
         try:
             if is_new:
-                losses = self.ensemble.learn(step, phase, batch, self.replays, asked)
+                losses = self.ensemble.learn(step, moment, batch, self.replays, asked)
             else:
                 losses = self.learner.train(batch, f"step {step}", asked)
         except RunFailure as error:
@@ -204,8 +209,8 @@ class Trainer:
 
         While a rule is still to come or grows, losses say nothing about where they will settle.
         """
-        elapsed = self.state.step - 1 - phase.first_step
-        has_settled = phase.prunings or self.config.rule.strength(elapsed, phase.num_steps) == 1
+        done = self.batches.order.moment(self.state.step - 1, phase).done
+        has_settled = phase.prunings or self.config.rule.strength(done) == 1
         if repeated_nats is not None and has_settled:
             self.convergence.add(repeated_nats)
         halves = self.convergence.halves()

@@ -82,7 +82,7 @@ class Lockstep:
             self.batches = Batches(source, config.train, context, lanes, config.seed, ranks)
             self.replays = ReplaySchedule(config.train, self.batches)
             self.num_steps = self.batches.order.steps_per_epoch
-            self._phase = plan_phases(config.train, self.batches.order.steps, prunings=0)[0]
+            self._phase = plan_phases(config.train, self.batches.order, prunings=0)[0]
         weights = [learner.backend.weights() for learner in self.ensemble.learners]
         shapes = self.ensemble.shapes
         self._models = [FloatModel(shape, vocab_size, given) for shape, given in zip(shapes, weights, strict=True)]
@@ -106,7 +106,8 @@ class Lockstep:
 
         To be called once, before the first segment.
         """
-        self.ensemble.dry_step()
+        for step_tokens in self.config.train.step_sizes(self.config.model.context):
+            self.ensemble.dry_step(step_tokens)
         hashing = Digesting()
         probe = self.ensemble.main.probe().micro_batches[0]
         kept, self.combiner = self.combiner, self._new_combiner(num_tokens=probe.tokens.size)
@@ -132,7 +133,8 @@ class Lockstep:
                 self._keep(micro_batch)
             self.combiner.end_step()
             start = time.perf_counter()
-            losses = self.ensemble.learn(step, self._phase, batch, self.replays)
+            moment = self.batches.order.moment(step, self._phase)
+            losses = self.ensemble.learn(step, moment, batch, self.replays)
             self.learning_seconds += time.perf_counter() - start
             own_nats = None if losses is None else sum(nats_sum for _, nats_sum in losses.micro_batches)
             sums.aulc_nats += predicted_nats if own_nats is None else own_nats
@@ -195,24 +197,25 @@ class Lockstep:
             yield float(table_nats(table[active, tokens[active, position]]).sum())
 
     def _tables(self, micro_batch: MicroBatch, predictors: list[Predictor]) -> Iterator[tuple[int, np.ndarray]]:
-        """Each position with what `predictors` say of it: float32 (predictors, n, vocabulary).
+        """Each position to code with what `predictors` say of it: float32 (predictors, n, vocabulary).
 
-        Tokens are read when the next position is asked for.
+        Tokens are read when the next position is asked for, those before the first one without asking.
         """
-        tokens, mask = micro_batch.tokens, micro_batch.mask
+        tokens, mask, first = micro_batch.tokens, micro_batch.mask, micro_batch.first
         for predictor in predictors:
             predictor.start()
         previous = np.full(len(tokens), predictors[0].model.begin)
         for position in range(tokens.shape[1]):
-            if not mask[:, position].any():
+            if position >= first and not mask[:, position].any():
                 break
-            yield position, np.stack([predictor.step(previous) for predictor in predictors])
+            tables = [predictor.step(previous) for predictor in predictors]
+            if position >= first:
+                yield position, np.stack(tables)
             previous = tokens[:, position]
 
     def _code_micro_batch(self, micro_batch: MicroBatch, coder: Coder) -> float:
         tokens, mask, combiner, nats = micro_batch.tokens, micro_batch.mask, self.combiner, 0.0
-        if combiner.mixture:
-            combiner.mixture.start(micro_batch.sequences * tokens.shape[1])
+        combiner.start(micro_batch)
         coded_with: list[np.ndarray] = []
         for position, tables in self._tables(micro_batch, self.predictors):
             active = mask[:, position]
@@ -243,8 +246,9 @@ class Lockstep:
         """Write a receiver's tokens to their place in the text."""
         if self.source.tokens.flags.writeable:
             for sequence, tokens, mask in zip(micro_batch.sequences, micro_batch.tokens, micro_batch.mask, strict=True):
-                start, length = sequence * len(tokens), int(mask.sum())
-                self.source.tokens[start : start + length] = tokens[:length]
+                start = sequence * self.config.model.context + micro_batch.first
+                own = tokens[mask]
+                self.source.tokens[start : start + len(own)] = own
 
 
 def _environment(ranks: Ranks, dtype: torch.dtype, packages: tuple[str, ...]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from eval.codec.range_coder import most_symbols
 from eval.online.file import OnlineHead, Segment, Tokenizer
 from harness.config.run import RunConfig
+from harness.data.steps import StepOrder
 from harness.errors import UsageError
 from harness.machine.memory import check_memory
 from harness.online.combiner import mixture_bytes
@@ -37,8 +38,10 @@ def check_sizes(head: OnlineHead, config: RunConfig, tokenizer: Tokenizer, segme
     most = sum(most_symbols(len(part.stream), alphabet) for segment in segments for part in segment.parts)
     if head.num_tokens * symbols_per_token > most:
         raise UsageError(f"num_tokens={head.num_tokens}: more than its streams can hold; fetch the file again")
-    num_sequences = -(-head.num_tokens // config.model.context)
-    num_steps = -(-num_sequences // config.train.batch_sequences)
+    num_steps = 0
+    if head.num_tokens:
+        order = StepOrder(config.train, head.num_tokens, config.model.context, head.fingerprint, config.seed)
+        num_steps = order.steps_per_epoch
     due = -(-num_steps // config.online.segment_steps)
     if len(segments) != due:
         raise UsageError(f"{len(segments)} segments where {due} are due; fetch the file again")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from eval.teacher.experiment import UNPRUNED, Students, TeacherConfig, TeacherData, first_students, make_data
 from harness.config.pruning import PruneConfig
+from harness.data.schedule import Moment
 from harness.errors import RunFailure
 from harness.optim.optimizer import Optimizer, OptimizerConfig, torch_parts
 from harness.pruning.tamade import tamade
@@ -87,7 +88,7 @@ def _train(
         kind="adamw",
         learning_rate=config.learning_rate,
         betas=[0.9, 0.999],
-        warmup_steps=0,
+        warmup_tokens=0,
         schedule="cosine",
         finetune_fraction=FINETUNE_FRACTION,
     )
@@ -95,9 +96,10 @@ def _train(
     num_targets = data.targets.shape[1]
     order = torch.Generator().manual_seed(0)
     for step in range(num_steps):
-        optimizer.set_learning_rate(step, num_steps, finetuning)
+        moment = Moment(step / num_steps, (step + 1) / num_steps, step + 1, is_finetuning=finetuning)
+        optimizer.set_learning_rate(moment)
         if optimizer.rule:
-            optimizer.rule.strength = rule_config.strength(step, num_steps)
+            optimizer.rule.strength = rule_config.strength(moment.done)
         batch = data
         if config.batch_targets < num_targets:
             chosen = torch.randint(num_targets, (config.batch_targets,), generator=order)

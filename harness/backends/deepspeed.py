@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from harness.backends.base import BackendConfig
 from harness.errors import RunFailure, UsageError
 from harness.machine.ranks import Ranks, init_process_group
-from harness.optim.muon import MOMENTUM, orthogonalised
+from harness.optim.muon import orthogonalised
 from harness.optim.optimizer import Optimizer, OptimizerConfig, Ruled, torch_parts
 
 # The iteration of DeepSpeed's Muon that is replaced by this project's.
@@ -59,7 +59,7 @@ class DeepSpeedBackend:
                 p.use_muon = group["muon"]
             group |= {"use_muon": group["muon"], "lr": group["peak"], "weight_decay": config.weight_decay}
             if group["muon"]:
-                group |= {"momentum": MOMENTUM, "ns_method": OURS}
+                group |= {"momentum": config.muon_momentum, "ns_method": OURS}
             else:
                 group |= {"betas": tuple(config.betas), "eps": 1e-8}
         return [_ruled_muon(self.muon_dtype)(groups)]

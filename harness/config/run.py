@@ -90,6 +90,7 @@ class RunConfig:
                 "train.finetune_epochs > 0 or prune.rounds=1"
             )
         found.extend(self._online_problems())
+        found.extend(self.train.schedule_problems(self.model.context))
         if self.model.context < 1 or self.eval.chunk_bytes > self.model.context:
             found.append(
                 f"eval.chunk_bytes={self.eval.chunk_bytes}: must not exceed model.context ({self.model.context}), "

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
-from harness.data.order import SequenceOrder, Sequences
+from harness.data.order import Sequences
 from harness.data.schedule import TrainConfig
+from harness.data.steps import Reading, StepOrder
 from harness.machine.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -19,14 +20,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """One forward pass of one rank, always of the same shape; rows without tokens are padding."""
+    """One forward pass of one rank; rows without tokens are padding."""
 
     sequences: np.ndarray
     """Sequence ids (n,), int64; 0 on padding rows."""
     tokens: np.ndarray
-    """Token ids (n, length), int64; 0 where there is none."""
+    """Token ids (n, length) from the begin of the sequences on, int64; 0 where there is none."""
     mask: np.ndarray
-    """Whether there is a token (n, length), bool."""
+    """Whether there is a token to learn from (n, length), bool."""
+    first: int = 0
+    """Where the mask begins: tokens before it are given, and were learnt from at other steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,26 +63,28 @@ class Ahead(Generic[T]):
 
 
 class Batches:
-    """Shares each step's sequences among ranks: micro-batch j of the step goes to rank j mod world size."""
+    """Shares each step's sequences among ranks: micro-batch j of the step goes to rank j mod world size.
+
+    All ranks take as many micro-batches; one for which there are no sequences is a row of padding. Compiled models get
+    micro-batches of one shape, since each other one would be compiled anew.
+    """
 
     def __init__(self, shard: "Tokens", config: TrainConfig, context: int, micro_batch: int, seed: int, ranks: Ranks):
         self.sequences = Sequences(shard, context)
-        num_sequences, self.batch_sequences = self.sequences.num_sequences, config.batch_sequences
-        self.order = SequenceOrder(num_sequences, self.batch_sequences, shard.fingerprint, seed, config.order)
+        self.order = StepOrder(config, shard.num_tokens, context, shard.fingerprint, seed)
         self.micro_batch, self.ranks = micro_batch, ranks
+        self._least_rows = micro_batch if config.compile else 1
+        self._one_length = config.compile
         self.identity = f"{shard.fingerprint}:{seed}"
         """What the order depends on."""
 
     def of_step(self, step: int) -> StepBatch:
         """This rank's micro-batches of `step`."""
-        return self.of_sequences(self.order.batch(step), self.order.epoch_of(step))
+        return self._part_of(self.order.reading(step))
 
     def of_sequences(self, ids: np.ndarray, epoch: int) -> StepBatch:
         """This rank's micro-batches of a step that reads the sequences `ids` (n,), at most a full step of them."""
-        starts = range(0, self.batch_sequences, self.micro_batch)
-        own = [ids[start : start + self.micro_batch] for start in starts[self.ranks.rank :: self.ranks.world_size]]
-        num_tokens = int(self.sequences.lengths(ids).sum())
-        return StepBatch(epoch, num_tokens, [self._read_padded(part) for part in own])
+        return self._part_of(Reading(epoch, ids, 0, self.order.context))
 
     def sample(self, count: int) -> list[MicroBatch]:
         """This rank's share of `count` sequences spread evenly over the corpus."""
@@ -87,13 +92,27 @@ class Batches:
         ids = np.unique(np.linspace(0, total - 1, min(count, total)).astype(np.int64))
         own = ids[self.ranks.rank :: self.ranks.world_size]
         starts = range(0, len(own), self.micro_batch)
-        return [self._read_padded(own[start : start + self.micro_batch]) for start in starts]
+        whole = self.order.context
+        return [self._read(own[start : start + self.micro_batch], 0, whole, self.micro_batch) for start in starts]
 
-    def _read_padded(self, ids: np.ndarray) -> MicroBatch:
+    def _part_of(self, reading: Reading) -> StepBatch:
+        ids, first, end = reading.ids, reading.first, reading.end
+        stride = self.micro_batch * self.ranks.world_size
+        starts = range(self.ranks.rank * self.micro_batch, -(-len(ids) // stride) * stride, stride)
+        own = [self._read(ids[i : i + self.micro_batch], first, end, self._least_rows) for i in starts]
+        num_tokens = int(np.clip(self.sequences.lengths(ids) - first, 0, end - first).sum())
+        return StepBatch(reading.epoch, num_tokens, own)
+
+    def _read(self, ids: np.ndarray, first: int, end: int, least_rows: int) -> MicroBatch:
         tokens, mask = self.sequences.read(ids)
-        missing = self.micro_batch - len(ids)
+        mask[:, :first] = mask[:, end:] = False
+        # A receiver does not know yet what follows.
+        tokens[:, end:] = 0
+        length = self.order.context if self._one_length else end
+        missing = max(0, least_rows - len(ids))
         return MicroBatch(
             sequences=np.pad(ids, (0, missing)),
-            tokens=np.pad(tokens, ((0, missing), (0, 0))),
-            mask=np.pad(mask, ((0, missing), (0, 0))),
+            tokens=np.pad(tokens[:, :length], ((0, missing), (0, 0))),
+            mask=np.pad(mask[:, :length], ((0, missing), (0, 0))),
+            first=first,
         )

@@ -71,14 +71,24 @@ class SequenceOrder:
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         start = step_in_epoch * self._sequences_per_step
         stop = min(start + self._sequences_per_step, self._num_sequences)
-        if self._kind == "sequential":
-            return np.arange(start, stop, dtype=np.int64)
         if self._kind == "streams":
             length, longer = divmod(self._num_sequences, self._sequences_per_step)
             row = np.arange(stop - start, dtype=np.int64)
             return row * length + np.minimum(row, longer) + step_in_epoch
+        return self.read_at(start, stop - start, epoch)
+
+    def read_at(self, position: int, count: int, epoch: int = 0) -> np.ndarray:
+        """Ids of the `count` sequences that an epoch reads after `position` others, int64 of shape (count,).
+
+        In `streams`, whose order depends on the steps, those of a step.
+        """
+        if self._kind == "streams":
+            return self.batch(position // self._sequences_per_step)[:count]
+        if self._kind == "sequential":
+            return np.arange(position, position + count, dtype=np.int64)
         keys = [_round_key(f"{self._identity}:{epoch}:{number}") for number in range(NUM_ROUNDS)]
-        return _permute(np.arange(start, stop, dtype=np.uint64), self._num_sequences, keys).astype(np.int64)
+        positions = np.arange(position, position + count, dtype=np.uint64)
+        return _permute(positions, self._num_sequences, keys).astype(np.int64)
 
 
 class Sequences:

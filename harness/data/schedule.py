@@ -1,8 +1,8 @@
 """How long a run trains, in which batches, and its learning rate at each step."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from harness.bounds import bound_problems, bounded
 from harness.data.order import ORDERS
@@ -11,6 +11,7 @@ from harness.errors import UsageError
 ON_DAMAGE = ("stop", "restart")
 PRECISIONS = ("auto", "bf16", "fp32")
 MAX_REPLAYS = 1000
+MAX_STAGES = 64
 REPLAYS = ("uniform", "streams")
 
 
@@ -32,6 +33,12 @@ class TrainConfig:
     """Steps on what was read before, after each step of the first epoch; they are never counted as code length."""
     replay: str = bounded("uniform", choices=REPLAYS)
     """What replays read: `uniform`, any earlier rows; `streams`: readers that walk the past and may start again."""
+    batch_schedule: list[list[int]] = field(default_factory=list)
+    """Steps of the first epoch: `[[0, 128], [20000, 512]]` are 128 tokens each, and 512 after 20,000 tokens; else full.
+
+    A step of less than a sequence reads a part of one, given what is before it. Tokens of a step divide
+    `model.context` or are a multiple of it, and never become fewer.
+    """
     retrain_at: list[float] = field(default_factory=list)
     """Block code: nothing is learnt but at these fractions of the corpus, there anew from all that was read."""
     retrain_epochs: float = bounded(4.0, above=0, most=MAX_REPLAYS)
@@ -70,7 +77,31 @@ class TrainConfig:
             found.append(f"train.replays={self.replays}: nothing is learnt between the blocks of retrain_at; use 0")
         if at and self.epochs != 1:
             found.append(f"train.epochs={self.epochs}: a block code reads the corpus once; use 1")
+        if self.batch_schedule and (self.retrain_at or "streams" in (self.order, self.replay)):
+            found.append("train.batch_schedule: not with train.retrain_at, train.order=streams or train.replay=streams")
         return found
+
+    def schedule_problems(self, context: int) -> list[str]:
+        """What is wrong with `batch_schedule` for sequences of `context` tokens."""
+        schedule, full = self.batch_schedule, self.batch_sequences * context
+        starts, sizes = [stage[:1] for stage in schedule], [stage[1:] for stage in schedule]
+        is_order = starts == sorted(starts) and len({*map(tuple, starts)}) == len(starts) and sizes == sorted(sizes)
+        if not schedule or (
+            len(schedule) <= MAX_STAGES
+            and {len(stage) for stage in schedule} == {2}
+            and (starts[0] == [0] and is_order and sizes[0] >= [1])
+            and not any(context % size if size < context else size % context or size > full for (size,) in sizes)
+        ):
+            return []
+        return [
+            f"train.batch_schedule={schedule}: must be at most {MAX_STAGES} pairs [tokens read before, tokens of a "
+            f"step], the first from 0 on, both ascending; a step must divide model.context={context} or be a multiple "
+            f"of it, up to {full} (train.batch_sequences={self.batch_sequences})"
+        ]
+
+    def step_sizes(self, context: int) -> list[int]:
+        """Tokens of a step in the first epoch, from the smallest to the largest, for sequences of `context` tokens."""
+        return sorted({tokens for _, tokens in self.batch_schedule}) or [self.batch_sequences * context]
 
     def micro_batch(self, world_size: int) -> int:
         """Sequences per forward pass of one rank.
@@ -102,14 +133,36 @@ class Phase:
         return self.first_step + self.num_steps
 
 
-def plan_phases(config: TrainConfig, steps_of: Callable[[float], int], prunings: int) -> list[Phase]:
-    """The main phase and, after each pruning, an equal stretch of fine-tuning; `steps_of(epochs)` are optimizer steps.
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Where a step stands in a phase of training; learning rates and the strength of a rule follow from it."""
+
+    begun: float
+    """Fraction of the phase's tokens that come before the step."""
+    done: float
+    """The same when the step is done."""
+    tokens: int
+    """Tokens of the phase that have been read then."""
+    batch: float = 1.0
+    """Tokens of a step of this size over those of a full batch."""
+    is_finetuning: bool = False
+
+
+class Steps(Protocol):
+    """How many steps an order of a text has."""
+
+    def steps(self, epochs: float, later: bool = False) -> int:
+        """Steps in `epochs`, from the beginning on, or `later`, where all batches are full."""
+
+
+def plan_phases(config: TrainConfig, order: Steps, prunings: int) -> list[Phase]:
+    """The main phase and, after each pruning, an equal stretch of fine-tuning.
 
     Each stretch has its own decay, so that every pruning is judged on weights that have settled, and what it damages is
     mended at learning rates that can. Raises UsageError where there are fewer steps of fine-tuning than prunings.
     """
-    phases = [Phase("main", 0, steps_of(config.epochs))]
-    num_steps = steps_of(config.finetune_epochs) if prunings else 0
+    phases = [Phase("main", 0, order.steps(config.epochs))]
+    num_steps = order.steps(config.finetune_epochs, later=True) if prunings else 0
     if 0 < num_steps < prunings:
         raise UsageError(
             f"prune.rounds={prunings}: fine-tuning has {num_steps} steps to share out among as many stretches; "
@@ -121,14 +174,8 @@ def plan_phases(config: TrainConfig, steps_of: Callable[[float], int], prunings:
     return phases
 
 
-def ramp_factor(step: int, ramp_steps: float) -> float:
-    """Linear rise from just above 0 to 1 over `ramp_steps` steps."""
-    return min(1.0, (step + 1) / ramp_steps) if ramp_steps else 1.0
-
-
-def learning_rate_factor(step: int, num_steps: int, warmup_steps: int, shape: str, final_fraction: float) -> float:
-    """Factor on the peak learning rate at `step` of a phase: linear warm-up, then linear or cosine decay."""
-    warmup = ramp_factor(step, warmup_steps)
-    progress = step / num_steps
-    decay = 1.0 - progress if shape == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+def learning_rate_factor(moment: Moment, warmup_tokens: int, shape: str, final_fraction: float) -> float:
+    """Factor on the peak learning rate of a step: linear warm-up, then linear or cosine decay."""
+    warmup = min(1.0, moment.tokens / warmup_tokens) if warmup_tokens else 1.0
+    decay = 1.0 - moment.begun if shape == "linear" else 0.5 * (1.0 + math.cos(math.pi * moment.begun))
     return warmup * (final_fraction + (1.0 - final_fraction) * decay)

@@ -65,19 +65,27 @@ class Combiner:
 
     def sequence_nats(self, tables: np.ndarray, micro_batch: MicroBatch) -> np.ndarray:
         """Code length (n, length) of a micro-batch, given float32 tables (tables, n, length, vocabulary)."""
-        tokens, mask = micro_batch.tokens, micro_batch.mask
+        tokens, mask, coded = micro_batch.tokens, micro_batch.mask, np.s_[:, micro_batch.first :]
         sharp = self.sharpened(tables)
         self.observe(tables[:, mask], tokens[mask])
         if self.mixture is None:
             chosen = np.take_along_axis(sharp[0], tokens[..., None], axis=-1)[..., 0]
             return np.where(mask, table_nats(chosen), 0.0)
-        self.mixture.start(micro_batch.sequences * self.length)
-        probabilities = self.mixture.bit_probabilities(sharp, tokens, mask)
+        self.start(micro_batch)
+        sharp = sharp[:, *coded]
+        probabilities = self.mixture.bit_probabilities(sharp, tokens[coded], mask[coded])
         self.add_sent(micro_batch, sharp)
-        return np.where(mask, self.mixture.nats_of(probabilities, tokens), 0.0)
+        nats = np.zeros(tokens.shape)
+        nats[coded] = np.where(mask[coded], self.mixture.nats_of(probabilities, tokens[coded]), 0.0)
+        return nats
+
+    def start(self, micro_batch: MicroBatch) -> None:
+        """Begin with the sequences of a micro-batch, where it begins to code them."""
+        if self.mixture:
+            self.mixture.start(*self._places(micro_batch))
 
     def add_sent(self, micro_batch: MicroBatch, sharp: np.ndarray) -> None:
-        """A micro-batch that this rank has coded with the tables `sharp` (tables, n, length, vocabulary)."""
+        """A micro-batch that this rank has coded with the tables `sharp` (tables, n, coded length, vocabulary)."""
         if self.mixture and self.ranks.world_size > 1:
             self._sent.append((micro_batch, sharp))
 
@@ -95,9 +103,15 @@ class Combiner:
                     sent = self._sent[index] if rank == self.ranks.rank else None
                     micro_batch, sharp = self.ranks.broadcast(sent, source=rank)
                     if sent is None:
-                        starts = micro_batch.sequences * self.length
-                        self.mixture.learn_sequences(starts, sharp, micro_batch.tokens, micro_batch.mask)
+                        tokens, mask = (a[:, micro_batch.first :] for a in (micro_batch.tokens, micro_batch.mask))
+                        self.mixture.learn_sequences(*self._places(micro_batch), sharp, tokens, mask)
         self._sent = []
+
+    def _places(self, micro_batch: MicroBatch) -> tuple[np.ndarray, int, np.ndarray]:
+        """Where a micro-batch begins to be coded, as `Mixture.start` takes it."""
+        first, tokens = micro_batch.first, micro_batch.tokens
+        before = tokens[:, first - 1] if first else np.zeros(len(tokens), dtype=np.int64)
+        return micro_batch.sequences * self.length + first, first, before
 
     def member_nats(self) -> dict[str, float]:
         """Code length in nats of each member of the mixture by itself, of all ranks' sequences."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from harness.config.run import RunConfig
 from harness.data.batches import StepBatch
-from harness.data.schedule import Phase
+from harness.data.schedule import Moment
 from harness.learner import Learner, StepLosses
 from harness.machine.ranks import Ranks
 from harness.model.transformer import ModelConfig
@@ -52,9 +52,11 @@ class Ensemble:
         return [self._predicting(index) for index in range(1, len(self.learners))]
 
     def learn(
-        self, step: int, phase: Phase, batch: StepBatch, replays: ReplaySchedule, asked: Sequence[float] = ()
+        self, step: int, moment: Moment, batch: StepBatch, replays: ReplaySchedule, asked: Sequence[float] = ()
     ) -> StepLosses | None:
-        """Take the step of a new batch and those that follow it; returns the losses of the run's own transformer.
+        """Take the step of a new batch and those that follow it, all at the learning rates of `moment`.
+
+        Returns the losses of the run's own transformer.
 
         `asked` is as in `Learner.train`. None in a block code, which does not train on a batch at its first visit.
         Raises RunFailure where a loss is not finite.
@@ -64,15 +66,15 @@ class Ensemble:
             self._train_anew(replays.training(step), where)
             self._keep(step)
             return None
-        losses = self._train(step, phase, batch, where, asked)
+        losses = self._train(moment, batch, where, asked)
         for replay in replays.replays(step):
-            self._train(step, phase, replay, f"{where}, replay")
+            self._train(moment, replay, f"{where}, replay")
         self._keep(step)
         return losses
 
-    def dry_step(self) -> str:
+    def dry_step(self, step_tokens: int | None = None) -> str:
         """One step of each on made-up tokens, and digests of what came of it; `reset` undoes it."""
-        return " ".join(learner.dry_step() for learner in self.learners)
+        return " ".join(learner.dry_step(step_tokens) for learner in self.learners)
 
     def reset(self) -> None:
         """Back to before the first step."""
@@ -116,15 +118,15 @@ class Ensemble:
     def _predicting(self, index: int) -> Weights:
         return self._means[index].items() if self._means else self.learners[index].backend.weights()
 
-    def _train(self, step: int, phase: Phase, batch: StepBatch, where: str, asked: Sequence[float] = ()) -> StepLosses:
+    def _train(self, moment: Moment, batch: StepBatch, where: str, asked: Sequence[float] = ()) -> StepLosses:
         losses = []
         for learner in self.learners:
-            learner.set_schedule(step, phase)
+            learner.set_schedule(moment)
             losses.append(learner.train(batch, where, asked if learner is self.main else ()))
         self._average()
         return losses[0]
 
-    def _train_anew(self, training: Iterable[tuple[StepBatch, Phase]] | None, where: str) -> None:
+    def _train_anew(self, training: Iterable[tuple[StepBatch, Moment]] | None, where: str) -> None:
         if training is None:
             return
         rules = [learner.optimizer.rule for learner in self.learners]
@@ -133,8 +135,8 @@ class Ensemble:
             learner.optimizer.set_rule(rule)
         self._means, self._num_means = [], 0
         convergence = Convergence(self.config.stopping)
-        for index, (batch, phase) in enumerate(training):
-            losses = self._train(index, phase, batch, where)
+        for batch, moment in training:
+            losses = self._train(moment, batch, where)
             convergence.add(losses.nats_sum / batch.num_tokens)
             if convergence.is_reached:
                 break

@@ -52,9 +52,12 @@ class Mixture:
         )
         self.state.joint.weights[:, :, contexts : contexts + tables] = _TABLE_WEIGHT
 
-    def start(self, starts: np.ndarray) -> None:
-        """Begin sequences at the places `starts` (n,) of the text, lane by lane."""
-        _start(self.state, starts)
+    def start(self, starts: np.ndarray, first: int, before: np.ndarray) -> None:
+        """Begin at the places `starts` (n,) of the text, lane by lane.
+
+        They are after `first` symbols of their sequences, the last of which are `before` (n,).
+        """
+        _start(self.state, starts, first, before)
 
     def bit_probabilities(self, tables: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Probabilities of a 1, float64 (n, length, bits), for every bit of `tokens` (n, length), from the start on.
@@ -88,10 +91,18 @@ class Mixture:
         _learn_and_end(self.state, bits, self._active, self.bits, self.vocab_size, symbols)
         return symbols
 
-    def learn_sequences(self, starts: np.ndarray, tables: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> None:
-        """Learn sequences that another rank has coded, as if this one had; its own switch and sums stay."""
+    def learn_sequences(
+        self,
+        starts: np.ndarray,
+        first: int,
+        before: np.ndarray,
+        tables: np.ndarray,
+        tokens: np.ndarray,
+        mask: np.ndarray,
+    ) -> None:
+        """Learn what another rank has coded from `start` on, as if this one had; its own switch and sums stay."""
         kept = [array.copy() for array in (*self.state.switch, self.state.nats)]
-        self.start(starts)
+        self.start(starts, first, before)
         self.bit_probabilities(tables, tokens, mask)
         for array, before in zip((*self.state.switch, self.state.nats), kept, strict=True):
             array[...] = before
@@ -115,9 +126,9 @@ class Mixture:
 
 
 @compiled
-def _start(m, starts):
+def _start(m, starts, first, before):
     for lane in range(len(starts)):
-        m.places[lane, 0], m.places[lane, 1], m.places[lane, 2] = starts[lane], 0, 0
+        m.places[lane, 0], m.places[lane, 1], m.places[lane, 2] = starts[lane], first, before[lane]
         if m.has_ngram[0]:
             ngram.start_sequence(m.ngram, lane, starts[lane])
 

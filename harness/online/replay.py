@@ -12,7 +12,7 @@ import numpy as np
 
 from harness.data.batches import Batches, StepBatch
 from harness.data.order import SequenceOrder
-from harness.data.schedule import Phase, TrainConfig
+from harness.data.schedule import Moment, TrainConfig
 
 _WORD = 64
 
@@ -27,32 +27,40 @@ class ReplaySchedule:
         self._walked, self._places = 0, np.zeros((config.replays, config.batch_sequences), dtype=np.int64)
 
     def replays(self, step: int) -> list[StepBatch]:
-        """Replays after `step`; each row reads what it has read at some full step up to this one, any as likely."""
-        newest = step
-        if len(self.batches.order.batch(step)) < self.config.batch_sequences:
-            newest -= 1
-        if not self.config.replays or newest < 0:
+        """Replays after `step`; each row reads one of the whole sequences that it has read by then, any as likely."""
+        order = self.batches.order
+        if not self.config.replays:
             return []
-        past = self._walk(newest) if self.config.replay == "streams" else self._draw(step, newest)
-        return [self._read(row_steps) for row_steps in past]
+        # The last step may be short.
+        rows = max(order.rows_of(step), order.rows_of(max(0, step - 1)))
+        read = np.array([order.sequences_of(row, step) for row in range(rows)])
+        if self.config.replay == "streams":
+            # All its readers go on together: only by full steps.
+            read[:] = read.min()
+        read = read[read > 0]
+        if not len(read):
+            return []
+        past = self._walk(int(read[0]) - 1) if self.config.replay == "streams" else self._draw(step, read)
+        return [self._read(indices) for indices in past]
 
-    def training(self, step: int) -> Iterator[tuple[StepBatch, Phase]] | None:
+    def training(self, step: int) -> Iterator[tuple[StepBatch, Moment]] | None:
         """The steps of a training on all that was read up to `step`, one by one; None where none is due after it."""
         if step + 1 not in self.retrain_steps:
             return None
         num_steps = max(1, round(self.config.retrain_epochs * (step + 1)))
         order = SequenceOrder(step + 1, 1, self.batches.identity, seed=step)
-        phase = Phase("main", 0, num_steps)
-        past = (self.batches.order.batch(int(order.batch(i)[0])) for i in range(num_steps))
-        return ((self.batches.of_sequences(ids, epoch=1), phase) for ids in past)
+        full = self.batches.order.full_tokens
+        moments = (Moment(i / num_steps, (i + 1) / num_steps, (i + 1) * full) for i in range(num_steps))
+        past = (self.batches.order.reading(int(order.batch(i)[0])).ids for i in range(num_steps))
+        return zip((self.batches.of_sequences(ids, epoch=1) for ids in past), moments, strict=True)
 
-    def _read(self, row_steps: np.ndarray) -> StepBatch:
-        ids = [self.batches.order.batch(int(past))[row] for row, past in enumerate(row_steps)]
+    def _read(self, indices: np.ndarray) -> StepBatch:
+        ids = [self.batches.order.sequence_of(row, int(index)) for row, index in enumerate(indices)]
         return self.batches.of_sequences(np.array(ids), epoch=1)
 
-    def _draw(self, step: int, newest: int) -> np.ndarray:
-        """Earlier steps (replays, rows), uniform and independent."""
-        return (self._words(step) % np.uint64(newest + 1)).astype(np.int64)
+    def _draw(self, step: int, read: np.ndarray) -> np.ndarray:
+        """Which sequence of each row (replays, rows), of the numbers `read`; uniform and independent."""
+        return (self._words(step)[:, : len(read)] % read.astype(np.uint64)).astype(np.int64)
 
     def _walk(self, newest: int) -> np.ndarray:
         """Earlier steps (replays, rows) where readers are: one at t starts again with probability 1 / (t + 1).

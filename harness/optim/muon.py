@@ -16,7 +16,6 @@ from torch import Tensor
 
 from harness.optim.adamw import EagerOptimizer
 
-MOMENTUM = 0.95
 ITERATIONS = 5
 A, B, C = 3.4445, -4.7750, 2.0315
 EPSILON = 1e-7
@@ -73,9 +72,18 @@ class Muon(EagerOptimizer):
     with their number and no bit depends on it.
     """
 
-    def __init__(self, groups: list[dict], weight_decay: float, dtype: torch.dtype, rank: int, world_size: int):
-        """Groups name their `lr`; `dtype` is that of the iteration."""
+    def __init__(
+        self,
+        groups: list[dict],
+        weight_decay: float,
+        momentum: float,
+        dtype: torch.dtype,
+        rank: int,
+        world_size: int,
+    ):
+        """Groups name their `lr`; `momentum` is its decay rate, `dtype` that of the iteration."""
         super().__init__(groups, {"weight_decay": weight_decay})
+        self.momentum = momentum
         self.dtype, self.rank, self.world_size = dtype, rank, world_size
 
     @torch.no_grad()
@@ -104,8 +112,8 @@ class Muon(EagerOptimizer):
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         gradients = [p.grad for p in parameters if p.grad is not None]
         buffers = [self.state[p]["momentum_buffer"] for p in parameters]
-        torch._foreach_lerp_(buffers, gradients, 1 - MOMENTUM)
-        return list(torch._foreach_lerp(gradients, buffers, MOMENTUM))
+        torch._foreach_lerp_(buffers, gradients, 1 - self.momentum)
+        return list(torch._foreach_lerp(gradients, buffers, self.momentum))
 
     def _orthogonalised(self, matrices: list[Tensor]) -> list[Tensor]:
         """The orthogonal matrices of all `matrices`, each computed by one rank."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.bounds import bound_problems, bounded
-from harness.data.schedule import learning_rate_factor
+from harness.data.schedule import Moment, learning_rate_factor
 from harness.optim.adamw import AdamW
 from harness.optim.muon import Muon
 from harness.rules.config import RuleConfig, kind_of_tensor
@@ -34,12 +34,16 @@ class OptimizerConfig:
     """Peak learning rate of AdamW."""
     muon_learning_rate: float = bounded(0.01, above=0)
     """Peak learning rate of Muon."""
+    muon_momentum: float = bounded(0.95, least=0, most=0.9999)
+    """Decay rate of Muon's momentum."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     """Decay rates of AdamW's moments."""
     weight_decay: float = bounded(0.0, least=0)
     """Decoupled weight decay."""
-    warmup_steps: int = bounded(30, least=0)
-    """Steps over which the learning rate rises linearly at the start of the main phase."""
+    warmup_tokens: int = bounded(120_000, least=0)
+    """Tokens over which the learning rate rises linearly at the start of the main phase."""
+    batch_exponent: float = bounded(0.5, least=0, most=1)
+    """Learning rates of smaller steps (`train.batch_schedule`): those of full ones times (fraction of it) to this."""
     schedule: str = bounded("linear", choices=SCHEDULES)
     """Shape of the decay: `linear` or `cosine`."""
     final_fraction: float = bounded(0.0, least=0, most=1)
@@ -130,12 +134,13 @@ class Optimizer:
                 for state in part.state.values():
                     forget(state)
 
-    def set_learning_rate(self, step: int, num_steps: int, finetuning: bool) -> float:
-        """Set the learning rates of `step` of a phase of `num_steps`; returns the factor on the peaks."""
+    def set_learning_rate(self, moment: Moment) -> float:
+        """Set the learning rates of a step; returns the factor on the peaks."""
         config = self.config
-        warmup = 0 if finetuning else config.warmup_steps
-        factor = learning_rate_factor(step, num_steps, warmup, config.schedule, config.final_fraction)
-        factor *= config.finetune_fraction if finetuning else 1.0
+        warmup = 0 if moment.is_finetuning else config.warmup_tokens
+        factor = learning_rate_factor(moment, warmup, config.schedule, config.final_fraction)
+        factor *= config.finetune_fraction if moment.is_finetuning else 1.0
+        factor *= moment.batch**config.batch_exponent
         for part in self.parts:
             for group in part.param_groups:
                 group["lr"] = group["peak"] * factor
@@ -178,7 +183,7 @@ def torch_parts(
     if own[False]:
         parts.append(RuledAdamW(own[False], config.weight_decay, tuple(config.betas)))
     if own[True]:
-        parts.append(RuledMuon(own[True], config.weight_decay, muon_dtype, rank, world_size))
+        parts.append(RuledMuon(own[True], config.weight_decay, config.muon_momentum, muon_dtype, rank, world_size))
     return parts
 
 

@@ -63,10 +63,11 @@ class RuleConfig:
         rule = make_rule(replace(self, alpha=1.0, bits_per_weight=0.0), [0.9, 0.95], 1)
         return sum(rule.kept.values()) if rule else 0
 
-    def strength(self, step: int, num_steps: int) -> float:
-        """Factor on alpha at `step` of a main phase of `num_steps`."""
-        elapsed = step + 1 - self.warmup * num_steps
-        return min(1.0, max(0.0, elapsed / (self.ramp * num_steps) if self.ramp else float(elapsed > 0)))
+    def strength(self, done: float) -> float:
+        """Factor on alpha in a step after which a fraction `done` of the main phase is over."""
+        if done >= self.warmup + self.ramp:
+            return float(done > self.warmup)
+        return max(0.0, (done - self.warmup) / self.ramp)
 
     def problems(self) -> list[str]:
         """Every bad value, a line each."""

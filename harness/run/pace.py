@@ -1,5 +1,6 @@
 """How fast a step is here: seconds that a run's length is told from before it starts."""
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -29,19 +30,26 @@ def seconds_of_a_step(step: Callable[[], object], ranks: Ranks, seconds: float =
 
 
 def duration_line(
-    dry_step: Callable[[], object], optimizers: list[Optimizer], ranks: Ranks, num_steps: int, first_seconds: float
+    dry_step: Callable[[int], object],
+    optimizers: list[Optimizer],
+    ranks: Ranks,
+    num_steps: dict[int, int],
+    first_seconds: float,
 ) -> str:
-    """How long `num_steps` steps will take, and until when, at the rate of some more dry steps.
+    """How long all steps will take, and until when, at the rate of some more dry steps.
 
-    The first one took `first_seconds` on this rank; where that was long, it is taken for all.
+    `num_steps` are given by the tokens of a step. The first one, of the most tokens, took `first_seconds` on this rank;
+    where that was long, it is taken for all.
     """
-    seconds = max(ranks.gather(first_seconds))
-    if seconds < LONG_DRY_STEP_SECONDS:
+    seconds = dict.fromkeys(num_steps, max(ranks.gather(first_seconds)))
+    if max(seconds.values()) < LONG_DRY_STEP_SECONDS:
         for optimizer in optimizers:
             freeze_learning_rates(optimizer)
-        seconds = seconds_of_a_step(dry_step, ranks, seconds=0.3)
-    end = time.strftime("%H:%M", time.localtime(time.time() + seconds * num_steps))
-    return f"duration    about {clock(seconds * num_steps)} at {seconds:.3g} s a step, until {end}"
+        for tokens in num_steps:
+            seconds[tokens] = seconds_of_a_step(functools.partial(dry_step, tokens), ranks, seconds=0.3)
+    total = sum(number * seconds[tokens] for tokens, number in num_steps.items())
+    end = time.strftime("%H:%M", time.localtime(time.time() + total))
+    return f"duration    about {clock(total)} at {total / sum(num_steps.values()):.3g} s a step, until {end}"
 
 
 def freeze_learning_rates(optimizer: Optimizer) -> None:

@@ -36,7 +36,7 @@ def derived_numbers(
         f"corpus      {config.corpus.kind}: {shard.raw_bytes:,} bytes = {shard.num_tokens:,} tokens "
         f"({config.tokenizer.kind}); held out {data.heldout.raw_bytes:,} bytes",
         f"model       {config.model.architecture}: {num_parameters:,} parameters",
-        f"steps       {steps} of {tokens:,} tokens = {ranks.world_size} rank(s)"
+        f"steps       {steps} of {tokens:,} tokens{_schedule_words(config)} = {ranks.world_size} rank(s)"
         f" x {batch // micro_batch // ranks.world_size} micro-batch(es) x {micro_batch} x {config.model.context}",
         *_online_lines(config),
         f"arithmetic  {str(dtype).removeprefix('torch.')} products, float32 loss, {ranks.device.type}, {backend}",
@@ -64,6 +64,13 @@ def kept_weights(config: RunConfig, totals: Sequence[int]) -> int:
 def _count(groups: list[dict[str, Any]], key: str | None = None) -> int:
     """Parameters of all groups, or of those of which `key` holds."""
     return sum(p.numel() for group in groups if key is None or group[key] for p in group["params"])
+
+
+def _schedule_words(config: RunConfig) -> str:
+    """The smaller steps of the first epoch."""
+    if not config.train.batch_schedule:
+        return ""
+    return f" (at first {', '.join(f'{tokens:,}' for _, tokens in config.train.batch_schedule)})"
 
 
 def _online_lines(config: RunConfig) -> list[str]:

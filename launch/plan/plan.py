@@ -9,8 +9,8 @@ import torch
 
 from harness.config.run import RunConfig
 from harness.corpus.prepared import data_directory, open_data
-from harness.data.order import SequenceOrder
 from harness.data.schedule import plan_phases
+from harness.data.steps import StepOrder
 from harness.data.tokenizer import NUM_BYTE_VALUES
 from harness.errors import UsageError
 from harness.machine.hardware import resolve_precision
@@ -74,14 +74,20 @@ class Plan:
             count_parameters(replace(config, model=model), self.vocab_size) for model in config.expert_models()
         )
         train = config.train
-        order = SequenceOrder(-(-self.corpus.tokens // config.model.context), train.batch_sequences, "", config.seed)
-        self.phases = plan_phases(train, order.steps, config.prune.prunings)
+        order = StepOrder(train, self.corpus.tokens, config.model.context, "", config.seed)
+        self.phases = plan_phases(train, order, config.prune.prunings)
         self.step_tokens = train.batch_sequences * config.model.context
         epochs = {"main": train.main_passes, "finetune": train.finetune_epochs}
         names = dict.fromkeys(phase.name for phase in self.phases)
         self.phase_steps = {name: sum(p.num_steps for p in self.phases if p.name == name) for name in names}
         self.phase_tokens = {name: round(epochs[name] * self.corpus.tokens) for name in names}
-        self.updates = sum(self.phase_tokens.values()) / self.step_tokens
+        self.small_updates = {
+            tokens: steps * (1 + train.replays) for tokens, steps in order.sizes.items() if tokens < self.step_tokens
+        }
+        """Updates of the weights from less than a full batch, by its tokens."""
+        small_tokens = sum(tokens * number for tokens, number in self.small_updates.items())
+        full_tokens = max(0, sum(self.phase_tokens.values()) - small_tokens)
+        self.updates = sum(self.small_updates.values()) + full_tokens / self.step_tokens
         flops = self.parameters.flops_per_token
         self.total_flops = flops * sum(self.phase_tokens.values()) + self._coding_flops(flops)
         self.mixture_bytes = mixture_bytes(config.online, self.corpus.tokens)
@@ -151,14 +157,32 @@ class Plan:
         if not self.device.is_gpu:
             # Other models of the online code count by their operations.
             others = self.total_flops / (self.parameters.flops_per_token * sum(self.phase_tokens.values()))
-            seconds = measured_step_seconds(self.config, self.vocab_size, self.question.gpus) * others
-            return [self._rate(self.arithmetic, None, None, {"measured": seconds})]
+            return [self._rate(self.arithmetic, None, None, {"measured": self._measured_seconds() * others})]
         each = self.operations() / (self.question.gpus * self.updates)
         return [
             self._rate(name, flops, mfu, {"operations": each / (flops * mfu), **self.bounds})
             for name, flops in self.peaks().items()
             for mfu in sorted({*SHOWN_MFU, self.mfu})
         ]
+
+    def _measured_seconds(self) -> float:
+        """Seconds of an update of the weights on a CPU, as measured; a mean where a schedule makes some smaller."""
+        processes, context = self.question.gpus, self.config.model.context
+        full = measured_step_seconds(self.config, self.vocab_size, processes)
+        seconds = full * (self.updates - sum(self.small_updates.values()))
+        for tokens, number in self.small_updates.items():
+            # A part of a sequence is computed with what is before it.
+            length = context if tokens >= context else (context + tokens) // 2
+            train: dict[str, object] = {
+                "batch_sequences": max(1, tokens // context),
+                "micro_batch_sequences": None,
+                "batch_schedule": [],
+            }
+            config = changed(self.config, train=train, model={"context": length})
+            # Ranks for which there is no row wait.
+            at_once = min(processes, config.train.batch_sequences)
+            seconds += number * measured_step_seconds(config, self.vocab_size, at_once)
+        return seconds / self.updates
 
     def _rate(self, arithmetic: str, flops: float | None, mfu: float | None, update_seconds: dict[str, float]) -> Rate:
         """What follows from the seconds of an update of the weights by what bounds it."""
@@ -172,7 +196,7 @@ class Plan:
             gpu_hours=seconds / 3600 * self.question.gpus,
             # A step has several updates where it replays.
             step_seconds=seconds / self.phases[-1].end_step,
-            tokens_per_second=self.updates * self.step_tokens / seconds,
+            tokens_per_second=sum(self.phase_tokens.values()) / seconds,
             bound_by=bound_by,
         )
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 CONFIG = """
 corpus: {kind: wiki-mini, subset_bytes: 1200000, heldout_bytes: 5000}
 train: {log_every_steps: 2, precision: bf16}
-optimizer: {kind: adamw, warmup_steps: 3}
+optimizer: {kind: adamw, warmup_tokens: 768}
 """
 FIVE_MILLION = ("model.width=256", "model.layers=6", "model.heads=4")
 TWENTY_FIVE_MILLION = ("model.architecture=published", "model.width=640", "model.layers=5", "model.heads=10")

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from harness.config.run import RunConfig, load_config
 from harness.data.batches import StepBatch
-from harness.data.schedule import Phase
+from harness.data.schedule import Moment
 from harness.learner import Learner
 from harness.machine.hardware import compute_deterministically, matmul_flops, processor_name, resolve_precision
 from harness.machine.ranks import Ranks
@@ -109,13 +109,13 @@ def recorded_and_not(sizes: list[str], rounds: int, dtype: torch.dtype) -> None:
         config = make_config(SIZES[size], "modern", "muon", "rule.kind=rl1", "rule.alpha=0.35")
         bare, ruled = (Learner(config, VOCABULARY, Ranks(0, 1, CPU), dtype) for _ in range(2))
         ruled.start_rule(1_000_000)
-        batch, phase = bare.probe(), Phase("main", 0, 1000)
+        batch = bare.probe()
         with tempfile.TemporaryDirectory() as folder, Monitor(Path(folder), 1000) as monitor:
             ledger, count = LedgerWriter(Path(folder), 0), itertools.count()
 
-            def recorded(learner: Learner, batch=batch, phase=phase, ledger=ledger, count=count, view=monitor) -> None:
+            def recorded(learner: Learner, batch=batch, ledger=ledger, count=count, view=monitor) -> None:
                 step = next(count)
-                learner.set_schedule(step, phase)
+                learner.set_schedule(Moment(step / 1000, (step + 1) / 1000, step))
                 losses = learner.train(batch, "benchmark")
                 for part, (nats, _) in zip(batch.micro_batches, losses.micro_batches, strict=True):
                     ledger.append(step, 0, part, nats, np.full(len(nats), nats.shape[1]))

@@ -39,7 +39,7 @@ CONFIG = """
 corpus: {kind: files, path: text, heldout_bytes: 300}
 model: {width: 8, layers: 1, heads: 1, context: 64}
 train: {batch_sequences: 4, precision: fp32, log_every_steps: 2, finetune_epochs: 0.5, checkpoint_minutes: 1.0e-9}
-optimizer: {kind: adamw, warmup_steps: 2}
+optimizer: {kind: adamw, warmup_tokens: 512}
 rule: {kind: rl1, alpha: 0.1}
 prune: {kind: tamade, sample_sequences: 4, resolution: 1.0e-2}
 eval: {chunk_bytes: 64, lanes: 4}

@@ -7,7 +7,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from harness.config.run import RunConfig, load_config
-from harness.data.schedule import Phase
+from harness.data.schedule import Moment
 from harness.learner import Learner
 from harness.machine.hardware import compute_deterministically, matmul_flops, peak_flops, resolve_precision
 from harness.machine.ranks import Ranks, choose_device
@@ -70,10 +70,10 @@ def measured(config: RunConfig, device: torch.device) -> dict:
     """Tokens a second, MFU, peak memory, waits of a step for the device, and the largest shares of its time."""
     dtype = resolve_precision(config.train.precision, device)
     learner = Learner(config, 256, Ranks(0, 1, device), dtype)
-    batch, phase = learner.probe(), Phase("main", 0, 1000)
+    batch = learner.probe()
 
     def step(number: int) -> None:
-        learner.set_schedule(number, phase)
+        learner.set_schedule(Moment(number / 1000, (number + 1) / 1000, number))
         learner.train(batch, "speed")
 
     for number in range(WARM_UP):

@@ -32,7 +32,7 @@ CONFIG = f"""
 corpus: {{kind: wiki-mini, subset_bytes: {TEXT_BYTES}, heldout_bytes: 3000}}
 model: {{width: 32, layers: 1, heads: 1}}
 train: {{epochs: 2, finetune_epochs: 1, batch_sequences: 16, precision: fp32, log_every_steps: 1}}
-optimizer: {{warmup_steps: 1}}
+optimizer: {{warmup_tokens: 256}}
 rule: {{kind: rl1, alpha: 0.01}}
 prune: {{kind: tamade, sample_sequences: 8, resolution: 1e-4}}
 """
@@ -187,7 +187,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(place):
 
 def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(place):
     with pytest.raises(RunFailure, match=r"last good checkpoint is .*saved-and-diverged/checkpoints/step-0000000\d\)"):
-        train(place, "saved-and-diverged", *DIVERGING, "train.checkpoint_minutes=1e-9", "optimizer.warmup_steps=0")
+        train(place, "saved-and-diverged", *DIVERGING, "train.checkpoint_minutes=1e-9", "optimizer.warmup_tokens=0")
 
 
 def test_a_dry_run_prints_the_derived_numbers_and_leaves_nothing(place, capsys):

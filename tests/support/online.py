@@ -10,7 +10,7 @@ CONFIG = """
 corpus: {kind: wiki-mini, subset_bytes: 3000, heldout_bytes: 500}
 model: {width: 32, layers: 1, heads: 1, context: 64}
 train: {batch_sequences: 4, log_every_steps: 1}
-optimizer: {warmup_steps: 2}
+optimizer: {warmup_tokens: 512}
 rule: {kind: rl1, alpha: 0.1}
 eval: {chunk_bytes: 64}
 online: {segment_steps: 3}

@@ -21,7 +21,7 @@ CONFIG = """
 corpus: {kind: wiki-mini, subset_bytes: 20300, heldout_bytes: 3000}
 model: {width: 32, layers: 1, heads: 1}
 train: {finetune_epochs: 1, batch_sequences: 4, precision: fp32, log_every_steps: 1}
-optimizer: {kind: adamw, warmup_steps: 3}
+optimizer: {kind: adamw, warmup_tokens: 768}
 rule: {kind: rl1, alpha: 0.1}
 prune: {kind: tamade, sample_sequences: 8, resolution: 1.0e-3, grid: 0.5, rounds: 2}
 """

@@ -10,13 +10,13 @@ import torch
 from harness.backends.base import all_partitions
 from harness.config.run import config_from
 from harness.data.batches import MicroBatch, StepBatch
-from harness.data.schedule import Phase
+from harness.data.schedule import Moment
 from harness.learner import Learner
 from harness.machine.ranks import Ranks, joined_ranks, leave
 
 STEPS, ROWS, LENGTH = 50, 2, 16
 MODEL = {"model.width": 16, "model.layers": 1, "model.heads": 1, "model.context": LENGTH, "eval.chunk_bytes": LENGTH}
-MODEL |= {"train.batch_sequences": 2 * ROWS, "train.precision": "fp32", "optimizer.warmup_steps": 0}
+MODEL |= {"train.batch_sequences": 2 * ROWS, "train.precision": "fp32", "optimizer.warmup_tokens": 0}
 
 
 def trained(ranks: Ranks, settings: dict) -> Learner:
@@ -28,7 +28,7 @@ def trained(ranks: Ranks, settings: dict) -> Learner:
     for step in range(STEPS):
         tokens = rng.integers(256, size=(ROWS, LENGTH))
         rows = MicroBatch(np.zeros(ROWS, dtype=np.int64), tokens, np.ones((ROWS, LENGTH), dtype=bool))
-        learner.set_schedule(step, Phase("main", 0, STEPS))
+        learner.set_schedule(Moment(step / STEPS, (step + 1) / STEPS, (step + 1) * ROWS * LENGTH))
         learner.train(StepBatch(0, ranks.world_size * tokens.size, [rows]), f"step {step}")
     return learner
 

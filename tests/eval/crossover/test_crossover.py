@@ -312,7 +312,7 @@ name: digits
 corpus: {kind: files, subset_bytes: 24000, heldout_bytes: 2000}
 model: {width: 32, layers: 1, heads: 1}
 train: {epochs: 1, finetune_epochs: 0, batch_sequences: 2, precision: fp32}
-optimizer: {warmup_steps: 2, learning_rate: 0.01}
+optimizer: {warmup_tokens: 512, learning_rate: 0.01}
 eval: {lanes: 4}
 """
 

@@ -112,7 +112,7 @@ def test_published_schedules():
 WITHOUT_MEASURE = {
     "seed": [2**70, -(2**70), 10**400],
     "optimizer.learning_rate": [1e300, "nan", "inf", 10**400],
-    "optimizer.warmup_steps": [2**62],
+    "optimizer.warmup_tokens": [2**62],
     "train.epochs": [1e300, "inf"],
     "train.retrain_epochs": [1e300],
     "rule.alpha": [1e300, "nan"],

@@ -27,7 +27,7 @@ CONFIG = """
 corpus: {kind: files, heldout_bytes: 512}
 model: {width: 16, layers: 1, heads: 1, context: 64}
 train: {batch_sequences: 4, precision: fp32, log_every_steps: 100, order: sequential}
-optimizer: {warmup_steps: 2, kind: adamw}
+optimizer: {warmup_tokens: 512, kind: adamw}
 eval: {chunk_bytes: 64}
 """
 TEXT = (ROOT / "LICENSE").read_bytes()[:6000]

@@ -24,7 +24,7 @@ def coded_bits(mix: Mixture, tokens: np.ndarray, tables: np.ndarray | None = Non
     lanes, length = tokens.shape
     if tables is None:
         tables = np.zeros((0, lanes, length, mix.vocab_size), dtype=np.float32)
-    mix.start(np.arange(lanes) * length)
+    mix.start(np.arange(lanes) * length, 0, np.zeros(lanes, dtype=np.int64))
     probabilities = mix.bit_probabilities(tables, tokens, np.ones(tokens.shape, dtype=bool))
     return bits_from_nats(mix.nats_of(probabilities, tokens).sum(axis=1))
 
@@ -160,7 +160,7 @@ def test_symbols_decoded_bit_by_bit_are_those_coded_at_once():
     experts = ["uniform", "frequencies", "ngram", "network"]
     sender, receiver = (mixture(experts, lanes=lanes, tables=1) for _ in range(2))
     for mix in (sender, receiver):
-        mix.start(np.arange(lanes) * length)
+        mix.start(np.arange(lanes) * length, 0, np.zeros(lanes, dtype=np.int64))
     probabilities = sender.bit_probabilities(tables, tokens, mask)
     for position in range(length):
         active = mask[:, position]
@@ -178,7 +178,7 @@ def test_symbols_decoded_bit_by_bit_are_those_coded_at_once():
 def test_bits_that_no_sender_codes_make_a_symbol_all_the_same():
     # 300 symbols take nine bits; a damaged stream can say 511.
     mix = mixture(["uniform", "frequencies"], 300)
-    mix.start(np.array([0]))
+    mix.start(np.array([0]), 0, np.array([0]))
     mix.start_symbols(np.zeros((0, 1, 300), dtype=np.float32), np.array([True]))
     ones = np.ones(1, dtype=np.int64)
     for _ in range(8):
@@ -222,7 +222,7 @@ def test_what_other_ranks_have_coded_is_learnt_and_costs_nothing():
     tokens, others = TEXT[None, :600].astype(np.int64), TEXT[None, 600:1200].astype(np.int64)
     tables, mask = np.full((1, 1, 600, 256), 1 / 256, dtype=np.float32), np.ones((1, 600), dtype=bool)
     alone, told = (mixture(["frequencies", "ngram", "network"], tables=1) for _ in range(2))
-    told.learn_sequences(np.array([600]), tables, others, mask)
+    told.learn_sequences(np.array([600]), 0, np.array([0]), tables, others, mask)
     assert not member_bits(told).any() and told.state.switch.times == 0
     assert coded_bits(told, tokens, tables)[0] < 0.7 * coded_bits(alone, tokens, tables)[0]
 
@@ -231,7 +231,7 @@ def test_text_is_coded_in_any_order_of_its_places():
     # A place may be known before and after the one that is coded, as with shuffled sequences.
     mix = mixture(["ngram"])
     for start in (64, 192, 0, 128, 256):
-        mix.start(np.array([start]))
+        mix.start(np.array([start]), 0, np.array([0]))
         tokens = TEXT[None, start : start + 64].astype(np.int64)
         mix.bit_probabilities(np.zeros((0, 1, 64, 256), dtype=np.float32), tokens, np.ones((1, 64), dtype=bool))
     assert np.array_equal(mix.state.ngram.history[:320], TEXT[:320])

@@ -56,7 +56,7 @@ def test_replays_read_only_what_was_sent_in_its_own_row(order, replay):
     found = lessons(TrainConfig(batch_sequences=ROWS, replays=3, replay=replay, order=order), sequences=42)
     sent = [set() for _ in range(ROWS)]
     for step in range(found.batches.order.steps_per_epoch):
-        for row, sequence in enumerate(found.batches.order.batch(step)):
+        for row, sequence in enumerate(found.batches.order.reading(step).ids):
             sent[row].add(int(sequence))
         replays = found.replays(step)
         assert len(replays) == 3
@@ -112,9 +112,9 @@ def test_a_block_code_learns_from_all_that_was_read_before_and_nowhere_else():
     # What is to be learnt from is read when its step comes: all of it at once would be many times the text.
     assert len(reads) == 1
     training = list(found.training(24))
-    assert len(training) == 50 and {phase.num_steps for _, phase in training} == {50}
+    assert len(training) == 50 and [round(50 * moment.done) for _, moment in training] == list(range(1, 51))
     seen = np.bincount(np.concatenate([read(batch) for batch, _ in training]), minlength=200)
-    sent = np.concatenate([found.batches.order.batch(step) for step in range(25)])
+    sent = np.concatenate([found.batches.order.reading(step).ids for step in range(25)])
     assert (seen[sent] == 2).all() and seen.sum() == 2 * len(sent)
 
 

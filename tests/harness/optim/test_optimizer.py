@@ -7,7 +7,7 @@ import torch
 
 from harness.backends.base import gather_state, load_local_state, local_state, scatter_state
 from harness.backends.ddp import DDPBackend
-from harness.data.schedule import learning_rate_factor
+from harness.data.schedule import Moment, learning_rate_factor
 from harness.machine.ranks import Ranks
 from harness.model.transformer import ModelConfig, Transformer
 from harness.optim.optimizer import Optimizer, OptimizerConfig, rounded, torch_parts
@@ -98,10 +98,19 @@ def test_weights_that_never_had_a_gradient_are_known_from_the_gathered_state():
 
 
 def test_learning_rates_warm_up_and_decay_to_the_final_fraction():
-    linear = [learning_rate_factor(step, 100, 10, "linear", 0.0) for step in range(100)]
+    moments = [Moment(step / 100, (step + 1) / 100, 512 * (step + 1)) for step in range(100)]
+    linear = [learning_rate_factor(moment, 5120, "linear", 0.0) for moment in moments]
     assert linear[0] == pytest.approx(0.1) and linear[9] == pytest.approx(0.91) and linear[99] == pytest.approx(0.01)
-    assert learning_rate_factor(0, 100, 0, "cosine", 0.1) == 1.0
-    assert learning_rate_factor(100, 100, 0, "cosine", 0.1) == pytest.approx(0.1)
+    assert learning_rate_factor(moments[0], 0, "cosine", 0.1) == 1.0
+    assert learning_rate_factor(Moment(1.0, 1.0, 0), 0, "cosine", 0.1) == pytest.approx(0.1)
+
+
+def test_smaller_steps_have_smaller_rates_by_their_own_exponent():
+    model = make_model()
+    for exponent, expected in ((0.0, 1.0), (0.5, 0.5), (1.0, 0.25)):
+        optimizer, _ = make_optimizer(model, OptimizerConfig(warmup_tokens=0, batch_exponent=exponent), None)
+        assert optimizer.set_learning_rate(Moment(0.0, 0.1, 1, batch=0.25)) == expected
+        assert optimizer.set_learning_rate(Moment(0.0, 0.1, 1)) == 1.0
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])

@@ -9,6 +9,7 @@ from torch import nn
 from harness.config.pruning import PruneConfig
 from harness.config.run import load_config
 from harness.data.schedule import TrainConfig, plan_phases
+from harness.data.steps import StepOrder
 from harness.errors import RunFailure, UsageError
 from harness.pruning.tamade import tamade
 
@@ -149,9 +150,10 @@ def test_nothing_is_left_to_protect_where_all_of_the_accuracy_may_go():
 
 def test_fine_tuning_is_shared_out_in_equal_stretches():
     train = TrainConfig(epochs=2, finetune_epochs=1.1)
-    phases = plan_phases(train, lambda epochs: round(10 * epochs), prunings=3)
+    order = StepOrder(train, num_tokens=10 * 8 * 4, context=4, fingerprint="", seed=0)
+    phases = plan_phases(train, order, prunings=3)
     assert [(p.name, p.first_step, p.num_steps, p.prunings) for p in phases] == [
         ("main", 0, 20, 0), ("finetune", 20, 4, 1), ("finetune", 24, 4, 2), ("finetune", 28, 3, 3),
     ]  # fmt: skip
     with pytest.raises(UsageError, match=r"prune\.rounds=12: fine-tuning has 11 steps"):
-        plan_phases(train, lambda epochs: round(10 * epochs), prunings=12)
+        plan_phases(train, order, prunings=12)

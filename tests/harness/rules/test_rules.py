@@ -246,7 +246,7 @@ def test_gamma_stays_between_0_and_1():
 
 def test_a_rule_rests_during_its_warmup_and_rises_over_its_ramp():
     config = RuleConfig(kind="rl1", alpha=1.0, warmup=0.2, ramp=0.4)
-    strengths = [config.strength(step, 10) for step in range(10)]
+    strengths = [config.strength((step + 1) / 10) for step in range(10)]
     assert strengths == pytest.approx([0, 0, 0.25, 0.5, 0.75, 1, 1, 1, 1, 1])
     rule = make("pmmp", "decoupled")
     rule.strength = 0.0

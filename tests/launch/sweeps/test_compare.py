@@ -24,7 +24,7 @@ settings:
   model: {{width: 16, layers: 1, context: 128}}
   eval: {{chunk_bytes: 128, lanes: 8}}
   train: {{epochs: 3, finetune_epochs: 1}}
-  optimizer.warmup_steps: 0
+  optimizer.warmup_tokens: 0
   prune: {{sample_sequences: 8, resolution: 1.0e-3}}
 grid:
   subset:

@@ -1,0 +1,118 @@
+"""What each step reads: some whole sequences, or a part of one; a pure function of the step."""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+
+from harness.data.order import SequenceOrder
+from harness.data.schedule import Moment, Phase, TrainConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The same places of some sequences."""
+
+    epoch: int
+    ids: np.ndarray
+    """Sequence ids (n,), int64."""
+    first: int
+    """First place that is learnt from; those before it are given."""
+    end: int
+    """Place after the last one; a sequence may end before it."""
+
+
+class StepOrder:
+    """Every token once in every epoch, in steps that `train.batch_sequences` and `train.batch_schedule` size.
+
+    The schedule counts in the first epoch; all later ones take full batches.
+    """
+
+    def __init__(self, config: TrainConfig, num_tokens: int, context: int, fingerprint: str, seed: int):
+        """`num_tokens` are those of the text, `context` of a sequence."""
+        self.context, self.full_tokens = context, config.batch_sequences * context
+        self._num_sequences, self._last_tokens = -(-num_tokens // context), (num_tokens - 1) % context + 1
+        self._sequences = SequenceOrder(self._num_sequences, config.batch_sequences, fingerprint, seed, config.order)
+        self._starts = self._starts_of(config.batch_schedule or [[0, self.full_tokens]])
+        """Tokens before each step of the first epoch and at its end, each sequence counted as a whole one."""
+        self.steps_per_epoch = len(self._starts) - 1
+        """Steps of the first epoch."""
+
+    @property
+    def sizes(self) -> dict[int, int]:
+        """Number of steps of the first epoch by their tokens."""
+        sizes, counts = np.unique(np.diff(self._starts), return_counts=True)
+        return dict(zip(sizes.tolist(), counts.tolist(), strict=True))
+
+    def steps(self, epochs: float, later: bool = False) -> int:
+        """Number of steps in `epochs`, rounded up, from the beginning on or `later`, where all batches are full."""
+        first = 0 if later else self.steps_per_epoch - self._sequences.steps_per_epoch
+        return first + self._sequences.steps(epochs)
+
+    def epoch_of(self, step: int) -> int:
+        """Epoch to which `step` belongs, both counted from 0."""
+        return self._sequences.epoch_of(self._later(step)) if step >= self.steps_per_epoch else 0
+
+    def reading(self, step: int) -> Reading:
+        """What `step` reads."""
+        if step >= self.steps_per_epoch:
+            return Reading(self.epoch_of(step), self._sequences.batch(self._later(step)), 0, self.context)
+        (position, first), tokens = divmod(int(self._starts[step]), self.context), self._tokens_of(step)
+        ids = self._sequences.read_at(position, max(1, tokens // self.context))
+        return Reading(0, ids, first, min(first + tokens, self.context))
+
+    def moment(self, step: int, phase: Phase) -> Moment:
+        """Where `step` stands in a phase, and how large it is."""
+        start, before, after, end = map(self._before, (phase.first_step, step, step + 1, phase.end_step))
+        done, batch = (after - start) / (end - start), (after - before) / self.full_tokens
+        return Moment((before - start) / (end - start), done, after - start, batch, phase.name == "finetune")
+
+    def rows_of(self, step: int) -> int:
+        """Sequences, or one that is cut, of a step of the first epoch."""
+        return max(1, self._tokens_of(step) // self.context)
+
+    def sequences_of(self, row: int, step: int) -> int:
+        """Whole sequences that a row has read when `step`, in the first epoch, is done."""
+        return int(np.searchsorted(self._steps_of(row), step, side="right"))
+
+    def sequence_of(self, row: int, index: int) -> int:
+        """The sequence that a row reads after `index` others."""
+        return int(self.reading(int(self._steps_of(row)[index])).ids[row])
+
+    @functools.cache  # noqa: B019 - an order lives as long as its run
+    def _steps_of(self, row: int) -> np.ndarray:
+        """Steps of the first epoch at which a row comes to the end of a sequence."""
+        ends = self._starts[1:]
+        return np.flatnonzero((ends % self.context == 0) & (np.diff(self._starts) > row * self.context))
+
+    def _tokens_of(self, step: int) -> int:
+        return int(self._starts[step + 1] - self._starts[step])
+
+    def _before(self, step: int) -> int:
+        if step < self.steps_per_epoch:
+            return int(self._starts[step])
+        epoch, in_epoch = divmod(self._later(step), self._sequences.steps_per_epoch)
+        return epoch * int(self._starts[-1]) + in_epoch * self.full_tokens
+
+    def _later(self, step: int) -> int:
+        """A step after the first epoch as one of an order of full batches."""
+        return step - self.steps_per_epoch + self._sequences.steps_per_epoch
+
+    def _starts_of(self, schedule: list[list[int]]) -> np.ndarray:
+        start, end, parts = 0, self._num_sequences * self.context, []
+        for (_, tokens), following in zip(schedule, [*schedule[1:], [end]], strict=True):
+            # Sizes change between whole steps, and between whole sequences.
+            unit = max(tokens, self.context)
+            steps = -(-(min(following[0], end) - start) // unit) * (unit // tokens)
+            parts.append(self._of_tokens(start + tokens * np.arange(max(0, steps))))
+            start += max(0, steps) * tokens
+        return np.append(np.concatenate(parts), end)
+
+    def _of_tokens(self, starts: np.ndarray) -> np.ndarray:
+        """Those of `starts`, in whole sequences, at which there is still a token: the last sequence may be short."""
+        positions, places = np.divmod(starts, self.context)
+        if not places.any():
+            return starts
+        first = positions[0]
+        ids = self._sequences.read_at(int(first), int(positions[-1] - first) + 1)
+        return starts[(places < self._last_tokens) | (ids[positions - first] != self._num_sequences - 1)]
