@@ -9,7 +9,7 @@ import numpy as np
 from eval.offline.evaluate import grid_search, text_to_code
 from eval.offline.step_search import Search
 from eval.report.run_figures import FIGURES_DIR
-from eval.show.blocks import to_csv, to_rich
+from eval.show.blocks import Block, render
 from eval.show.cells import Column, Record, count, decimal, new_block
 from eval.show.figures import (
     COLOURS,
@@ -53,14 +53,13 @@ def sweep_precision(run_dir: Path, overrides: list[str], threads: int) -> str:
     data = open_run_data(run_dir, config)
     text = text_to_code(config.eval.split, data)
     records = precision_records(grid_search(run_dir, config, data, text, threads))
+    rows = [{name: record[key] for name, key in _CSV_COLUMNS.items()} for record in records]
+    tables = [_block(f"Bits a weight of {config.name}, for {len(text):,} bytes of {config.eval.split}", records)]
     (run_dir / CSV_FILE).parent.mkdir(exist_ok=True)
-    write_file(
-        run_dir / CSV_FILE,
-        to_csv([{name: record[key] for name, key in _CSV_COLUMNS.items()} for record in records]).encode(),
-    )
+    write_file(run_dir / CSV_FILE, render(tables, rows, "csv").encode())
     draw_precision(run_dir / FIGURE_FILE, records)
-    title = f"Bits a weight of {config.name}, for {len(text):,} bytes of {config.eval.split}"
-    return f"{_table(title, records)}numbers are in {run_dir / CSV_FILE}, the figure is {run_dir / FIGURE_FILE}\n"
+    printed = render(tables, rows, "rich")
+    return f"{printed}numbers are in {run_dir / CSV_FILE}, the figure is {run_dir / FIGURE_FILE}\n"
 
 
 def precision_records(search: Search) -> list[Record]:
@@ -105,7 +104,7 @@ def draw_precision(path: Path, records: list[Record]) -> None:
     save_figure(figure, path)
 
 
-def _table(title: str, records: list[Record]) -> str:
+def _block(title: str, records: list[Record]) -> Block:
     columns: list[Column] = [
         ("steps, factor", "factor", decimal),
         ("bits/weight", "bits_per_weight", decimal),
@@ -113,4 +112,4 @@ def _table(title: str, records: list[Record]) -> str:
         ("data bytes (ideal)", "data_bytes", count),
         ("total bytes (ideal)", "total_bytes", count),
     ]
-    return to_rich([new_block(title, columns, records, _NOTES)], None)
+    return new_block(title, columns, records, _NOTES)

@@ -4,8 +4,8 @@ import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
-from eval.show.blocks import Block, to_csv
-from eval.show.cells import Column, count, in_words, new_block
+from eval.show.blocks import Block
+from eval.show.cells import Column, Record, count, in_words, new_block
 from eval.teacher.points import TeacherPoint
 
 # Published best totals in bytes, low noise, by method without its coupling and number of targets.
@@ -100,9 +100,9 @@ def blocks(points: list[TeacherPoint], is_published: bool) -> list[Block]:
     return found
 
 
-def points_csv(points: list[TeacherPoint]) -> str:
+def point_records(points: list[TeacherPoint]) -> list[Record]:
     """Every point, full numbers."""
-    return to_csv([asdict(point) | {"coded_bytes": point.coded_bytes} for point in points])
+    return [asdict(point) | {"coded_bytes": point.coded_bytes} for point in points]
 
 
 def _record(points: list[TeacherPoint], best_by_seed: dict[int, int]) -> dict:

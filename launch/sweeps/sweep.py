@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.report.run_tables import flat_record, load_reports
-from eval.show.blocks import Block, to_csv, to_markdown, to_rich
+from eval.show.blocks import Block, render
 from eval.show.cells import checked, verdict
 from harness.errors import RunFailure, UsageError
 from harness.files import write_file
@@ -59,10 +59,9 @@ def describe(path: Path, overrides: list[str], index: int | None) -> None:
         header=["index", "run", "state", "settings"],
         is_number=[True, False, False, False],
         rows=rows,
-        emphasised_rows=[False] * len(rows),
         notes=[f"all runs: {grid.config_path} {' '.join(grid.common)}".rstrip()],
     )
-    print(to_rich([block], None), end="")
+    print(render([block], [], "rich"), end="")
 
 
 def chosen_runs(grid: Sweep, index: int | None) -> list[Run]:
@@ -86,13 +85,13 @@ def _write_table(grid: Sweep, runs: list[Run]) -> None:
         emphasised_rows=is_best,
         notes=_NOTES,
     )
-    write_file(grid.directory / "table.md", to_markdown([block]).encode())
     rows = [
         {f"axis_{axis}": label for axis, label in zip(grid.axes, run.labels, strict=True)} | record | {"is_best": best}
         for run, record, best in zip(runs, records, is_best, strict=True)
     ]
-    write_file(grid.directory / "table.csv", to_csv(rows).encode())
-    print(to_rich([block], None), end="")
+    write_file(grid.directory / "table.md", render([block], rows, "md").encode())
+    write_file(grid.directory / "table.csv", render([block], rows, "csv").encode())
+    print(render([block], rows, "rich"), end="")
     print(f"table.md, table.csv, logs and run directories are in {grid.directory}", flush=True)
 
 
