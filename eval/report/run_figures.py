@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from eval.offline.baselines import BASELINES
-from eval.report.run_tables import load_reports
+from eval.report.record import load_reports
 from eval.show.figures import loss_curve, online_curve, sparsity_per_layer
 from harness.data.order import Sequences
 from harness.errors import UsageError

@@ -2,7 +2,7 @@
 
 from eval.report.comparison import Entry, best_of, column_block, summary_block, winners
 from eval.report.comparison_figures import heldout_figure, totals_figure
-from eval.report.run_tables import flat_record, load_reports
+from eval.report.record import flat_record, load_reports
 from eval.show.blocks import render
 from harness.files import write_file
 from launch.sweeps.states import check_finished, finish_runs

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from eval.report.run_tables import flat_record, load_reports
+from eval.length import KIND_NOTE
+from eval.report.record import flat_record, lengths, load_reports
 from eval.show.blocks import Block, render
-from eval.show.cells import checked, verdict
 from harness.errors import RunFailure, UsageError
 from harness.files import write_file
 from launch.sweeps.compare import compare
@@ -24,8 +24,7 @@ _COLUMNS = {
 """Header, key of the flat record, and format."""
 _NOTES = [
     "online: the ideal code of the training corpus, the area under the loss curve; not a file.",
-    "other sizes: the file with weights and coded text; verified: a fresh process decoded it, compared by SHA-256, or "
-    "ideal: there is no file, the text counts as the sum of its ideal code lengths.",
+    f"other sizes: the file with weights and coded text. {KIND_NOTE}",
     "best: the smallest bits/byte of that file.",
 ]
 
@@ -79,7 +78,7 @@ def _write_table(grid: Sweep, runs: list[Run]) -> None:
     is_best = [rate is not None and rate == min(r for r in rates if r is not None) for rate in rates]
     block = Block(
         title=f"Sweep {grid.name}: {len(runs)} of {len(grid.runs)} runs",
-        header=[*grid.axes, *_COLUMNS, "verified", "best"],
+        header=[*grid.axes, *_COLUMNS, "kind", "best"],
         is_number=[False] * len(grid.axes) + [True] * len(_COLUMNS) + [False] * 2,
         rows=[_cells(run, record, best) for run, record, best in zip(runs, records, is_best, strict=True)],
         emphasised_rows=is_best,
@@ -98,4 +97,5 @@ def _write_table(grid: Sweep, runs: list[Run]) -> None:
 def _cells(run: Run, record: dict[str, Any], best: bool) -> list[str]:
     values = [(record[key], form) for key, form in _COLUMNS.values()]
     cells = ["" if value is None else format(value, form) for value, form in values]
-    return [*run.labels, *cells, verdict(checked(record)), "best" if best else ""]
+    offline = lengths(record).get("offline")
+    return [*run.labels, *cells, offline.kind if offline else "", "best" if best else ""]
