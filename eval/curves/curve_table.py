@@ -10,9 +10,9 @@ from eval.curves import area
 from eval.curves.area import OnlineLength, two_part_length
 from eval.curves.read import Amounts, Curve, nats_of
 from eval.length import Length
-from eval.show import blocks
+from eval.show import blocks, cells
 from eval.show.blocks import Block
-from eval.show.cells import Record, count, decimal
+from eval.show.cells import Column, Record, count, decimal, in_words, new_block
 from harness.units import bits_from_bytes, bits_per_byte
 
 KIND = f"{area.KIND}, from a plotted curve; no file stands behind it"
@@ -72,16 +72,25 @@ def render(record: Record, curve: Curve, fmt: str, width: int | None = None) -> 
 
 def _codes_block(record: Record) -> Block:
     """The online code with its bounds, and the two-part code where the size of the model is known."""
-    tokens = record["tokens"]
     rows = []
-    for name, key in (("online", "online"), ("online, at least", "online_lower"), ("online, at most", "online_upper")):
-        bits = record[f"{key}_bits"]
-        if bits is not None:
-            rows.append([name, "", count(record[f"{key}_bytes"]), *_totals(record, key)])
-    if record["offline_bits"] is not None:
-        parts = [count(record["model_bytes"]), count(record["offline_data_bytes"])]
-        rows.append(["offline", *parts, *_totals(record, "offline")])
-    header = ["code", "model bytes", "data bytes", "total bytes", "total bits", "bits/byte", "raw/coded"]
+    names = {"online": "online", "online_lower": "online, at least", "online_upper": "online, at most"}
+    for key, name in (names | {"offline": "offline"}).items():
+        row = {what: record[f"{key}_{what}"] for what in ("bytes", "bits", "bits_per_byte", "raw_per_coded")}
+        row |= {"code": name, "kind": area.KIND, "data": row["bytes"], "is_emphasised": name == _shorter(record)}
+        if key == "offline":
+            row |= {"model": record["model_bytes"], "data": record["offline_data_bytes"]}
+        if row["bytes"] is not None:
+            rows.append(row)
+    columns: list[Column] = [
+        ("code", "code", in_words),
+        ("model bytes", "model", count),
+        ("data bytes", "data", count),
+        ("total bytes", "bytes", count),
+        ("total bits", "bits", count),
+        ("bits/byte", "bits_per_byte", decimal),
+        ("raw/coded", "raw_per_coded", _one_digit),
+        cells.KIND,
+    ]
     notes = [f"All of it is {KIND}.", *_verdict(record)]
     if record["online_upper_bits"] is None:
         notes.append("No upper bound: only --vocab-size says what a token before the first point can cost.")
@@ -89,20 +98,9 @@ def _codes_block(record: Record) -> Block:
         source = "the given final loss" if record["final_loss_is_given"] else "the last loss that counts"
         weights = f"{count(record['parameters'])} parameters of {record['bits_per_weight']:g} bits"
         notes.append(f"offline: every token at {source} ({record['final_loss_nats']:.4f} nats), and {weights}.")
-    mean = record["online_nats_per_token"]
-    return Block(
-        title=f"Code lengths of {count(tokens)} tokens, {mean:.4f} nats each online ({record['curve']})",
-        header=header,
-        is_number=[False] + [True] * (len(header) - 1),
-        rows=rows,
-        emphasised_rows=[row[0] == _shorter(record) for row in rows],
-        notes=notes,
-    )
-
-
-def _totals(record: Record, key: str) -> list[str]:
-    rates = [decimal(record[f"{key}_bits_per_byte"]), _one_digit(record[f"{key}_raw_per_coded"])]
-    return [count(record[f"{key}_bytes"]), count(record[f"{key}_bits"]), *rates]
+    tokens, mean = count(record["tokens"]), record["online_nats_per_token"]
+    title = f"Code lengths of {tokens} tokens, {mean:.4f} nats each online ({record['curve']})"
+    return new_block(title, columns, rows, notes)
 
 
 def _shorter(record: Record, online: str = "online") -> str | None:
@@ -148,7 +146,7 @@ def _parts_block(record: Record) -> Block:
         )
     return Block(
         title="Parts of the online code",
-        header=["tokens", "number", "bytes", "at least", "at most"],
+        header=["tokens", "number", f"bytes ({area.KIND})", "at least", "at most"],
         is_number=[False] + [True] * 4,
         rows=rows,
         notes=notes,
