@@ -87,7 +87,7 @@ def draw_precision(path: Path, records: list[Record]) -> None:
     lines: tuple[tuple[str, str, dict[str, Any]], ...] = (
         ("total_bytes", "model and text", {"color": MEASURED_COLOUR, "lw": 2.2, "marker": "o", "ms": 4}),
         ("model_bytes", "model, coded", {"color": COLOURS[0], "lw": 1.6}),
-        ("data_bytes", "text, ideal, from a sample", {"color": COLOURS[1], "lw": 1.6, "ls": (0, (5, 2))}),
+        ("data_bytes", "text, projected from a sample", {"color": COLOURS[1], "lw": 1.6, "ls": (0, (5, 2))}),
     )
     for key, label, style in lines:
         axes.plot(bits, [record[key] / scale for record in records], label=label, **style)
@@ -109,7 +109,7 @@ def _block(title: str, records: list[Record]) -> Block:
         ("steps, factor", "factor", decimal),
         ("bits/weight", "bits_per_weight", decimal),
         ("model bytes", "model_bytes", count),
-        ("data bytes (ideal)", "data_bytes", count),
-        ("total bytes (ideal)", "total_bytes", count),
+        ("data bytes (projected)", "data_bytes", count),
+        ("total bytes (projected)", "total_bytes", count),
     ]
     return new_block(title, columns, records, _NOTES)

@@ -125,3 +125,9 @@ def lengths(record: Record) -> dict[str, Length]:
             # Each has been decoded when it was measured.
             found[name] = Length.of_file(size, is_decoded=True)
     return found
+
+
+def with_kind(record: Record) -> Record:
+    """A flat record with what its offline code is worth, for tables with a row a run."""
+    offline = lengths(record).get("offline")
+    return record | {"kind": offline.kind if offline else None}

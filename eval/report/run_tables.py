@@ -10,7 +10,7 @@ from dataclasses import replace
 from eval.length import KIND_NOTE, Length
 from eval.offline.baselines import BASELINES, CHUNK_BYTES, Baseline
 from eval.report.online_tables import PROGRAM, members_block, sent_block, sent_runs_block
-from eval.report.record import DEAD_PARTS, WHOLE, flat_record, lengths
+from eval.report.record import DEAD_PARTS, WHOLE, flat_record, lengths, with_kind
 from eval.show import blocks
 from eval.show.blocks import Block
 from eval.show.cells import (
@@ -167,9 +167,8 @@ def _runs_blocks(records: list[Record]) -> list[Block]:
     ]
     coded = [(record, lengths(record)) for record in records]
     sent = [(record, known["online"]) for record, known in coded if record["online_file_bytes"] is not None]
-    rows = [record | {"kind": known["offline"].kind if "offline" in known else None} for record, known in coded]
     return [
-        new_block("Offline code of the text", offline, rows, [KIND_NOTE]),
+        new_block("Offline code of the text", offline, list(map(with_kind, records)), [KIND_NOTE]),
         new_block("Model and training corpus", training, records, [_IDEAL_NOTE, _PROJECTED_NOTE]),
         *([sent_runs_block(sent)] if sent else []),
         _others_block("Compressors that code every chunk alone, as codelength does, bytes (decoded)", coded, "chunk"),
