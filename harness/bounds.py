@@ -56,24 +56,24 @@ def bounded(default: Any, **bound: Any) -> Any:
 
 def bound_problems(section: "DataclassInstance", prefix: str) -> list[str]:
     """A line for every field of a section that is outside of its own bound, with the key that `prefix` begins."""
-    found = []
+    problems = []
     for part in fields(section):
         bound, value = part.metadata.get(_BOUND), getattr(section, part.name)
         if bound and not bound.allows(value):
-            found.append(f"{prefix}{part.name}={value}: {bound}")
-    return found
+            problems.append(f"{prefix}{part.name}={value}: {bound}")
+    return problems
 
 
 def number_problems(section: "DataclassInstance | type[DataclassInstance]", prefix: str = "") -> list[str]:
     """A line for every number of a configuration, sections and lists included, that is no number or without measure."""
-    found = []
+    problems = []
     for part in fields(section):
         key, value = f"{prefix}{part.name}", getattr(section, part.name)
         if is_dataclass(value):
-            found.extend(number_problems(value, f"{key}."))
+            problems.extend(number_problems(value, f"{key}."))
             continue
-        found.extend(f"{key}={_shown(number)}: {_problem(number)}" for number in _numbers(value) if _problem(number))
-    return found
+        problems.extend(f"{key}={_shown(number)}: {_problem(number)}" for number in _numbers(value) if _problem(number))
+    return problems
 
 
 def _numbers(value: object) -> Iterator[int | float]:

@@ -38,14 +38,14 @@ class OtherRankFailed(RunFailure):
     """What another rank failed of, which it says itself."""
 
 
-def is_said_here(error: BaseException) -> bool:
+def prints_error(error: BaseException) -> bool:
     """Whether this rank prints an error: what every rank would say, the first one says."""
     if isinstance(error, OtherRankFailed):
         return False
-    return speaks_for_all() or not isinstance(error, UsageError | Stopped | KeyboardInterrupt)
+    return is_leading_process() or not isinstance(error, UsageError | Stopped | KeyboardInterrupt)
 
 
-def speaks_for_all() -> bool:
+def is_leading_process() -> bool:
     """Whether this process is the first rank, or has no proper place among others."""
     rank, world_size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     return not (rank.isdecimal() and world_size.isdecimal() and 0 < int(rank) < int(world_size))

@@ -117,7 +117,7 @@ def read_file(path: Path) -> bytes:
     Raises OSError.
     """
     with naming(path):
-        return patiently(path.read_bytes)
+        return with_retries(path.read_bytes)
 
 
 @contextmanager
@@ -131,7 +131,7 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
-def patiently(work: Callable[[], T]) -> T:
+def with_retries(work: Callable[[], T]) -> T:
     """The result of `work`, which only reads, tried again where the file system was away for a moment.
 
     Raises the last OSError.

@@ -19,7 +19,7 @@ from pathlib import Path
 from secrets import token_hex
 
 from harness.errors import RunFailure, UsageError
-from harness.files import naming, patiently, temporary_path
+from harness.files import naming, temporary_path, with_retries
 
 LOCK_FILE = "LOCK"
 SECONDS_BETWEEN_SIGNS = 10.0
@@ -83,7 +83,7 @@ class DirectoryLock:
     def check(self) -> None:
         """Raises RunFailure where somebody has taken the lock over, as from a process that was suspended for long."""
         # A file system that does not answer is an error of its own, and no other process.
-        if patiently(lambda: _read_holder(self.path)) != self._me:
+        if with_retries(lambda: _read_holder(self.path)) != self._me:
             raise RunFailure(f"{self.path}: another process has taken this directory over; this one stops")
 
     def release(self) -> None:

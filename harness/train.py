@@ -16,7 +16,7 @@ from harness.config.run import RunConfig, load_config
 from harness.corpus.prepared import Data
 from harness.data.order import SequenceOrder
 from harness.data.schedule import plan_phases
-from harness.errors import CodelengthError, UsageError, is_said_here
+from harness.errors import CodelengthError, UsageError, prints_error
 from harness.job import joined_job
 from harness.machine.hardware import resolve_precision
 from harness.machine.output import print_anything
@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> int:
         with interruptible(PAUSE_SIGNAL):
             train_run(load_config(arguments[0], arguments[1:]))
     except (CodelengthError, Interrupted) as error:
-        if is_said_here(error):
+        if prints_error(error):
             for line in str(error).splitlines():
                 print(f"codelength: {line}", file=sys.stderr)
         return error.exit_status

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from harness.errors import CodelengthError, is_said_here
+from harness.errors import CodelengthError, prints_error
 from harness.machine.output import print_anything
 from harness.machine.stop import Interrupted, interruptible, outlive_terminal
 
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with interruptible():
             return _run(arguments)
     except (CodelengthError, Interrupted) as error:
-        if is_said_here(error):
+        if prints_error(error):
             for line in str(error).splitlines():
                 print(f"codelength: {line}", file=sys.stderr)
         return error.exit_status
@@ -50,9 +50,9 @@ def extra_with(module: str | None) -> str:
     """The extra of this package that brings a module with it, as pip takes it; nothing where none does."""
     wanted = (module or "").partition(".")[0].lower()
     for line in metadata.requires("codelength") or []:
-        found = re.match(r"([\w.-]+).*extra == ['\"](.+?)['\"]", line)
-        if found and _MODULES.get(found[1].lower(), found[1].lower()) == wanted:
-            return f"codelength[{found[2]}]"
+        match = re.match(r"([\w.-]+).*extra == ['\"](.+?)['\"]", line)
+        if match and _MODULES.get(match[1].lower(), match[1].lower()) == wanted:
+            return f"codelength[{match[2]}]"
     return ""
 
 

@@ -52,15 +52,15 @@ class Finding:
 
 def settings(batch_sequences: int) -> list[Setting]:
     """What is compared; the first is the reference, the second the same again."""
-    found = [Setting("reference: 1 thread, 1 process"), Setting("the same again")]
-    found += [Setting(f"{n} threads", {"OMP_NUM_THREADS": str(n)}) for n in (2, 4)]
-    found += [Setting("1 lane", lanes=0.0), Setting("twice the lanes", lanes=2.0)]
-    found += [Setting("2 processes", processes=2)] if batch_sequences % 2 == 0 else []
-    found += [Setting(f"ATEN_CPU_CAPABILITY={v}", {"ATEN_CPU_CAPABILITY": v}) for v in ("avx2", "default")]
+    settings = [Setting("reference: 1 thread, 1 process"), Setting("the same again")]
+    settings += [Setting(f"{n} threads", {"OMP_NUM_THREADS": str(n)}) for n in (2, 4)]
+    settings += [Setting("1 lane", lanes=0.0), Setting("twice the lanes", lanes=2.0)]
+    settings += [Setting("2 processes", processes=2)] if batch_sequences % 2 == 0 else []
+    settings += [Setting(f"ATEN_CPU_CAPABILITY={v}", {"ATEN_CPU_CAPABILITY": v}) for v in ("avx2", "default")]
     isas = ("AVX512_CORE", "AVX2", "SSE41")
-    found += [Setting(f"ONEDNN_MAX_CPU_ISA={v}", {"ONEDNN_MAX_CPU_ISA": v}) for v in isas]
+    settings += [Setting(f"ONEDNN_MAX_CPU_ISA={v}", {"ONEDNN_MAX_CPU_ISA": v}) for v in isas]
     instructions = ("AVX2", "SSE4_2")
-    return found + [Setting(f"MKL_ENABLE_INSTRUCTIONS={v}", {"MKL_ENABLE_INSTRUCTIONS": v}) for v in instructions]
+    return settings + [Setting(f"MKL_ENABLE_INSTRUCTIONS={v}", {"MKL_ENABLE_INSTRUCTIONS": v}) for v in instructions]
 
 
 def audit(
@@ -90,9 +90,9 @@ def block(findings: list[Finding]) -> Block:
         else [
             finding.name,
             "same bits" if finding.step_difference == 0 else f"differs by up to {finding.step_difference:.1e}",
-            _share(finding.tables_differing),
+            _fraction_words(finding.tables_differing),
             finding.first_difference,
-            _share(finding.portable_differing),
+            _fraction_words(finding.portable_differing),
         ]
         for finding in findings
     ]
@@ -126,15 +126,15 @@ def _compute(folder: Path, setting: Setting, config: RunConfig, arguments: list[
 
 def _compare(name: str, reference: Path, folder: Path) -> Finding:
     done = json.loads((folder / "done.json").read_text())
-    (float_share, first), (portable_share, _) = (
+    (float_fraction, first), (portable_fraction, _) = (
         _difference(np.load(reference / f"{kind}.npy"), np.load(folder / f"{kind}.npy"))
         for kind in ("float", "portable")
     )
-    return Finding(name, done["step_difference"], float_share, first, portable_share)
+    return Finding(name, done["step_difference"], float_fraction, first, portable_fraction)
 
 
 def _difference(reference: np.ndarray, tables: np.ndarray) -> tuple[float, str]:
-    """Share of the tables (positions, lanes, entries) that differ in lanes that both have, and the first of them."""
+    """Fraction of the tables (positions, lanes, entries) that differ in lanes that both have, and the first of them."""
     lanes, positions = min(reference.shape[1], tables.shape[1]), min(len(reference), len(tables))
     reference, tables = reference[:positions, :lanes], tables[:positions, :lanes]
     differs = (reference != tables).any(axis=2)
@@ -147,5 +147,5 @@ def _difference(reference: np.ndarray, tables: np.ndarray) -> tuple[float, str]:
     return float(differs.mean()), where
 
 
-def _share(share: float) -> str:
-    return "same bits" if share == 0 else f"{share:.1%} differ"
+def _fraction_words(fraction: float) -> str:
+    return "same bits" if fraction == 0 else f"{fraction:.1%} differ"

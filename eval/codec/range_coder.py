@@ -31,7 +31,7 @@ _SMALLEST = float(np.finfo(np.float32).smallest_subnormal)
 class Known:
     """What a stream needs of the probabilities of symbols that are known: 16 bytes a symbol in place of a table."""
 
-    chances: np.ndarray
+    probabilities: np.ndarray
     """Probabilities of the symbols, float64 (positions, lanes)."""
     intervals: np.ndarray
     """First frequency and end of each digit, int32 (positions, digits, lanes, 2)."""
@@ -46,7 +46,7 @@ class Known:
         """`symbols` (lanes, positions) with `probabilities` (lanes, positions, alphabet) as an encoder takes them."""
         shape, alphabet = symbols.shape, probabilities.shape[2]
         symbols, table = symbols.reshape(-1), probabilities.reshape(-1, alphabet)
-        self.chances[positions, lanes] = _chances(symbols, table).reshape(shape).T
+        self.probabilities[positions, lanes] = _probabilities(symbols, table).reshape(shape).T
         digits = [_intervals(*digit) for digit in _digits(symbols, table)]
         self.intervals[positions, :, lanes] = np.stack(digits).reshape(-1, *shape, 2).transpose(2, 0, 1, 3)
 
@@ -55,7 +55,7 @@ class Known:
 
         Raises UsageError where the model overflows.
         """
-        if not np.isfinite(self.chances).all():
+        if not np.isfinite(self.probabilities).all():
             raise UsageError("the model's probabilities are no numbers; its weights are too large")
         bits = np.zeros(active.shape[1])
         for interval, lanes in zip(self.intervals, active, strict=True):
@@ -80,7 +80,7 @@ class RangeEncoder:
         """
         if not len(symbols):
             return
-        self.ideal_bits -= float(np.log2(_chances(symbols, probabilities)).sum())
+        self.ideal_bits -= float(np.log2(_probabilities(symbols, probabilities)).sum())
         for digit, table in _digits(symbols, probabilities):
             self.quantised_bits += quantised_bits(digit, table)
             self._coder.encode(np.ascontiguousarray(digit, dtype=np.int32), _FAMILY, table)
@@ -88,7 +88,7 @@ class RangeEncoder:
     def encode_known(self, known: Known, active: np.ndarray) -> None:
         """The symbols of `known` that are `active` (positions, lanes), as `encode` takes a position after another."""
         for position, lanes in enumerate(active):
-            self.ideal_bits -= float(np.log2(known.chances[position, lanes]).sum())
+            self.ideal_bits -= float(np.log2(known.probabilities[position, lanes]).sum())
             for interval in known.intervals[position]:
                 self.quantised_bits += _interval_bits(interval[lanes])
         digits = np.broadcast_to(active[:, None], known.intervals.shape[:3])
@@ -215,7 +215,7 @@ def _fill_intervals(symbols: np.ndarray, table: np.ndarray, intervals: np.ndarra
         intervals[row, 1] = 1 << PRECISION_BITS if is_last else int(right * scale) + symbol + 1
 
 
-def _chances(symbols: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+def _probabilities(symbols: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     chosen = probabilities[np.arange(len(symbols)), symbols].astype(np.float64)
     return np.maximum(chosen, _SMALLEST) / probabilities.sum(axis=1, dtype=np.float64)
 

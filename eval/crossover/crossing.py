@@ -211,15 +211,15 @@ def find_crossover(curve: OnlineCurve, offline: OfflineCode) -> Crossover:
 
     Offline is shorter where any of its lines is.
     """
-    found = [_line_crossover(curve, line) for line in offline.lines]
-    crossed = [(each.raw_bytes, each) for each in found if each.raw_bytes is not None]
+    crossovers = [_line_crossover(curve, line) for line in offline.lines]
+    crossed = [(each.raw_bytes, each) for each in crossovers if each.raw_bytes is not None]
     start, first = min(crossed, key=lambda pair: pair[0], default=(None, None))
-    meeting = [each.rates_meet_bytes for each in found if each.rates_meet_bytes is not None]
+    meeting = [each.rates_meet_bytes for each in crossovers if each.rates_meet_bytes is not None]
     return Crossover(
         raw_bytes=start,
         is_measured=bool(first and first.is_measured),
         until_bytes=_end_of_first_stretch(crossed),
-        rates_meet_bytes=max(meeting) if len(meeting) == len(found) else None,
+        rates_meet_bytes=max(meeting) if len(meeting) == len(crossovers) else None,
     )
 
 
@@ -264,12 +264,12 @@ def _line_crossover(curve: OnlineCurve, offline: OfflineLine) -> Crossover:
 
 def crossover_bands(curves: list[OnlineCurve], offline: OfflineCode) -> tuple[Band, Band]:
     """The bands of `Crossover.raw_bytes` and `until_bytes` over resampled curves."""
-    found = [find_crossover(curve, offline) for curve in curves]
-    return _band([each.raw_bytes for each in found]), _band([each.until_bytes for each in found])
+    crossovers = [find_crossover(curve, offline) for curve in curves]
+    return _band([each.raw_bytes for each in crossovers]), _band([each.until_bytes for each in crossovers])
 
 
-def _band(found: list[float | None]) -> Band:
-    sizes = np.array([math.inf if size is None else size for size in found])
+def _band(ends: list[float | None]) -> Band:
+    sizes = np.array([math.inf if size is None else size for size in ends])
     # A quantile that is one of the values: between a number and infinity there is no middle.
     low, high = (float(size) for size in np.quantile(sizes, BAND, method="inverted_cdf"))
     return Band(

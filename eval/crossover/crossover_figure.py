@@ -27,7 +27,7 @@ _FARTHEST_FACTOR = 1e4
 
 
 def draw_crossover(
-    path: Path, curve: OnlineCurve, resampled: list[OnlineCurve], offline: OfflineCode, found: Crossover
+    path: Path, curve: OnlineCurve, resampled: list[OnlineCurve], offline: OfflineCode, crossover: Crossover
 ) -> None:
     """Code length so far over text so far, in bits/byte, against the text in bytes; `path` is replaced in one step.
 
@@ -36,7 +36,7 @@ def draw_crossover(
     figure, axes = new_figure("Online and offline code length of a growing text")
     axes.set_xscale("log")
     num_bytes = curve.measured_bytes
-    places = [size for size in (found.raw_bytes, found.until_bytes) if size is not None]
+    places = [size for size in (crossover.raw_bytes, crossover.until_bytes) if size is not None]
     right = min(max([_FACTOR_BEYOND * num_bytes, *(3 * size for size in places)]), _FARTHEST_FACTOR * num_bytes)
     left = min([num_bytes / 10**_DECADES_SHOWN, *(size / 3 for size in places)])
     _draw_online(axes, curve, resampled, max(left, float(curve.raw_bytes[1])), right)
@@ -48,8 +48,8 @@ def draw_crossover(
     axes.annotate("end of the corpus", (num_bytes, 1), xytext=(0, 4), ha="center", color=QUIET_COLOUR, **style)
     axes.set_title(axes.get_title(loc="left"), loc="left", pad=18)
     for name, size, face in (
-        ("crossover", found.raw_bytes, "white"),
-        ("online shorter again", found.until_bytes, QUIET_COLOUR),
+        ("crossover", crossover.raw_bytes, "white"),
+        ("online shorter again", crossover.until_bytes, QUIET_COLOUR),
     ):
         if size is not None and size <= right:
             kind = "measured" if size <= num_bytes else "projected"

@@ -159,7 +159,7 @@ def final_training_rate(run_dir: Path, corpus_bytes: int) -> float:
     _, index = np.unique(step, return_inverse=True)
     last_bytes = np.cumsum(np.bincount(index, weights=raw_bytes)[::-1])
     last_nats = np.cumsum(np.bincount(index, weights=nats)[::-1])
-    # Of the corpus, and not of all that was read, so that the share of a run of many epochs is not several epochs.
+    # Of the corpus, and not of all that was read, so that the part of a run of many epochs is not several epochs.
     enough = min(int(np.searchsorted(last_bytes, FINAL_SHARE * corpus_bytes)), len(last_bytes) - 1)
     return float(bits_from_nats(last_nats[enough]) / last_bytes[enough])
 

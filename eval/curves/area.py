@@ -197,8 +197,8 @@ def fit_law(tokens: np.ndarray, loss_nats: np.ndarray) -> Law:
         grid = np.geomspace(_SMALLEST_EXPONENT, _LARGEST_EXPONENT, 61)
         best = int(np.argmin([solve(b)[1] for b in grid]))
         bounds = (grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)])
-        found = minimize_scalar(lambda b: solve(b)[1], bounds=bounds, method="bounded", options={"xatol": 1e-10})
-        exponent = min((float(found.x), float(grid[best])), key=lambda b: solve(b)[1])
+        minimum = minimize_scalar(lambda b: solve(b)[1], bounds=bounds, method="bounded", options={"xatol": 1e-10})
+        exponent = min((float(minimum.x), float(grid[best])), key=lambda b: solve(b)[1])
         c, scale = map(float, solve(exponent)[0])
     return Law(c_nats=c, scale_nats=scale, reference_tokens=reference, exponent=exponent if scale else 0.0)
 

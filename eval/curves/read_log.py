@@ -204,18 +204,18 @@ def _number(tensor: Any) -> float | str:
 def _chosen_tag(path: Path, writers: list[_Writer], tag: str | None, allow_damaged: bool) -> str:
     # A writer describes a scalar once, at its first value.
     plugins = {name: plugin for writer in reversed(writers) for name, plugin in writer.plugins.items()}
-    found = sorted(name for name, plugin in plugins.items() if plugin == "scalars")
-    if not found:
+    tags = sorted(name for name, plugin in plugins.items() if plugin == "scalars")
+    if not tags:
         for writer in writers if not allow_damaged else ():
             for _, damage in writer.damages:
                 raise UsageError(f"{writer.path}: {damage}; give another path")
         remedy = "give the directory that holds its events.out.tfevents files"
         raise UsageError(f"{path}: no scalar of a TensorBoard log in it; {remedy}")
-    if tag is None and len(found) > 1:
-        raise UsageError(f"{path}: holds {len(found)} scalars; choose one with --tag: {_shown_tags(found)}")
-    if tag is not None and tag not in found:
-        raise UsageError(f"--tag {tag}: is not in {path}; choose one of: {_shown_tags(found)}")
-    return tag or found[0]
+    if tag is None and len(tags) > 1:
+        raise UsageError(f"{path}: holds {len(tags)} scalars; choose one with --tag: {_shown_tags(tags)}")
+    if tag is not None and tag not in tags:
+        raise UsageError(f"--tag {tag}: is not in {path}; choose one of: {_shown_tags(tags)}")
+    return tag or tags[0]
 
 
 def _shown_tags(tags: list[str]) -> str:

@@ -182,9 +182,9 @@ def _weigh(scores, end, factor, levels, table):
             scores[position, lane] = table[int(scores[position, lane])]
     for at in range(0, end * WIDTH, WIDTH):
         total = total + load(like, scores, at)
-    share = spread(levels) / total
+    scale = spread(levels) / total
     for at in range(0, end * WIDTH, WIDTH):
-        weight = nearest(load(like, scores, at) * share)
+        weight = nearest(load(like, scores, at) * scale)
         rounded = rounded + weight
         store(weight, scores, at)
     return rounded

@@ -27,7 +27,7 @@ _WORLD_SIZE_DIGITS = 5
 MAX_TOKENS = 1 << 40
 # Settings of the corpus and of what follows the first epoch decide nothing of what is sent.
 _UNSENT = ("corpus.", "prune.")
-_SEGMENT, _SHARE = struct.Struct("<8s"), struct.Struct("<8sI")
+_SEGMENT, _PART = struct.Struct("<8s"), struct.Struct("<8sI")
 
 Tokenizer = ByteTokenizer | SentencePieceTokenizer
 
@@ -56,7 +56,7 @@ class OnlineHead:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class Part:
     """What one rank contributes to a segment."""
 
     checksum: bytes
@@ -70,7 +70,7 @@ class Segment:
 
     weights: bytes
     """Digest of the weights after it, 8 bytes."""
-    shares: list[Share]
+    parts: list[Part]
     """By rank."""
 
 
@@ -103,13 +103,13 @@ def write_online_file(path: Path, head: OnlineHead, tokenizer: Tokenizer, segmen
     """
     packed = b"".join(
         _SEGMENT.pack(segment.weights)
-        + b"".join(_SHARE.pack(share.checksum, len(share.stream)) + share.stream for share in segment.shares)
+        + b"".join(_PART.pack(part.checksum, len(part.stream)) + part.stream for part in segment.parts)
         for segment in segments
     )
     sections = {"HEAD": pack_json(asdict(head)), "TOKN": tokenizer.model_bytes(), "SEGM": packed}
     content = pack_sections(sections)
     write_file(path, content)
-    stream_bytes = sum(len(share.stream) for segment in segments for share in segment.shares)
+    stream_bytes = sum(len(part.stream) for segment in segments for part in segment.parts)
     return FileSizes(
         header_bytes=framing_bytes(len(sections)) + len(sections["HEAD"]),
         tokenizer_bytes=len(sections["TOKN"]),
@@ -159,20 +159,20 @@ def _parse_head(content: dict) -> OnlineHead:
 def _parse_segments(packed: bytes, world_size: int) -> list[Segment]:
     segments, at = [], 0
     # So that a small file cannot make a receiver count to many ranks.
-    if packed and len(packed) < _SEGMENT.size + world_size * _SHARE.size:
+    if packed and len(packed) < _SEGMENT.size + world_size * _PART.size:
         raise UsageError(f"world_size={world_size}: more ranks than its segments have streams; fetch the file again")
     try:
         while at < len(packed):
             (weights,) = _SEGMENT.unpack_from(packed, at)
             at += _SEGMENT.size
-            shares = []
+            parts = []
             for _ in range(world_size):
-                checksum, length = _SHARE.unpack_from(packed, at)
+                checksum, length = _PART.unpack_from(packed, at)
                 if length % WORD_BYTES:
                     raise UsageError("malformed segments (a stream that is no words); fetch the file again")
-                at += _SHARE.size + length
-                shares.append(Share(checksum, packed[at - length : at]))
-            segments.append(Segment(weights, shares))
+                at += _PART.size + length
+                parts.append(Part(checksum, packed[at - length : at]))
+            segments.append(Segment(weights, parts))
     except struct.error:
         at = len(packed) + 1
     if at != len(packed):

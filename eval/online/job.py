@@ -74,16 +74,16 @@ class OnlineJob:
         if checkpoint:
             state = read_state(checkpoint, self._state.identity, f"remove {self.folder}")
             with taking_back(checkpoint, "job", f"remove {self.folder}") as of_rank:
-                own = of_rank(self.ranks.rank)
-                first = own if self.ranks.is_first else of_rank(0)
-                self.lockstep.load(own["lockstep"], first["lockstep"])
-                self._tokens_done, self._seconds_before = own["tokens_done"], own["seconds"]
+                rank_state = of_rank(self.ranks.rank)
+                common_state = rank_state if self.ranks.is_first else of_rank(0)
+                self.lockstep.load(rank_state["lockstep"], common_state["lockstep"])
+                self._tokens_done, self._seconds_before = rank_state["tokens_done"], rank_state["seconds"]
             self._state = state
             messages.append(f"goes on from step {state.step:,} of {self.lockstep.num_steps:,}")
         if self.ranks.is_first:
             for message in messages:
                 print(message, file=sys.stderr, flush=True)
-        return own["job"] if checkpoint else None
+        return rank_state["job"] if checkpoint else None
 
     def segments(self) -> Iterator[tuple[int, int, int]]:
         """Index, first step and end step of each segment that is left."""
@@ -102,11 +102,11 @@ class OnlineJob:
         if self.ranks.any(self._stop.by_signal):
             raise Stopped(f"stopped; the same command goes on from step {self._state.step:,} ({self.folder})")
 
-    def save(self, end_step: int, own: dict) -> None:
+    def save(self, end_step: int, progress: dict) -> None:
         """Keep what has been done up to `end_step`; after the last segment there is nothing left to go on with."""
         self._state.step = end_step
         if end_step < self.lockstep.num_steps:
-            content = {"lockstep": self.lockstep.state(), "tokens_done": self._tokens_done, "job": own}
+            content = {"lockstep": self.lockstep.state(), "tokens_done": self._tokens_done, "job": progress}
             content["seconds"] = self._seconds()
             save_checkpoint(self.folder, self._state, content, self.ranks, KEPT_CHECKPOINTS)
 

@@ -85,7 +85,7 @@ class Lockstep:
             self._phase = plan_phases(config.train, self.batches.order.steps, prunings=0)[0]
         weights = [learner.backend.weights() for learner in self.ensemble.learners]
         shapes = self.ensemble.shapes
-        self._models = [FloatModel(shape, vocab_size, own) for shape, own in zip(shapes, weights, strict=True)]
+        self._models = [FloatModel(shape, vocab_size, given) for shape, given in zip(shapes, weights, strict=True)]
         self.predictors = [Predictor(model, lanes, blocks=1, length=context, threads=1) for model in self._models]
         self._new_combiner = functools.partial(
             Combiner, config.online, vocab_size, lanes=lanes, length=context, ranks=ranks
@@ -148,11 +148,11 @@ class Lockstep:
         state = {"ensemble": self.ensemble.state(), "combiner": self.combiner.state()}
         return state | {"learning_seconds": self.learning_seconds}
 
-    def load(self, own: dict, first: dict) -> None:
+    def load(self, rank_state: dict, common_state: dict) -> None:
         """Go on from the saved states of this rank and of the first."""
-        self.ensemble.load(own["ensemble"], first["ensemble"])
-        self.combiner.load(own["combiner"])
-        self.learning_seconds = own["learning_seconds"]
+        self.ensemble.load(rank_state["ensemble"], common_state["ensemble"])
+        self.combiner.load(rank_state["combiner"])
+        self.learning_seconds = rank_state["learning_seconds"]
 
     def close(self) -> None:
         """Let go of what the backends hold."""
@@ -163,12 +163,12 @@ class Lockstep:
 
         Returns the code length in nats by the chosen weights of the run's own transformer.
         """
-        own, *others = self._models
+        main, *others = self._models
         for model, weights in zip(others, self.ensemble.others(), strict=True):
             model.load(weights)
         candidates = self.ensemble.candidates()
         if len(candidates) == 1:
-            own.load(candidates[0])
+            main.load(candidates[0])
         nats = 0.0
         for micro_batch in micro_batches:
             if len(candidates) > 1 and micro_batch.mask.any():
@@ -178,14 +178,14 @@ class Lockstep:
 
     def _choose(self, candidates: list[Weights], micro_batch: MicroBatch, coder: Coder) -> None:
         """Predict with the weights that the code names; a sender tries all of them first."""
-        own = self._models[0]
+        main = self._models[0]
         tried = []
         for weights in candidates if coder.knows_symbols else ():
-            own.load(weights)
+            main.load(weights)
             tried.append(sum(self._own_nats(micro_batch)))
         best = np.array([np.argmin(tried) if tried else 0])
         (index,) = coder.code(best, np.ones((1, len(candidates))))
-        own.load(candidates[int(index)])
+        main.load(candidates[int(index)])
 
     def _own_nats(self, micro_batch: MicroBatch) -> Iterator[float]:
         """Code length of each position by the run's own transformer alone."""

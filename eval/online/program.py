@@ -66,8 +66,8 @@ def receiver_program(config: RunConfig) -> dict[str, str]:
     """The sources of a program that receives what `config` sends with this version, by path; it runs as it is."""
     program = Reached(_ENTRIES, _left_out(config)).sources()
     # The program has other bytes than the sources whose digest a file names.
-    own = str(Path(__file__).relative_to(ROOT))
-    return program | {own: f"def {receiver_sha256.__name__}():\n\treturn {receiver_sha256()!r}\n"}
+    path = str(Path(__file__).relative_to(ROOT))
+    return program | {path: f"def {receiver_sha256.__name__}():\n\treturn {receiver_sha256()!r}\n"}
 
 
 def _left_out(config: RunConfig) -> set[str]:

@@ -74,7 +74,7 @@ class Reached:
 
     def sources(self) -> dict[str, str]:
         """What was reached, by path."""
-        found = {}
+        texts = {}
         for name in sorted(self._touched):
             module = self._modules[name]
             kept = [part for statement in module.body for part in self._kept(name, statement)]
@@ -82,8 +82,8 @@ class Reached:
             text = ast.unparse(_Bare(unreached).visit(ast.Module(kept, type_ignores=[])))
             # What is unparsed has no text of several lines: all spaces at the start of a line are indentation.
             text = re.sub("^(?:    )+", lambda spaces: "\t" * (len(spaces[0]) // 4), text, flags=re.MULTILINE)
-            found[str(module.path.relative_to(ROOT))] = f"{text}\n" if text else ""
-        return found
+            texts[str(module.path.relative_to(ROOT))] = f"{text}\n" if text else ""
+        return texts
 
     def _touch(self, module: str) -> None:
         """Reach what importing a module runs."""
@@ -182,7 +182,7 @@ class _Wordless(ast.NodeTransformer):
         self.generic_visit(node)
         if node.name.endswith("problems"):
             for call in ast.walk(node):
-                if isinstance(call, ast.Call) and ast.unparse(call.func) == "found.append":
+                if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "append":
                     call.args = [ast.Constant("")]
         return node
 

@@ -88,13 +88,13 @@ def _receive_text(path: Path, head: OnlineHead, segments: list[Segment], tokeniz
 def _receive_segment(segment: Segment, steps: tuple[int, int], job: OnlineJob, where: str, head: OnlineHead) -> None:
     """Decode and learn a segment; raises UsageError on every rank where one of them has got something else."""
     lockstep, ranks = job.lockstep, job.ranks
-    share = segment.shares[ranks.rank]
-    decoding = Receiving(share.stream)
+    part = segment.parts[ranks.rank]
+    decoding = Receiving(part.stream)
     checksum = lockstep.run(*steps, decoding, Sums(), job.report)
     decoding.finish()
     weights = lockstep.weights_digest()
     problem = ""
-    if decoding.has_failed or checksum != share.checksum:
+    if decoding.has_failed or checksum != part.checksum:
         problem = f"the text of rank {ranks.rank}"
     elif weights != segment.weights:
         problem = "the text is right, but the weights"
@@ -122,5 +122,5 @@ def _check_setting(path: Path, head: OnlineHead, lockstep: Lockstep) -> None:
 def _differences(sent: dict[str, str], here: dict[str, str]) -> str:
     """Every entry that differs, as `key: sent -> here`."""
     keys = [key for key in here if sent.get(key) != here[key]]
-    found = ", ".join(f"{key}: {sent.get(key)} -> {here[key]}" for key in keys)
-    return found or "no recorded setting differs (" + ", ".join(f"{k} {v}" for k, v in here.items()) + ")"
+    changes = ", ".join(f"{key}: {sent.get(key)} -> {here[key]}" for key in keys)
+    return changes or "no recorded setting differs (" + ", ".join(f"{k} {v}" for k, v in here.items()) + ")"

@@ -16,8 +16,8 @@ from eval.codec.symbol_coders import Sending
 from eval.online.file import (
     FileSizes,
     OnlineHead,
+    Part,
     Segment,
-    Share,
     Tokenizer,
     sent_settings,
     write_online_file,
@@ -117,21 +117,21 @@ def _send(config: RunConfig, sent: Input, lockstep: Lockstep, output: Path, prog
     )
     identity = {"settings": json.dumps(head.settings), "text": head.sha256, "arithmetic": head.arithmetic}
     with closing(OnlineJob(lockstep, output, identity, progress)) as job:
-        own = job.resume() or {"weights": [], "checksums": [], "streams": [], "sums": asdict(Sums())}
-        sums = Sums(**own["sums"])
+        coded = job.resume() or {"weights": [], "checksums": [], "streams": [], "sums": asdict(Sums())}
+        sums = Sums(**coded["sums"])
         for _, first_step, end_step in job.segments():
             encoding = Sending()
-            own["checksums"].append(lockstep.run(first_step, end_step, encoding, sums, job.report).hex())
-            own["weights"].append(lockstep.weights_digest().hex())
-            own["streams"].append(_tensor(encoding.stream()))
+            coded["checksums"].append(lockstep.run(first_step, end_step, encoding, sums, job.report).hex())
+            coded["weights"].append(lockstep.weights_digest().hex())
+            coded["streams"].append(_tensor(encoding.stream()))
             sums.quantised_bits += encoding.encoder.quantised_bits
             sums.ideal_bits += encoding.encoder.ideal_bits
-            job.save(end_step, own | {"sums": asdict(sums)})
-        streams = [stream.numpy().tobytes() for stream in own["streams"]]
-        by_rank = ranks.gather(list(zip(map(bytes.fromhex, own["checksums"]), streams, strict=True)))
+            job.save(end_step, coded | {"sums": asdict(sums)})
+        streams = [stream.numpy().tobytes() for stream in coded["streams"]]
+        by_rank = ranks.gather(list(zip(map(bytes.fromhex, coded["checksums"]), streams, strict=True)))
         segments = [
-            Segment(bytes.fromhex(weights), [Share(*shares[index]) for shares in by_rank])
-            for index, weights in enumerate(own["weights"])
+            Segment(bytes.fromhex(weights), [Part(*parts[index]) for parts in by_rank])
+            for index, weights in enumerate(coded["weights"])
         ]
         sizes = on_first_rank(ranks, write_online_file, output, head, sent.tokenizer, segments)
         costs = job.costs()

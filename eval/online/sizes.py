@@ -34,7 +34,7 @@ def check_sizes(head: OnlineHead, config: RunConfig, tokenizer: Tokenizer, segme
     is_mixture = bool(config.online.experts or config.online.models)
     alphabet = 2 if is_mixture else tokenizer.vocab_size
     symbols_per_token = max(1, (tokenizer.vocab_size - 1).bit_length()) if is_mixture else 1
-    most = sum(most_symbols(len(share.stream), alphabet) for segment in segments for share in segment.shares)
+    most = sum(most_symbols(len(part.stream), alphabet) for segment in segments for part in segment.parts)
     if head.num_tokens * symbols_per_token > most:
         raise UsageError(f"num_tokens={head.num_tokens}: more than its streams can hold; fetch the file again")
     num_sequences = -(-head.num_tokens // config.model.context)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from eval.teacher.inputs import layer_shapes, make_inputs
+from harness.bounds import bound_problems, bounded
 from harness.config.settings import name_problems
 from harness.rules.config import COUPLINGS, RULES
 
@@ -23,6 +24,7 @@ METHODS = (UNPRUNED, "none", *(f"{kind}-{coupling}" for kind in RULES[1:] for co
 LOSSES = ("mse", "gaussian")
 FIRST_SIGMA = 0.1
 MAX_WIDTH, MAX_TARGETS, MAX_SEEDS = 4096, 1 << 20, 1000
+_POSITIVE = "must be finite and positive"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -37,11 +39,11 @@ class TeacherConfig:
     """Widths of the teacher's layers, inputs first."""
     student: list[int] = field(default_factory=lambda: [2, 25, 25, 1])
     """Widths of the student's layers."""
-    noise: float = 0.08
+    noise: float = bounded(0.08, above=0, words=_POSITIVE)
     """Standard deviation of the noise on the targets."""
     targets: list[int] = field(default_factory=lambda: [30, 300, 2000])
     """Numbers of targets, an experiment each."""
-    seeds: int = 3
+    seeds: int = bounded(3, least=1, most=MAX_SEEDS)
     """How often everything is drawn anew: teacher, inputs, noise and initial student."""
     methods: list[str] = field(default_factory=lambda: list(METHODS))
     """`unpruned`, `none` (no rule, but pruned), or a rule and its coupling, such as `drr-adam`."""
@@ -54,17 +56,17 @@ class TeacherConfig:
     """
     shares: list[float] = field(default_factory=lambda: [0.1, 0.3, 1.0, 3.0, 10.0])
     """Strengths with the coupling `decoupled`, in usual updates of a weight: see `rule.alpha`."""
-    beta: float = 5.0
+    beta: float = bounded(5.0, above=0, words=_POSITIVE)
     """drr: steepness of exp(-beta |weight|)."""
-    ramp: float = 0.0
-    """Share of the main phase over which the strength rises linearly from 0."""
-    learning_rate: float = 0.01
+    ramp: float = bounded(0.0, least=0, most=1, words="must be between 0 and 1 (a share of the main phase)")
+    """Fraction of the main phase over which the strength rises linearly from 0."""
+    learning_rate: float = bounded(0.01, above=0, words=_POSITIVE)
     """Peak learning rate of AdamW; it falls to 0 as half a cosine."""
-    steps: int = 1500
+    steps: int = bounded(1500, least=1)
     """Optimizer steps of the main phase."""
-    finetune_steps: int = 300
+    finetune_steps: int = bounded(300, least=1)
     """Optimizer steps after pruning, without penalty."""
-    batch_targets: int = 300
+    batch_targets: int = bounded(300, least=1)
     """Targets of a step; all of them where there are no more."""
     tolerances: list[float] = field(default_factory=lambda: [0.02])
     """Relative rises of the mean squared error that pruning (TAMADE) may cause, a pruned student each."""
@@ -88,42 +90,27 @@ class TeacherConfig:
 
     def problems(self) -> list[str]:
         """Every bad value, a line each."""
-        found = []
-        found.extend(name_problems(self.name))
+        problems = [*name_problems(self.name), *bound_problems(self, "")]
         for key in ("teacher", "student"):
             widths = getattr(self, key)
             if len(widths) < 2 or not all(1 <= width <= MAX_WIDTH for width in widths) or widths[-1] != 1:
-                found.append(f"{key}={widths}: must be two or more widths from 1 to {MAX_WIDTH}, the last one 1")
+                problems.append(f"{key}={widths}: must be two or more widths from 1 to {MAX_WIDTH}, the last one 1")
         if self.teacher and self.student and self.teacher[0] != self.student[0]:
-            found.append(f"student={self.student}: must have as many inputs as the teacher ({self.teacher[0]})")
+            problems.append(f"student={self.student}: must have as many inputs as the teacher ({self.teacher[0]})")
         for key, known in (("methods", METHODS), ("losses", LOSSES)):
             names = getattr(self, key)
             if not names or len(set(names)) < len(names) or not set(names) <= set(known):
-                found.append(f"{key}={names}: must name some of {', '.join(known)}, each once")
-        return found + self._number_problems()
-
-    def _number_problems(self) -> list[str]:
-        found = []
-        for key in ("noise", "beta", "learning_rate"):
-            if not (math.isfinite(getattr(self, key)) and getattr(self, key) > 0):
-                found.append(f"{key}={getattr(self, key)}: must be finite and positive")
-        if not 0 <= self.ramp <= 1:
-            found.append(f"ramp={self.ramp}: must be between 0 and 1 (a share of the main phase)")
+                problems.append(f"{key}={names}: must name some of {', '.join(known)}, each once")
         for key, low, high in (("targets", 1, MAX_TARGETS), ("tolerances", 0, 1)):
             values = getattr(self, key)
             if not values or len(set(values)) < len(values) or not all(low <= value <= high for value in values):
-                found.append(f"{key}={values}: must be some numbers from {low} to {high}, each once")
+                problems.append(f"{key}={values}: must be some numbers from {low} to {high}, each once")
         for key in ("alphas", "shares"):
             values = getattr(self, key)
             is_good = all(math.isfinite(value) and value > 0 for value in values)
             if not values or len(set(values)) < len(values) or not is_good:
-                found.append(f"{key}={values}: must be some positive numbers, each once")
-        for key, low in (("steps", 1), ("finetune_steps", 1), ("batch_targets", 1), ("seeds", 1)):
-            if getattr(self, key) < low:
-                found.append(f"{key}={getattr(self, key)}: must be at least {low}")
-        if self.seeds > MAX_SEEDS:
-            found.append(f"seeds={self.seeds}: must be at most {MAX_SEEDS}")
-        return found
+                problems.append(f"{key}={values}: must be some positive numbers, each once")
+        return problems
 
 
 @dataclass(frozen=True, slots=True)

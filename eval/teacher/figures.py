@@ -24,7 +24,7 @@ def draw_totals(path: Path, points: list[TeacherPoint]) -> None:
     title = f"Weights and targets as coded, loss {loss}, mean over seeds"
     figure, panels = new_panels(title, len(rows), 2, _PANEL_HEIGHT_INCHES * len(rows))
     for ((num_targets,), those), (by_alpha, by_nonzeros) in zip(rows.items(), panels, strict=True):
-        for method, group in ((key[0], found) for key, found in grouped(those, "method").items()):
+        for method, group in ((key[0], group) for key, group in grouped(those, "method").items()):
             _draw_method(by_alpha, by_nonzeros, method, _best_tolerances(group))
         by_alpha.set_xscale("log")
         by_nonzeros.set_xscale("symlog", linthresh=1)

@@ -112,8 +112,8 @@ def verify(archives: list[Path], digests: list[str]) -> None:
     """
     command = [sys.executable, "-m", "eval.teacher.decode", *(str(path.resolve()) for path in archives)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    found = [line.split()[0] for line in done.stdout.splitlines()]
-    if done.returncode or found != digests:
+    decoded = [line.split()[0] for line in done.stdout.splitlines()]
+    if done.returncode or decoded != digests:
         reason = done.stderr.strip() or "SHA-256 differs"
         raise RunFailure(f"{archives[0].parent}: an archive does not decode to what was coded ({reason})")
 

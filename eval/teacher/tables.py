@@ -81,7 +81,7 @@ def blocks(points: list[TeacherPoint], is_published: bool) -> list[Block]:
 
     `is_published`: the experiment is the published one, so that its totals stand beside them.
     """
-    found: list[Block] = []
+    tables: list[Block] = []
     # The last column and note are about the publication.
     columns, notes = (_COLUMNS, _NOTES) if is_published else (_COLUMNS[:-1], _NOTES[:-1])
     for (num_targets,), those in grouped(points, "num_targets").items():
@@ -95,9 +95,9 @@ def blocks(points: list[TeacherPoint], is_published: bool) -> list[Block]:
         num_seeds = len({point.seed for point in those})
         raw = f"{num_targets:,} targets ({count(RAW_TARGET_BYTES * num_targets)} bytes as raw float32)"
         title = f"{raw}: best totals in bytes, mean and standard deviation over {num_seeds} seeds"
-        found.append(new_block(title, columns, records, []))
-    found[-1].notes = [note.format(points[0].header_bytes) for note in notes]
-    return found
+        tables.append(new_block(title, columns, records, []))
+    tables[-1].notes = [note.format(points[0].header_bytes) for note in notes]
+    return tables
 
 
 def point_records(points: list[TeacherPoint]) -> list[Record]:

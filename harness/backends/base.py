@@ -1,7 +1,7 @@
 """The interface between the training loop and a way of distributing it.
 
 A backend owns *partitions*: the float32 tensors that this rank's optimizer steps, with their state. They are the
-parameters themselves, or flat shares of many of them; whatever is elementwise works on both.
+parameters themselves, or flat parts of many of them; whatever is elementwise works on both.
 """
 
 from collections.abc import Callable, Iterator
@@ -43,17 +43,19 @@ class BackendConfig:
 
     def problems(self) -> list[str]:
         """Every bad value, a line each."""
-        found = bound_problems(self, "backend.")
+        problems = bound_problems(self, "backend.")
         if not 0 < self.timeout_seconds <= MAX_TIMEOUT_SECONDS:
-            found.append(
+            problems.append(
                 f"backend.timeout_seconds={self.timeout_seconds:g}: must be above 0 and at most {MAX_TIMEOUT_SECONDS:,}"
             )
         if self.zero_stage and self.name != "deepspeed":
-            found.append(f"backend.zero_stage={self.zero_stage}: needs backend.name=deepspeed")
+            problems.append(f"backend.zero_stage={self.zero_stage}: needs backend.name=deepspeed")
         for key in ("offload_optimizer", "overlap", "bf16_weights"):
             if getattr(self, key) and not (self.name == "deepspeed" and self.zero_stage):
-                found.append(f"backend.{key}=true: needs backend.name=deepspeed and a backend.zero_stage of 1, 2 or 3")
-        return found
+                problems.append(
+                    f"backend.{key}=true: needs backend.name=deepspeed and a backend.zero_stage of 1, 2 or 3"
+                )
+        return problems
 
 
 class Backend(Protocol):
@@ -108,8 +110,8 @@ def all_partitions(optimizer: Optimizer) -> list[tuple[Tensor, dict]]:
 def local_state(backend: Backend, optimizer: Optimizer) -> dict:
     """Partitions and their state of this rank, by reference: what a checkpoint holds."""
     with backend.partitions():
-        found = all_partitions(optimizer)
-        return {"partitions": [p.detach() for p, _ in found], "state": [dict(state) for _, state in found]}
+        partitions = all_partitions(optimizer)
+        return {"partitions": [p.detach() for p, _ in partitions], "state": [dict(state) for _, state in partitions]}
 
 
 @torch.no_grad()
@@ -151,9 +153,9 @@ def gather_state(backend: Backend, optimizer: Optimizer, key: str, missing: floa
     It travels in the place of the weights, so that every backend that gathers weights gathers any state.
     """
     with backend.partitions():
-        found = all_partitions(optimizer)
-        kept = [p.clone() for p, _ in found]
-        for p, state in found:
+        partitions = all_partitions(optimizer)
+        kept = [p.clone() for p, _ in partitions]
+        for p, state in partitions:
             p.copy_(state[key]) if key in state else p.fill_(missing)
     full = {name: tensor.clone() for name, tensor in backend.weights()}
     with backend.partitions():
@@ -164,7 +166,7 @@ def gather_state(backend: Backend, optimizer: Optimizer, key: str, missing: floa
 
 @torch.no_grad()
 def scatter_state(backend: Backend, optimizer: Optimizer, key: str, full: dict[str, Tensor]) -> None:
-    """Give every regularised partition its share of `full` as `state[key]`; the weights become `full`."""
+    """Give every regularised partition its part of `full` as `state[key]`; the weights become `full`."""
     backend.set_weights(full)
     with backend.partitions():
         for part in optimizer.parts:

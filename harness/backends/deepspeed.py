@@ -83,10 +83,10 @@ class DeepSpeedBackend:
             self.engine, *_ = self.deepspeed.initialize(
                 model=model, optimizer=optimizer.parts[0], config=settings, dist_init_required=False
             )
-        found, wanted = self.engine.zero_optimization_stage(), self.config.zero_stage
-        if int(found) != wanted:
+        stage, wanted = self.engine.zero_optimization_stage(), self.config.zero_stage
+        if int(stage) != wanted:
             raise RunFailure(
-                f"backend.zero_stage={wanted}: DeepSpeed runs stage {int(found)}; try another version of it"
+                f"backend.zero_stage={wanted}: DeepSpeed runs stage {int(stage)}; try another version of it"
             )
 
     def backward(self, compute_loss: Callable[[nn.Module], Tensor], last: bool) -> None:

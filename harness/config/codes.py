@@ -40,11 +40,11 @@ class EvalConfig:
 
     def problems(self) -> list[str]:
         """Every bad value, a line each."""
-        found = bound_problems(self, "eval.")
+        problems = bound_problems(self, "eval.")
         if self.predictor == "portable" and self.chunk_bytes > MAX_PORTABLE_CHUNK:
             limit = f"must be at most {MAX_PORTABLE_CHUNK} with eval.predictor=portable"
-            found.append(f"eval.chunk_bytes={self.chunk_bytes}: {limit}")
-        return found
+            problems.append(f"eval.chunk_bytes={self.chunk_bytes}: {limit}")
+        return problems
 
 
 @dataclass(kw_only=True, slots=True)
@@ -78,17 +78,17 @@ class OnlineConfig:
 
     def problems(self) -> list[str]:
         """Every bad value, a line each."""
-        found = bound_problems(self, "online.")
+        problems = bound_problems(self, "online.")
         for name in self.experts:
             if name not in EXPERTS:
-                found.append(f"online.experts={name}: unknown; use some of {', '.join(EXPERTS)}")
+                problems.append(f"online.experts={name}: unknown; use some of {', '.join(EXPERTS)}")
         if len(set(self.experts)) < len(self.experts):
-            found.append(f"online.experts={self.experts}: each can be named once")
+            problems.append(f"online.experts={self.experts}: each can be named once")
         if "network" in self.experts and not (self.models or "ngram" in self.experts):
-            found.append("online.experts=network: has nothing to mix; name ngram too, or online.models")
+            problems.append("online.experts=network: has nothing to mix; name ngram too, or online.models")
         if len(self.models) > MAX_MODELS:
-            found.append(f"online.models: names {len(self.models)}; must be at most {MAX_MODELS}")
+            problems.append(f"online.models: names {len(self.models)}; must be at most {MAX_MODELS}")
         for shape in self.models[:MAX_MODELS]:
             if not re.fullmatch(r"[1-9]\d{0,5}x[1-9]\d{0,3}x[1-9]\d{0,3}", shape):
-                found.append(f"online.models={shape}: must look like 64x2x1 (WIDTHxLAYERSxHEADS)")
-        return found
+                problems.append(f"online.models={shape}: must look like 64x2x1 (WIDTHxLAYERSxHEADS)")
+        return problems

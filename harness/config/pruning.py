@@ -44,14 +44,14 @@ class PruneConfig:
 
     def problems(self) -> list[str]:
         """Every bad value, a line each."""
-        found = bound_problems(self, "prune.")
+        problems = bound_problems(self, "prune.")
         if not 0 <= self.tolerance <= 1:
             what = "drop of the accuracy" if self.measure == "accuracy" else "relative rise of the loss"
-            found.append(f"prune.tolerance={self.tolerance}: must be between 0 and 1 (a {what})")
+            problems.append(f"prune.tolerance={self.tolerance}: must be between 0 and 1 (a {what})")
         if self.measure == "accuracy" and self.tolerance == 1:
-            found.append("prune.tolerance=1: every weight may go when all of the accuracy may; use less than 1")
-        return found
+            problems.append("prune.tolerance=1: every weight may go when all of the accuracy may; use less than 1")
+        return problems
 
     def limit(self, before: float) -> float:
-        """The largest tolerated loss, or share of tokens not predicted, where it was `before`."""
+        """The largest tolerated loss, or fraction of tokens not predicted, where it was `before`."""
         return before + self.tolerance if self.measure == "accuracy" else (1 + self.tolerance) * before

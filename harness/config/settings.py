@@ -40,7 +40,7 @@ def resolved(settings: list[tuple[str, object]], problems: list[str], kind: type
         try:
             section, name, annotation = _field(config, dotted)
             value = _typed(value, annotation)
-            setattr(section, name, at_home(value) if dotted in PATHS and isinstance(value, str) else value)
+            setattr(section, name, expand_home(value) if dotted in PATHS and isinstance(value, str) else value)
         except ValueError as error:
             problems.append(f"{dotted}={shown(value)}: {error}")
     own = config.problems()
@@ -60,11 +60,11 @@ def setting(key: str, value: object) -> str:
 
 def leaves(tree: dict, prefix: str = "") -> list[tuple[str, object]]:
     """Dotted keys of a tree of mappings with what is not a mapping itself."""
-    found: list[tuple[str, object]] = []
+    pairs: list[tuple[str, object]] = []
     for key, value in tree.items():
         dotted = f"{prefix}{key}"
-        found.extend(leaves(value, f"{dotted}.") if isinstance(value, dict) else [(dotted, value)])
-    return found
+        pairs.extend(leaves(value, f"{dotted}.") if isinstance(value, dict) else [(dotted, value)])
+    return pairs
 
 
 def shown(value: object) -> str:
@@ -172,7 +172,7 @@ def _real(value: object) -> float:
     return number
 
 
-def at_home(path: str) -> str:
+def expand_home(path: str) -> str:
     """A path whose leading `~` is a home directory."""
     if not path.startswith("~"):
         return path

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.config.presets import preset_path
-from harness.config.settings import T, as_text, at_home, is_text, leaves, resolved, shown
+from harness.config.settings import T, as_text, expand_home, is_text, leaves, resolved, shown
 from harness.errors import UsageError
 
 MAX_INCLUDE_DEPTH = 8
@@ -71,7 +71,7 @@ def _read_layers(path: Path, depth: int = 0) -> list[dict]:
     content = read_yaml(path, "configuration file", "sections", "`codelength init` lists the presets")
     given = content.pop("include", [])
     try:
-        includes = [at_home(as_text(name)) for name in (given if isinstance(given, list) else [given])]
+        includes = [expand_home(as_text(name)) for name in (given if isinstance(given, list) else [given])]
     except ValueError as error:
         raise UsageError(
             f"{path}: include={shown(given)}: {error}; name a YAML file, or several in a list, or leave it out"

@@ -41,16 +41,16 @@ class CorpusConfig:
 
     def problems(self) -> list[str]:
         """Every bad value, one line each that names key, value and remedy."""
-        found = bound_problems(self, "corpus.")
+        problems = bound_problems(self, "corpus.")
         if self.kind == "files" and not self.path:
-            found.append(f"corpus.path={self.path}: corpus.kind=files needs it; name a file or folder")
+            problems.append(f"corpus.path={self.path}: corpus.kind=files needs it; name a file or folder")
         if self.kind == "wiki-mini" and self.path:
-            found.append(f"corpus.path={self.path}: wiki-mini is packaged; leave it null or use corpus.kind=files")
+            problems.append(f"corpus.path={self.path}: wiki-mini is packaged; leave it null or use corpus.kind=files")
         if self.kind in KINDS and self.kind != "files" and self.heldout_path:
-            found.append(f"corpus.heldout_path={self.heldout_path}: only for corpus.kind=files; leave it null")
+            problems.append(f"corpus.heldout_path={self.heldout_path}: only for corpus.kind=files; leave it null")
         if not self.text_field:
-            found.append("corpus.text_field=: empty; name the field that holds the text, such as text")
-        return found
+            problems.append("corpus.text_field=: empty; name the field that holds the text, such as text")
+        return problems
 
 
 class Corpus:

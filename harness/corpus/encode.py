@@ -1,4 +1,4 @@
-"""A process that prepares a share of a text: `python -m harness.corpus.encode FOLDER train|INDEX COUNT|VOCABULARY`.
+"""A process that prepares a part of a text: `python -m harness.corpus.encode FOLDER train|INDEX COUNT|VOCABULARY`.
 
 Training the tokenizer and encoding with it take nearly all the time of a preparation, inside a library that listens to
 no signal: in processes of their own both can be ended at any moment, and encoding uses all cores.

@@ -53,9 +53,9 @@ def read_piece(path: Path, identity: bytes) -> Piece | None:
         return None
     if len(data) < _HEAD.size:
         return None
-    magic, found, count, content_bytes, raw_bytes, digest = _HEAD.unpack_from(data)
+    magic, written_identity, count, content_bytes, raw_bytes, digest = _HEAD.unpack_from(data)
     content_start = _HEAD.size + 8 * count
-    if magic != _MAGIC or found != identity or len(data) != content_start + content_bytes:
+    if magic != _MAGIC or written_identity != identity or len(data) != content_start + content_bytes:
         return None
     if hashlib.sha256(memoryview(data)[_HEAD.size :]).digest() != digest:
         return None

@@ -26,13 +26,14 @@ from harness.errors import RunFailure, UsageError
 from harness.files import make_directory, read_file, reason, write_file, write_json
 from harness.lock import LOCK_FILE
 from harness.machine.children import child_environment, num_cores
+from harness.machine.progress import SECONDS_BETWEEN_LINES, Pause, Rate, clock
 
 TRAIN_FILE, HELDOUT_FILE, SOURCES_FILE = "train.shard", "heldout.shard", "sources.json"
 SHARDS = {"train": TRAIN_FILE, "heldout": HELDOUT_FILE}
 # What is done before a process has started.
 SMALL_TEXT_BYTES = 1 << 20
 _PIECES_FILE = "pieces.json"
-_SECONDS_BETWEEN_LOOKS, _SECONDS_BETWEEN_LINES = 0.05, 10.0
+_SECONDS_BETWEEN_LOOKS = 0.05
 
 Tell = Callable[[str], object]
 
@@ -135,20 +136,21 @@ def _trained(folder: Path, vocab_size: int, is_small: bool) -> bytes:
 
 def _encode_on_all_cores(folder: Path, num_pieces: int, tell: Tell) -> None:
     count = min(num_cores(), num_pieces)
-    start, told = time.monotonic(), time.monotonic()
-    before = len(list(folder.glob("*.tokens")))
+    rate = Rate(_num_encoded(folder))
+    pause = Pause(SECONDS_BETWEEN_LINES, first=SECONDS_BETWEEN_LINES)
 
     def show() -> None:
-        nonlocal told
-        now = time.monotonic()
-        if now - told >= _SECONDS_BETWEEN_LINES:
-            told, done = now, len(list(folder.glob("*.tokens")))
-            rate = (done - before) / (now - start)
-            left = f", {(num_pieces - done) / rate:,.0f} s left" if rate else ""
-            tell(f"encoded  {done:,} of {num_pieces:,} pieces in {count} processes{left}")
+        if pause.is_over():
+            done = _num_encoded(folder)
+            left = clock(rate.seconds_left(done, num_pieces))
+            tell(f"encoded  {done:,} of {num_pieces:,} pieces in {count} processes, {left} left")
 
     with _started(folder, [(str(index), count) for index in range(count)]) as processes:
         _wait_for(processes, show)
+
+
+def _num_encoded(folder: Path) -> int:
+    return len(list(folder.glob("*.tokens")))
 
 
 @contextmanager

@@ -195,8 +195,8 @@ def _stamps_of_all(config: CorpusConfig) -> list:
 
 def _stamp(path: Path) -> tuple[str, int, int]:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         # A link that leads nowhere.
-        found = path.lstat()
-    return str(path), found.st_size, found.st_mtime_ns
+        status = path.lstat()
+    return str(path), status.st_size, status.st_mtime_ns

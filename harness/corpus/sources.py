@@ -43,7 +43,7 @@ def list_sources(key: str, path: str, field: str) -> Listing:
                     f"{field}; make it such lines, for example with jq, or give it the ending .txt"
                 )
         source = Source(root, path, reader or TEXT, packing)
-        return Listing([source], [], _is_as_ever(source))
+        return Listing([source], [], _is_unchanged(source))
     if not root.is_dir():
         raise UsageError(f"{key}={path}: no such file or folder; name an existing one")
     walk = _Walk(field)
@@ -56,7 +56,7 @@ def list_sources(key: str, path: str, field: str) -> Listing:
             f"{key}={path}: the folder has no files of text{listed}; known endings are {KNOWN_ENDINGS}; "
             "a file of another ending can be named itself"
         )
-    is_plain = all(map(_is_as_ever, taken)) and not walk.has_rules
+    is_plain = all(map(_is_unchanged, taken)) and not walk.has_rules
     return Listing(taken, left_out, is_plain)
 
 
@@ -80,7 +80,7 @@ def _shown(left_out: list[tuple[str, str]]) -> str:
     return shown + (", ..." if len(left_out) > _NAMES_SHOWN else "")
 
 
-def _is_as_ever(source: Source) -> bool:
+def _is_unchanged(source: Source) -> bool:
     exact = {".jsonl": JSONL, ".parquet": PARQUET}.get(source.path.suffix, TEXT)
     return source.reader == exact and not source.packing
 

@@ -80,8 +80,8 @@ def list_wiki40b(folder: Path, split: str) -> Listing:
     if not folder.is_dir():
         raise UsageError(f"{key}: no such folder; {_FOLDER_REMEDY}")
     pattern = re.compile(rf"(?:^|[-._ 0-9/]){name}[-._ 0-9/]")
-    found = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*.parquet")}
-    taken = [Source(file, path, PARQUET) for path, file in sorted(found.items()) if pattern.search(path)]
+    files = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*.parquet")}
+    taken = [Source(file, path, PARQUET) for path, file in sorted(files.items()) if pattern.search(path)]
     if not taken:
         raise UsageError(f"{key}: no {name}*.parquet; {_FOLDER_REMEDY}")
     return Listing(taken, [], True)

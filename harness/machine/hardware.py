@@ -170,7 +170,7 @@ def environment(world_size: int, device: torch.device, dtype: torch.dtype | None
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "nccl": nccl_settings(device),

@@ -81,7 +81,7 @@ class Ranks:
         """Whether any rank says so."""
         return self.sum(float(flag))[0] > 0
 
-    def share(self, value: object, source: int = 0) -> Any:
+    def broadcast(self, value: object, source: int = 0) -> Any:
         """The `value` of one rank, the first, on every rank; an error among other things, so that all stop together."""
         if self.world_size == 1:
             return value
@@ -115,7 +115,7 @@ def on_first_rank(ranks: Ranks, work: Callable[..., T], *arguments: object) -> T
         except OSError as problem:
             error = RunFailure(f"{problem.filename}: {problem.strerror}")
     # So that all stop together instead of waiting for one another.
-    error, result = ranks.share((error, result))
+    error, result = ranks.broadcast((error, result))
     if error:
         raise error
     return result

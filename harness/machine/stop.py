@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
-from harness.errors import PAUSED_STATUS, speaks_for_all
+from harness.errors import PAUSED_STATUS, is_leading_process
 
 if TYPE_CHECKING:
     Handler = Callable[[int, FrameType | None], object] | int | signal.Handlers | None
@@ -181,7 +181,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def _end(number: int, frame: FrameType | None = None) -> None:
     """End this process at once; of several ranks the first says so."""
     error = Interrupted(number)
-    if speaks_for_all():
+    if is_leading_process():
         os.write(2, f"codelength: {error}\n".encode())
     os._exit(error.exit_status)
 

@@ -36,11 +36,11 @@ class CodeLength:
         for place, micro_batch in enumerate(batch.micro_batches):
             best = best_tables[place]
             tables = np.stack([best, *(tables[place] for tables in others)])
-            nats = self.combiner.nats_known(tables, micro_batch)
+            nats = self.combiner.sequence_nats(tables, micro_batch)
             if micro_batch.mask.any():
                 nats[tuple(np.argwhere(micro_batch.mask)[0])] += np.log(len(candidates))
-            own = np.take_along_axis(best, micro_batch.tokens[..., None], axis=-1)[..., 0]
-            coded.append((nats, np.where(micro_batch.mask, table_nats(own), 0.0)))
+            chosen = np.take_along_axis(best, micro_batch.tokens[..., None], axis=-1)[..., 0]
+            coded.append((nats, np.where(micro_batch.mask, table_nats(chosen), 0.0)))
         self.combiner.end_step()
         return coded
 
@@ -58,9 +58,9 @@ class CodeLength:
     def _tables(self, index: int, weights: Weights, batch: StepBatch) -> list[np.ndarray]:
         """Tables (n, length, vocabulary), float32, of each micro-batch."""
         module = self._modules[index]
-        own = dict(module.named_parameters())
+        parameters = dict(module.named_parameters())
         for name, tensor in weights:
-            own[name].copy_(tensor)
+            parameters[name].copy_(tensor)
         return [self._table(module, micro_batch) for micro_batch in batch.micro_batches]
 
     def _table(self, module: Transformer, micro_batch: MicroBatch) -> np.ndarray:

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 _SMALLEST = np.float32(1e-30)
 _FLATTEST, _SHARPEST = 0.25, 4.0
-_NEWTON_SHARE = 0.5
+_NEWTON_FRACTION = 0.5
 
 
 class Combiner:
-    """Turns tables into chances, and remembers what follows for the next ones; each rank has its own mixture."""
+    """Turns tables into probabilities, and remembers what follows for the next ones; each rank has its own mixture."""
 
     def __init__(self, config: OnlineConfig, vocab_size: int, num_tokens: int, lanes: int, length: int, ranks: Ranks):
         """`length` is that of a sequence in tokens; `num_tokens` that of the text."""
@@ -58,12 +58,12 @@ class Combiner:
         rows = np.arange(len(tokens))
         for index, table in enumerate(tables):
             logs = np.log(np.maximum(table, _SMALLEST)).astype(np.float64)
-            chances = _sharpened(table, self.sharpness[index]).astype(np.float64)
-            means = (chances * logs).sum(axis=1)
+            probabilities = _sharpened(table, self.sharpness[index]).astype(np.float64)
+            means = (probabilities * logs).sum(axis=1)
             self._slopes[0, index] += float((means - logs[rows, tokens]).sum())
-            self._slopes[1, index] += float(((chances * logs**2).sum(axis=1) - means**2).sum())
+            self._slopes[1, index] += float(((probabilities * logs**2).sum(axis=1) - means**2).sum())
 
-    def nats_known(self, tables: np.ndarray, micro_batch: MicroBatch) -> np.ndarray:
+    def sequence_nats(self, tables: np.ndarray, micro_batch: MicroBatch) -> np.ndarray:
         """Code length (n, length) of a micro-batch, given float32 tables (tables, n, length, vocabulary)."""
         tokens, mask = micro_batch.tokens, micro_batch.mask
         sharp = self.sharpened(tables)
@@ -72,9 +72,9 @@ class Combiner:
             chosen = np.take_along_axis(sharp[0], tokens[..., None], axis=-1)[..., 0]
             return np.where(mask, table_nats(chosen), 0.0)
         self.mixture.start(micro_batch.sequences * self.length)
-        chances = self.mixture.code_known(sharp, tokens, mask)
+        probabilities = self.mixture.bit_probabilities(sharp, tokens, mask)
         self.add_sent(micro_batch, sharp)
-        return np.where(mask, self.mixture.nats_of(chances, tokens), 0.0)
+        return np.where(mask, self.mixture.nats_of(probabilities, tokens), 0.0)
 
     def add_sent(self, micro_batch: MicroBatch, sharp: np.ndarray) -> None:
         """A micro-batch that this rank has coded with the tables `sharp` (tables, n, length, vocabulary)."""
@@ -85,18 +85,18 @@ class Combiner:
         """Learn from a step after it was coded: temperatures from all ranks, the mixture from the other ones."""
         if self.config.calibrate:
             slope, curvature = np.array(self.ranks.sum(*self._slopes.ravel())).reshape(2, -1)
-            moved = self.sharpness - _NEWTON_SHARE * slope / np.maximum(curvature, 1.0)
+            moved = self.sharpness - _NEWTON_FRACTION * slope / np.maximum(curvature, 1.0)
             self.sharpness = np.clip(moved, _FLATTEST, _SHARPEST)
             self._slopes[:] = 0
         if self.mixture and self.ranks.world_size > 1:
             # One at a time: all ranks' tables together may be more than memory holds.
             for rank, number in enumerate(self.ranks.gather(len(self._sent))):
                 for index in range(number):
-                    own = self._sent[index] if rank == self.ranks.rank else None
-                    micro_batch, sharp = self.ranks.share(own, source=rank)
-                    if own is None:
+                    sent = self._sent[index] if rank == self.ranks.rank else None
+                    micro_batch, sharp = self.ranks.broadcast(sent, source=rank)
+                    if sent is None:
                         starts = micro_batch.sequences * self.length
-                        self.mixture.learn_known(starts, sharp, micro_batch.tokens, micro_batch.mask)
+                        self.mixture.learn_sequences(starts, sharp, micro_batch.tokens, micro_batch.mask)
         self._sent = []
 
     def member_nats(self) -> dict[str, float]:
@@ -111,11 +111,11 @@ class Combiner:
         kept = {name: torch.from_numpy(_storable(array)) for name, array in arrays.items()}
         return {"sharpness": self.sharpness.tolist(), "mixture": kept}
 
-    def load(self, own: dict) -> None:
+    def load(self, rank_state: dict) -> None:
         """Go on from the saved state of this rank; raises KeyError or ValueError for that of something else."""
-        self.sharpness = np.array(own["sharpness"])
+        self.sharpness = np.array(rank_state["sharpness"])
         if self.mixture:
-            arrays = {name: tensor.numpy() for name, tensor in own["mixture"].items()}
+            arrays = {name: tensor.numpy() for name, tensor in rank_state["mixture"].items()}
             like = self.mixture.arrays()
             self.mixture.load({name: array.view(like[name].dtype) for name, array in arrays.items()})
 
@@ -140,9 +140,9 @@ def mixture_bytes(config: OnlineConfig, num_tokens: int) -> int:
     return (ngram_bytes(config.ngram_order, num_tokens) if has_ngram else 0) + network_bytes(contexts) + joint
 
 
-def table_nats(chances: np.ndarray) -> np.ndarray:
-    """Code lengths in nats, float64, of symbols that a table gives `chances`; one that underflowed counts as e^-69."""
-    return -np.log(np.maximum(chances, _SMALLEST).astype(np.float64))
+def table_nats(probabilities: np.ndarray) -> np.ndarray:
+    """Code lengths in nats, float64, of symbols of these `probabilities`; one that underflowed counts as e^-69."""
+    return -np.log(np.maximum(probabilities, _SMALLEST).astype(np.float64))
 
 
 def _sharpened(table: np.ndarray, sharpness: float) -> np.ndarray:

@@ -87,21 +87,21 @@ class Ensemble:
 
     def state(self) -> dict:
         """What a checkpoint of this rank holds; what all ranks have in common only the first one keeps."""
-        own = {"learners": [learner.state() for learner in self.learners], "num_means": self._num_means}
+        rank_state = {"learners": [learner.state() for learner in self.learners], "num_means": self._num_means}
         if self.ranks.is_first or not (self._means or self._kept):
-            own |= {"means": self._means, "kept": self._kept}
-        return own
+            rank_state |= {"means": self._means, "kept": self._kept}
+        return rank_state
 
-    def load(self, own: dict, first: dict) -> None:
+    def load(self, rank_state: dict, common_state: dict) -> None:
         """Go on from the saved states of this rank and of the first."""
-        for learner, mine, shared in zip(self.learners, own["learners"], first["learners"], strict=True):
+        for learner, mine, shared in zip(self.learners, rank_state["learners"], common_state["learners"], strict=True):
             learner.load(mine, shared)
-        device, shared = self.ranks.device, own if "means" in own else first
+        device, shared = self.ranks.device, rank_state if "means" in rank_state else common_state
         self._means, self._kept = (
             [{name: tensor.to(device) for name, tensor in weights.items()} for weights in shared[key]]
             for key in ("means", "kept")
         )
-        self._num_means = own["num_means"]
+        self._num_means = rank_state["num_means"]
 
     def close(self) -> None:
         """Let go of what the backends hold."""
@@ -145,12 +145,12 @@ class Ensemble:
         if not self.online.ema:
             return
         self._num_means += 1
-        share = max(1 - self.online.ema, _EMA_WARMUP / (_EMA_WARMUP + self._num_means))
+        rate = max(1 - self.online.ema, _EMA_WARMUP / (_EMA_WARMUP + self._num_means))
         if not self._means:
             self._means = [_copied(learner.backend.weights()) for learner in self.learners]
         for means, learner in zip(self._means, self.learners, strict=True):
             for name, weights in learner.backend.weights():
-                means[name].lerp_(weights.float(), share)
+                means[name].lerp_(weights.float(), rate)
 
     def _keep(self, step: int) -> None:
         """Keep the weights that predict now for later batches to choose, in place of the oldest ones."""

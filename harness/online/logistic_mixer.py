@@ -1,7 +1,7 @@
-"""Gated logistic mixing of chances of a bit (Mattern 2013; Mahoney 2005, the PAQ family).
+"""Gated logistic mixing of probabilities of a bit (Mattern 2013; Mahoney 2005, the PAQ family).
 
-Several sets of weights, each chosen by a context, mix the stretched chances; a last set mixes their results, and two
-tables correct what has been systematically wrong. Every weight follows the gradient of the code length of the bits.
+Several sets of weights, each chosen by a context, mix the stretched probabilities; a last set mixes their results, and
+two tables correct what has been systematically wrong. Every weight follows the gradient of the code length of the bits.
 """
 
 from math import exp
@@ -71,8 +71,8 @@ def _knot(y):
 
 
 @compiled
-def chance(n, lane):
-    """Chance of a 1, given the lane's inputs and choices."""
+def probability(n, lane):
+    """Probability of a 1, given the lane's inputs and choices."""
     x, y = n.lane_inputs[lane], n.lane_outputs[lane]
     total = np.float32(0)
     node = n.lane_choices[lane, 1]
@@ -84,23 +84,23 @@ def chance(n, lane):
         y[s] = min(max(dot, -_LARGEST), _LARGEST)
         total += n.last[node, s] * y[s]
     y[NUM_SETS] = min(max(total, -_LARGEST), _LARGEST)
-    at, share = _knot(y[NUM_SETS])
+    at, fraction = _knot(y[NUM_SETS])
     mean = squash(y[NUM_SETS])
     for c in range(2):
         table = n.corrections[c, n.lane_choices[lane, NUM_SETS + c]]
-        mean += table[at] * (np.float32(1) - share) + table[at + 1] * share
+        mean += table[at] * (np.float32(1) - fraction) + table[at + 1] * fraction
     return mean * np.float32(1 / 3)
 
 
 @compiled
 def learn(n, lane, bit):
-    """The bit for which `chance` was asked is `bit`."""
+    """The bit for which `probability` was asked is `bit`."""
     x, y, e = n.lane_inputs[lane], n.lane_outputs[lane], np.float32(bit)
-    at, share = _knot(y[NUM_SETS])
+    at, fraction = _knot(y[NUM_SETS])
     for c in range(2):
         table = n.corrections[c, n.lane_choices[lane, NUM_SETS + c]]
-        table[at] += (e - table[at]) * _CORRECTION_RATE * (np.float32(1) - share)
-        table[at + 1] += (e - table[at + 1]) * _CORRECTION_RATE * share
+        table[at] += (e - table[at]) * _CORRECTION_RATE * (np.float32(1) - fraction)
+        table[at + 1] += (e - table[at + 1]) * _CORRECTION_RATE * fraction
     step = (e - squash(y[NUM_SETS])) * _LAST_RATE
     node = n.lane_choices[lane, 1]
     for s in range(NUM_SETS):

@@ -1,8 +1,8 @@
-"""Many experts as one: the chance of each bit of a symbol, from tables of transformers and from adaptive models.
+"""Many experts as one: the probability of each bit of a symbol, from tables of transformers and from adaptive models.
 
-A symbol is coded as the bits of its number, the highest first; the experts' chances of them multiply to those of the
-symbol, so that mixing bit by bit is mixing the symbols' distributions. All chances at a position are computed before
-any lane learns from it, since a receiver decodes the lanes side by side; the lanes then learn in their order.
+A symbol is coded as the bits of its number, the highest first; the experts' probabilities of them multiply to those of
+the symbol, so that mixing bit by bit is mixing the symbols' distributions. All probabilities at a position are computed
+before any lane learns from it, since a receiver decodes the lanes side by side; the lanes then learn in their order.
 """
 
 import numpy as np
@@ -45,7 +45,7 @@ class Mixture:
             has_network=np.array([has_network]),
             counts=np.full(vocab_size if has_counts else 0, 0.5),
             cumulative=np.zeros((total, lanes, (1 << self.bits) + 1)),
-            chances=np.zeros((lanes, members)),
+            probabilities=np.zeros((lanes, members)),
             places=np.zeros((lanes, 3), dtype=np.int64),
             nodes=np.ones(lanes, dtype=np.int64),
             nats=np.zeros(members),
@@ -56,31 +56,31 @@ class Mixture:
         """Begin sequences at the places `starts` (n,) of the text, lane by lane."""
         _start(self.state, starts)
 
-    def code_known(self, tables: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Chances of a 1, float64 (n, length, bits), for every bit of `tokens` (n, length), from the start on.
+    def bit_probabilities(self, tables: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Probabilities of a 1, float64 (n, length, bits), for every bit of `tokens` (n, length), from the start on.
 
         `tables` are float32 (tables, n, length, vocabulary).
         """
-        chances = np.full((*tokens.shape, self.bits), 0.5)
-        _code_known(self.state, tables, tokens, mask, self.uniform, chances)
-        return chances
+        probabilities = np.full((*tokens.shape, self.bits), 0.5)
+        _bit_probabilities(self.state, tables, tokens, mask, self.uniform, probabilities)
+        return probabilities
 
     def start_symbols(self, tables: np.ndarray, active: np.ndarray) -> np.ndarray:
         """Begin a symbol on each lane that is `active` (n,); `tables` are float32 (tables, n, vocabulary).
 
-        Returns chances of a 0 and a 1, float64 (active lanes, 2), of its first bit.
+        Returns probabilities of a 0 and a 1, float64 (active lanes, 2), of its first bit.
         """
         self._active, self._num_active = active, int(active.sum())
-        chances = np.empty((self._num_active, 2))
+        probabilities = np.empty((self._num_active, 2))
         _start_symbols(self.state, tables, active, self.uniform)
-        _next_bits(self.state, active, self.bits, chances)
-        return chances
+        _next_bits(self.state, active, self.bits, probabilities)
+        return probabilities
 
     def next_bits(self, bits: np.ndarray) -> np.ndarray:
-        """Learn the bits, int64 (active lanes,), for which chances were given; returns those of the next ones."""
-        chances = np.empty((self._num_active, 2))
-        _learn_and_next(self.state, bits, self._active, self.bits, chances)
-        return chances
+        """Learn the bits, int64 (active lanes,), for which probabilities were given; returns those of the next ones."""
+        probabilities = np.empty((self._num_active, 2))
+        _learn_and_next(self.state, bits, self._active, self.bits, probabilities)
+        return probabilities
 
     def end_symbols(self, bits: np.ndarray) -> np.ndarray:
         """Learn the last bits; returns the symbols (active lanes,) that all bits have made."""
@@ -88,11 +88,11 @@ class Mixture:
         _learn_and_end(self.state, bits, self._active, self.bits, self.vocab_size, symbols)
         return symbols
 
-    def learn_known(self, starts: np.ndarray, tables: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> None:
+    def learn_sequences(self, starts: np.ndarray, tables: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> None:
         """Learn sequences that another rank has coded, as if this one had; its own switch and sums stay."""
         kept = [array.copy() for array in (*self.state.switch, self.state.nats)]
         self.start(starts)
-        self.code_known(tables, tokens, mask)
+        self.bit_probabilities(tables, tokens, mask)
         for array, before in zip((*self.state.switch, self.state.nats), kept, strict=True):
             array[...] = before
 
@@ -100,9 +100,9 @@ class Mixture:
         """Bits of `tokens` (...), the highest first: int64 (..., bits)."""
         return tokens[..., None] >> np.arange(self.bits - 1, -1, -1) & 1
 
-    def nats_of(self, chances: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """Code length in nats of `tokens` (...), given chances of a 1 (..., bits) for their bits."""
-        return -np.log(np.where(self.bits_of(tokens), chances, 1 - chances)).sum(axis=-1)
+    def nats_of(self, probabilities: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Code length in nats of `tokens` (...), given probabilities of a 1 (..., bits) for their bits."""
+        return -np.log(np.where(self.bits_of(tokens), probabilities, 1 - probabilities)).sum(axis=-1)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All that is remembered, for a checkpoint."""
@@ -110,8 +110,8 @@ class Mixture:
 
     def load(self, arrays: dict[str, np.ndarray]) -> None:
         """Inverse of `arrays`; raises KeyError or ValueError for those of another mixture."""
-        for name, own in leaves(self.state):
-            own[...] = arrays[name]
+        for name, array in leaves(self.state):
+            array[...] = arrays[name]
 
 
 @compiled
@@ -123,8 +123,8 @@ def _start(m, starts):
 
 
 @compiled
-def _code_known(m, tables, tokens, mask, uniform, chances):
-    lanes, length, bits = chances.shape
+def _bit_probabilities(m, tables, tokens, mask, uniform, probabilities):
+    lanes, length, bits = probabilities.shape
     known, symbols = np.zeros(lanes, dtype=np.int64), np.zeros(lanes, dtype=np.int64)
     pairs = np.zeros((lanes, 2))
     for i in range(length):
@@ -137,7 +137,7 @@ def _code_known(m, tables, tokens, mask, uniform, chances):
             place = 0
             for lane in range(lanes):
                 if active[lane]:
-                    chances[lane, i, depth] = pairs[place, 1]
+                    probabilities[lane, i, depth] = pairs[place, 1]
                     known[place] = tokens[lane, i] >> (bits - 1 - depth) & 1
                     place += 1
             _learn_bits(m, known, active)
@@ -155,9 +155,9 @@ def _start_symbols(m, tables, active, uniform):
             total, sums = 0.0, m.cumulative[k, lane]
             for v in range(vocab_size):
                 if k < given:
-                    # No chance is 0, whatever a table says; nor can one that is no number lead an index astray.
-                    chance = tables[k, lane, v]
-                    total += (chance if 0.0 < chance <= 2.0 else 0.0) + 1e-9
+                    # No probability is 0, whatever a table says; nor can one that is no number lead an index astray.
+                    probability = tables[k, lane, v]
+                    total += (probability if 0.0 < probability <= 2.0 else 0.0) + 1e-9
                 else:
                     total += 1.0 if uniform and k == given else m.counts[v]
                 sums[v + 1] = total
@@ -173,10 +173,10 @@ def _next_bits(m, active, bits, pairs):
     place = 0
     for lane in range(len(active)):
         if active[lane]:
-            _fill_chances(m, lane, bits)
-            chance = switching.mixed_chance(m.switch, lane, m.chances[lane])
-            chance = min(max(chance, _SMALLEST), 1.0 - _SMALLEST)
-            pairs[place, 0], pairs[place, 1] = 1.0 - chance, chance
+            _fill_probabilities(m, lane, bits)
+            probability = switching.mixed_probability(m.switch, lane, m.probabilities[lane])
+            probability = min(max(probability, _SMALLEST), 1.0 - _SMALLEST)
+            pairs[place, 0], pairs[place, 1] = 1.0 - probability, probability
             place += 1
 
 
@@ -202,9 +202,9 @@ def _depth(node):
 
 
 @compiled
-def _fill_chances(m, lane, bits):
+def _fill_probabilities(m, lane, bits):
     """What every expert says of the lane's next bit."""
-    node, chances = m.nodes[lane], m.chances[lane]
+    node, probabilities = m.nodes[lane], m.probabilities[lane]
     depth = _depth(node)
     span = 1 << (bits - depth)
     left = node * span - (1 << bits)
@@ -212,38 +212,38 @@ def _fill_chances(m, lane, bits):
     for k in range(tables):
         sums = m.cumulative[k, lane]
         whole = sums[left + span] - sums[left]
-        chance = (sums[left + span] - sums[left + span // 2]) / whole if whole > 0 else 0.5
-        chances[k] = min(max(chance, _SMALLEST), 1.0 - _SMALLEST)
-    seen = found = 0
+        probability = (sums[left + span] - sums[left + span // 2]) / whole if whole > 0 else 0.5
+        probabilities[k] = min(max(probability, _SMALLEST), 1.0 - _SMALLEST)
+    seen = matched = 0
     contexts = 0
     if m.has_ngram[0]:
         x = m.alone.lane_inputs[lane]
         contexts = len(x)
-        seen, found = ngram.inputs(m.ngram, lane, node, depth, x)
-        _choose(m, m.alone.lane_choices[lane], lane, node, depth, seen, found)
-        chances[tables] = network.chance(m.alone, lane)
+        seen, matched = ngram.inputs(m.ngram, lane, node, depth, x)
+        _choose(m, m.alone.lane_choices[lane], lane, node, depth, seen, matched)
+        probabilities[tables] = network.probability(m.alone, lane)
     if m.has_network[0]:
         x = m.joint.lane_inputs[lane]
         x[:contexts] = m.alone.lane_inputs[lane, :contexts]
         given = len(x) - 1 - contexts
         for k in range(given):
-            x[contexts + k] = ngram.stretch(np.float32(min(max(chances[k], 1e-6), 1 - 1e-6)))
+            x[contexts + k] = ngram.stretch(np.float32(min(max(probabilities[k], 1e-6), 1 - 1e-6)))
         x[contexts + given] = 0.3
         choices = m.joint.lane_choices[lane]
-        _choose(m, choices, lane, node, depth, seen, found)
-        choices[3] = min(_depth(m.places[lane, 1] + 1), _POSITION_CLASSES - 1) * 4 + found
-        chances[len(chances) - 1] = network.chance(m.joint, lane)
+        _choose(m, choices, lane, node, depth, seen, matched)
+        choices[3] = min(_depth(m.places[lane, 1] + 1), _POSITION_CLASSES - 1) * 4 + matched
+        probabilities[len(probabilities) - 1] = network.probability(m.joint, lane)
 
 
 @compiled
-def _choose(m, choices, lane, node, depth, seen, found):
+def _choose(m, choices, lane, node, depth, seen, matched):
     """Which weights of a network the bit takes."""
     last, before = m.places[lane, 2], 0
     if m.has_ngram[0]:
         at = m.places[lane, 0]
         last = m.ngram.history[at - 1] & 255 if at > 0 else 0
         before = m.ngram.history[at - 2] & 255 if at > 1 else 0
-    choices[0] = (seen * 16 + depth) * 4 + found
+    choices[0] = (seen * 16 + depth) * 4 + matched
     choices[1] = node & 1023
     choices[2] = last & 1023
     choices[3] = before
@@ -260,7 +260,7 @@ def _learn_bits(m, known, active):
             continue
         bit, node = known[place], m.nodes[lane]
         place += 1
-        switching.learn_bit(m.switch, lane, m.chances[lane], bit)
+        switching.learn_bit(m.switch, lane, m.probabilities[lane], bit)
         if m.has_network[0]:
             network.learn(m.joint, lane, bit)
         if m.has_ngram[0]:

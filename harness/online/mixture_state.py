@@ -26,7 +26,7 @@ class State(NamedTuple):
     """Of every symbol, for the expert of frequencies: float64 (vocabulary,), or (0,) without it."""
     cumulative: np.ndarray
     """Tables summed up: float64 (tables, lanes, 2^bits + 1)."""
-    chances: np.ndarray
+    probabilities: np.ndarray
     """Of the current bit, by expert: float64 (lanes, experts)."""
     places: np.ndarray
     """Of the current symbol: in the text, in its sequence; the symbol before: int64 (lanes, 3)."""
@@ -38,7 +38,7 @@ class State(NamedTuple):
 
 def leaves(part: Any, prefix: str = "") -> list[tuple[str, np.ndarray]]:
     """Arrays of nested named tuples, with dotted names."""
-    found: list[tuple[str, np.ndarray]] = []
+    named: list[tuple[str, np.ndarray]] = []
     for name, value in zip(part._fields, part, strict=True):
-        found.extend(leaves(value, f"{prefix}{name}.") if isinstance(value, tuple) else [(f"{prefix}{name}", value)])
-    return found
+        named.extend(leaves(value, f"{prefix}{name}.") if isinstance(value, tuple) else [(f"{prefix}{name}", value)])
+    return named

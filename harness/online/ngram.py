@@ -1,9 +1,9 @@
 """An adaptive model of bytes: what has followed the last one to six bytes, a word or two, and the longest match.
 
-Each context of the next bit (its bytes and the bits of the current byte so far) has a slot in a table: the chance of a
-1, how often it was seen, and its last seven bits. Functions that are learnt along the way turn slots into stretched
-chances, ln(p / (1 - p)), for `harness.online.logistic_mixer` to mix (Mahoney 2005, "Adaptive weighing of context
-models"). Everything follows from the bytes coded so far.
+Each context of the next bit (its bytes and the bits of the current byte so far) has a slot in a table: the
+probability of a 1, how often it was seen, and its last seven bits. Functions that are learnt along the way turn slots
+into stretched probabilities, ln(p / (1 - p)), for `harness.online.logistic_mixer` to mix (Mahoney 2005,
+"Adaptive weighing of context models"). Everything follows from the bytes coded so far.
 """
 
 from math import log
@@ -23,7 +23,7 @@ _OTHER_CONTEXTS = 4
 _LIMIT = 255
 _SLOT_BITS = 16, 24
 # How fast the functions follow what comes out.
-_CHANCE_RATE, _RECENT_RATE = np.float32(0.02), np.float32(0.004)
+_PROBABILITY_RATE, _RECENT_RATE = np.float32(0.02), np.float32(0.004)
 _FIRST_RATE, _MATCH_RATE = np.float32(0.01), np.float32(0.005)
 _NEAREST = np.float32(1e-4)
 _KNOTS = 33
@@ -40,16 +40,16 @@ class Ngram(NamedTuple):
     history: np.ndarray
     """The text as far as it is known, uint16 (num_tokens,)."""
     slots: np.ndarray
-    """uint64 (contexts, size): chance of a 1 (32 bits), count (8), last bits after a leading one (8), check (16)."""
-    chances: np.ndarray
-    """What chances have meant: float32 (contexts, 16 counts, knots)."""
+    """Probability of a 1 (32 bits), count (8), last bits after a leading 1 (8), check (16): uint64 (contexts, size)."""
+    probabilities: np.ndarray
+    """What probabilities have meant: float32 (contexts, 16 counts, knots)."""
     recents: np.ndarray
     """What last bits have meant: float32 (contexts, 256)."""
     first: np.ndarray
-    """Chance of a 1 after the bits of the byte alone: float32 (256,)."""
+    """Probability of a 1 after the bits of the byte alone: float32 (256,)."""
     matches: np.ndarray
     """Where a hash of the last bytes was followed last: int64."""
-    match_chances: np.ndarray
+    match_probabilities: np.ndarray
     """How often a match of a length has been right: float32 (lengths,)."""
     lane_hashes: np.ndarray
     """uint64 (lanes, contexts)."""
@@ -62,7 +62,7 @@ class Ngram(NamedTuple):
 
 
 def num_inputs(order: int) -> int:
-    """Number of stretched chances: three a context, the byte's own bits, two of the match, one."""
+    """Number of stretched probabilities: three a context, the byte's own bits, two of the match, one."""
     return _INPUTS_PER_CONTEXT * (order + _OTHER_CONTEXTS) + 4
 
 
@@ -84,11 +84,11 @@ def new_ngram(order: int, num_tokens: int, lanes: int) -> Ngram:
     return Ngram(
         history=np.full(num_tokens, UNKNOWN, dtype=np.uint16),
         slots=np.full((contexts, size), empty, dtype=np.uint64),
-        chances=np.tile(knots, (contexts, 16, 1)),
+        probabilities=np.tile(knots, (contexts, 16, 1)),
         recents=np.full((contexts, 256), 0.5, dtype=np.float32),
         first=np.full(256, 0.5, dtype=np.float32),
         matches=np.full(1 << _MATCH_BITS if order else 0, -1, dtype=np.int64),
-        match_chances=np.full(LONGEST_MATCH + 1, 0.75, dtype=np.float32),
+        match_probabilities=np.full(LONGEST_MATCH + 1, 0.75, dtype=np.float32),
         lane_hashes=np.zeros((lanes, contexts), dtype=np.uint64),
         lane_slots=np.zeros((lanes, contexts), dtype=np.int64),
         lane_words=np.zeros((lanes, 2), dtype=np.uint64),
@@ -103,9 +103,9 @@ def stretch(p):
 
 
 @inlined
-def _moved(chance, outcome, share):
-    """A chance a step nearer to an outcome; never so near to 0 or 1 that stretching it would overflow."""
-    return min(max(chance + (outcome - chance) * share, _NEAREST), np.float32(1) - _NEAREST)
+def _moved(probability, outcome, rate):
+    """A probability a step nearer to an outcome; never so near to 0 or 1 that stretching it would overflow."""
+    return min(max(probability + (outcome - probability) * rate, _NEAREST), np.float32(1) - _NEAREST)
 
 
 @inlined
@@ -184,13 +184,17 @@ def find_slots(m, lane, node):
 
 @inlined
 def _unpacked(slot):
-    chance = np.float32((slot & np.uint64(0xFFFFFFFF)) + np.uint64(1 << 9)) * np.float32(1 / (2.0**32 + 2**10))
-    return chance, np.int64(slot >> np.uint64(32) & np.uint64(255)), np.int64(slot >> np.uint64(40) & np.uint64(255))
+    probability = np.float32((slot & np.uint64(0xFFFFFFFF)) + np.uint64(1 << 9)) * np.float32(1 / (2.0**32 + 2**10))
+    return (
+        probability,
+        np.int64(slot >> np.uint64(32) & np.uint64(255)),
+        np.int64(slot >> np.uint64(40) & np.uint64(255)),
+    )
 
 
 @inlined
 def _knot(s):
-    """Left knot of a stretched chance, and how far it is from it."""
+    """Left knot of a stretched probability, and how far it is from it."""
     f = min(max(s * np.float32(2) + np.float32(16), np.float32(0)), np.float32(31.999))
     i = np.int64(f)
     return i, f - np.float32(i)
@@ -198,7 +202,7 @@ def _knot(s):
 
 @compiled
 def inputs(m, lane, node, depth, x):
-    """Fill `x` with stretched chances of a 1; returns the number of orders whose context was seen, and the match.
+    """Fill `x` with stretched probabilities of a 1; returns the number of orders whose context was seen, and the match.
 
     The match is 0 without one, else 1 to 3 by its length.
     """
@@ -206,30 +210,30 @@ def inputs(m, lane, node, depth, x):
     i, seen = 0, 0
     contexts = m.lane_hashes.shape[1]
     for k in range(contexts):
-        chance, count, recent = _unpacked(m.slots[k, m.lane_slots[lane, k]])
+        probability, count, recent = _unpacked(m.slots[k, m.lane_slots[lane, k]])
         if count == 0:
             x[i], x[i + 1], x[i + 2] = 0, 0, 0
         else:
-            s = stretch(chance)
+            s = stretch(probability)
             at, w = _knot(s)
-            means = m.chances[k, min(count, 15)]
+            means = m.probabilities[k, min(count, 15)]
             x[i] = stretch(means[at] * (np.float32(1) - w) + means[at + 1] * w)
             x[i + 1] = stretch(m.recents[k, recent])
-            x[i + 2] = (chance - np.float32(0.5)) * np.float32(2)
+            x[i + 2] = (probability - np.float32(0.5)) * np.float32(2)
             seen += k < contexts - _OTHER_CONTEXTS
         i += 3
     x[i] = stretch(m.first[node & 255])
     x[i + 1], x[i + 2], x[i + 3] = 0, 0, np.float32(0.3)
     place, length = m.lane_matches[lane]
-    found = 0
+    matched = 0
     if place >= 0:
         expected = np.int64(m.history[place]) | 256
         if expected >> (8 - depth) == node:
             sign = np.float32(1) if expected >> (7 - depth) & 1 else np.float32(-1)
-            x[i + 1] = sign * stretch(m.match_chances[length])
+            x[i + 1] = sign * stretch(m.match_probabilities[length])
             x[i + 2] = sign * np.float32(length) * np.float32(1 / 16)
-            found = 1 if length < 12 else 2 if length < 24 else 3
-    return seen, found
+            matched = 1 if length < 12 else 2 if length < 24 else 3
+    return seen, matched
 
 
 @compiled
@@ -238,12 +242,12 @@ def learn_bit(m, lane, node, depth, bit):
     e = np.float32(bit)
     for k in range(m.lane_hashes.shape[1]):
         j = m.lane_slots[lane, k]
-        chance, count, recent = _unpacked(m.slots[k, j])
+        probability, count, recent = _unpacked(m.slots[k, j])
         if count:
-            at, w = _knot(stretch(chance))
-            means = m.chances[k, min(count, 15)]
-            means[at] = _moved(means[at], e, _CHANCE_RATE * (np.float32(1) - w))
-            means[at + 1] = _moved(means[at + 1], e, _CHANCE_RATE * w)
+            at, w = _knot(stretch(probability))
+            means = m.probabilities[k, min(count, 15)]
+            means[at] = _moved(means[at], e, _PROBABILITY_RATE * (np.float32(1) - w))
+            means[at + 1] = _moved(means[at + 1], e, _PROBABILITY_RATE * w)
             m.recents[k, recent] = _moved(m.recents[k, recent], e, _RECENT_RATE)
     m.first[node & 255] = _moved(m.first[node & 255], e, _FIRST_RATE)
     place, length = m.lane_matches[lane]
@@ -251,7 +255,7 @@ def learn_bit(m, lane, node, depth, bit):
         expected = np.int64(m.history[place]) | 256
         if expected >> (8 - depth) == node:
             hit = np.float32((expected >> (7 - depth) & 1) == bit)
-            m.match_chances[length] = _moved(m.match_chances[length], hit, _MATCH_RATE)
+            m.match_probabilities[length] = _moved(m.match_probabilities[length], hit, _MATCH_RATE)
     learn_slots(m, lane, bit)
 
 
@@ -263,12 +267,12 @@ def learn_slots(m, lane, bit):
         slot = m.slots[k, j]
         count = np.int64(slot >> np.uint64(32) & np.uint64(255))
         recent = np.int64(slot >> np.uint64(40) & np.uint64(255))
-        chance = np.int64(slot & np.uint64(0xFFFFFFFF))
+        probability = np.int64(slot & np.uint64(0xFFFFFFFF))
         target = np.int64(0xFFFFFFFF) if bit else np.int64(0)
         # Steps of 1 / (count + 1.5) are the average of what was seen with half a bit of either kind.
-        chance += (target - chance) * np.int64(2) // np.int64(2 * count + 3)
+        probability += (target - probability) * np.int64(2) // np.int64(2 * count + 3)
         recent = (recent << 1 | bit) if recent < 128 else ((recent << 1 | bit) & 127 | 128)
-        slot = slot & np.uint64(0xFFFF << 48) | np.uint64(chance)
+        slot = slot & np.uint64(0xFFFF << 48) | np.uint64(probability)
         m.slots[k, j] = slot | np.uint64(min(count + 1, _LIMIT)) << np.uint64(32) | np.uint64(recent) << np.uint64(40)
 
 

@@ -55,7 +55,7 @@ class ReplaySchedule:
         return (self._words(step) % np.uint64(newest + 1)).astype(np.int64)
 
     def _walk(self, newest: int) -> np.ndarray:
-        """Earlier steps (replays, rows) where readers are: one at t starts again with chance 1 / (t + 1), else goes on.
+        """Earlier steps (replays, rows) where readers are: one at t starts again with probability 1 / (t + 1).
 
         Each place is then uniform over 0..t (Bornschein, Li and Hutter 2022, replay streams).
         """

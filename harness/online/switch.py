@@ -12,7 +12,7 @@ import numpy as np
 from harness.machine.jit import compiled
 
 _GOES_ON = 0.5
-"""Chance that a strategy switches once more: pi_M is geometric."""
+"""Probability that a strategy switches once more: pi_M is geometric."""
 
 
 class Switch(NamedTuple):
@@ -24,7 +24,7 @@ class Switch(NamedTuple):
     """Of experts that stay: float64 (lanes, experts)."""
     times: np.ndarray
     """Symbols so far: int64 (lanes,)."""
-    shares: np.ndarray
+    posteriors: np.ndarray
     """Joint weight of the experts, given the bits of the current symbol so far: float64 (lanes, experts)."""
     likelihoods: np.ndarray
     """What the experts gave to the bits of the current symbol so far: float64 (lanes, experts)."""
@@ -36,7 +36,7 @@ def new_switch(experts: int, lanes: int) -> Switch:
         open=np.full((lanes, experts), _GOES_ON / experts),
         final=np.full((lanes, experts), (1 - _GOES_ON) / experts),
         times=np.zeros(lanes, dtype=np.int64),
-        shares=np.zeros((lanes, experts)),
+        posteriors=np.zeros((lanes, experts)),
         likelihoods=np.ones((lanes, experts)),
     )
 
@@ -45,31 +45,31 @@ def new_switch(experts: int, lanes: int) -> Switch:
 def start_symbol(s, lane):
     """Begin a symbol."""
     for k in range(s.open.shape[1]):
-        s.shares[lane, k] = s.open[lane, k] + s.final[lane, k]
+        s.posteriors[lane, k] = s.open[lane, k] + s.final[lane, k]
         s.likelihoods[lane, k] = 1.0
 
 
 @compiled
-def mixed_chance(s, lane, chances):
-    """Chance of a 1, given those of the experts."""
+def mixed_probability(s, lane, probabilities):
+    """Probability of a 1, given those of the experts."""
     one = total = 0.0
-    for k in range(len(chances)):
-        one += s.shares[lane, k] * chances[k]
-        total += s.shares[lane, k]
+    for k in range(len(probabilities)):
+        one += s.posteriors[lane, k] * probabilities[k]
+        total += s.posteriors[lane, k]
     return one / total
 
 
 @compiled
-def learn_bit(s, lane, chances, bit):
-    """The bit for which the experts gave `chances` is `bit`."""
+def learn_bit(s, lane, probabilities, bit):
+    """The bit for which the experts gave `probabilities` is `bit`."""
     total = 0.0
-    for k in range(len(chances)):
-        chance = chances[k] if bit else 1.0 - chances[k]
-        s.likelihoods[lane, k] *= chance
-        s.shares[lane, k] *= chance
-        total += s.shares[lane, k]
-    for k in range(len(chances)):
-        s.shares[lane, k] /= total
+    for k in range(len(probabilities)):
+        probability = probabilities[k] if bit else 1.0 - probabilities[k]
+        s.likelihoods[lane, k] *= probability
+        s.posteriors[lane, k] *= probability
+        total += s.posteriors[lane, k]
+    for k in range(len(probabilities)):
+        s.posteriors[lane, k] /= total
 
 
 @compiled

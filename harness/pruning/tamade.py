@@ -19,7 +19,7 @@ ROUNDING = 1e-5
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a method did; losses are nats/token or, for `accuracy`, the share of tokens not predicted."""
+    """What a method did; losses are nats/token or, for `accuracy`, the fraction of tokens not predicted."""
 
     threshold: float | None
     """Smallest magnitude that was kept; None where that did not decide."""
@@ -66,7 +66,7 @@ def tamade(model: nn.Module, loss: Callable[[], float], config: PruneConfig) -> 
         else:
             high = middle
     zero_below(low)
-    return Outcome(low, losses[0.0], losses[low], len(losses), surprises(losses, limit, config.measure))
+    return Outcome(low, losses[0.0], losses[low], len(losses), unexpected_losses(losses, limit, config.measure))
 
 
 def finite_loss(loss: Callable[[], float]) -> float:
@@ -80,17 +80,17 @@ def finite_loss(loss: Callable[[], float]) -> float:
     return before
 
 
-def surprises(losses: dict[float, float], limit: float, measure: str) -> list[str]:
+def unexpected_losses(losses: dict[float, float], limit: float, measure: str) -> list[str]:
     """A line for each way in which `losses`, by threshold, do not rise with it; tolerated are those up to `limit`.
 
     They are the smallest refused threshold below the largest tolerated one, and the deepest fall beyond rounding.
     """
     name = "accuracy" if measure == "accuracy" else "loss"
-    points, found = sorted(losses.items()), []
+    points, lines = sorted(losses.items()), []
     refused = next(((at, value) for at, value in points if not value <= limit), None)
     tolerated = next((at, value) for at, value in reversed(points) if value <= limit)
     if refused and refused[0] < tolerated[0]:
-        found.append(
+        lines.append(
             f"the {name} was not tolerated at the threshold {refused[0]:.6g} ({shown(refused[1], measure)}, limit "
             f"{shown(limit, measure)}) but is at the larger {tolerated[0]:.6g} ({shown(tolerated[1], measure)}); "
             "the largest tolerated one that was seen is used, and there may be a larger one"
@@ -101,15 +101,15 @@ def surprises(losses: dict[float, float], limit: float, measure: str) -> list[st
         deepest = max(deepest, (highest[1] - point[1], highest, point), key=lambda fall: fall[0])
     fall, above, below = deepest
     if fall > ROUNDING * abs(below[1]):
-        found.append(
+        lines.append(
             f"the {name} gets better with a larger threshold, from {shown(above[1], measure)} at {above[0]:.6g} to "
             f"{shown(below[1], measure)} at {below[0]:.6g}; a search by halves expects that it gets worse"
         )
-    return found
+    return lines
 
 
 def shown(loss: float, measure: str) -> str:
-    """A loss in nats/token; for `accuracy` the share of tokens that are predicted."""
+    """A loss in nats/token; for `accuracy` the fraction of tokens that are predicted."""
     return f"{1 - loss:.4%}" if measure == "accuracy" else f"{loss:.6g}"
 
 

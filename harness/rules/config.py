@@ -11,7 +11,7 @@ from harness.units import nats_from_bits
 RULES = ("none", "rl1", "drr", "pmmp", "fpp", "admm")
 COUPLINGS = ("adam", "decoupled")
 _NOT_NEGATIVE, _POSITIVE = "must be finite and not negative", "must be finite and positive"
-_SHARE = "must be between 0 and 1 (a share of the main phase)"
+_FRACTION = "must be between 0 and 1 (a share of the main phase)"
 TENSORS = ("embedding", "matrices", "head", "vectors")
 RULE_MODULES = {
     **dict.fromkeys(("rl1", "drr"), "harness.rules.penalties"),
@@ -48,10 +48,10 @@ class RuleConfig:
     """pmmp, fpp: first value of u, the price of weight - w gamma."""
     rho: float = bounded(1.0, above=0, words=_POSITIVE)
     """admm: price of the distance from the sparse vector."""
-    warmup: float = bounded(0.0, least=0, most=1, words=_SHARE)
-    """Share of the main phase during which the rule rests."""
-    ramp: float = bounded(0.0, least=0, most=1, words=_SHARE)
-    """Share of the main phase over which the strength then rises linearly from 0."""
+    warmup: float = bounded(0.0, least=0, most=1, words=_FRACTION)
+    """Fraction of the main phase during which the rule rests."""
+    ramp: float = bounded(0.0, least=0, most=1, words=_FRACTION)
+    """Fraction of the main phase over which the strength then rises linearly from 0."""
     coupling: str = bounded("decoupled", choices=COUPLINGS)
     """`adam` or `decoupled`; matrices trained by Muon need `decoupled`."""
     tensors: list[str] = field(default_factory=lambda: ["embedding", "matrices", "head"])
@@ -70,29 +70,29 @@ class RuleConfig:
 
     def problems(self) -> list[str]:
         """Every bad value, a line each."""
-        found = bound_problems(self, "rule.")
+        problems = bound_problems(self, "rule.")
         if self.warmup >= 1:
-            found.append(f"rule.warmup={self.warmup}: the rule would never act; use less than 1 or rule.kind=none")
+            problems.append(f"rule.warmup={self.warmup}: the rule would never act; use less than 1 or rule.kind=none")
         elif self.ramp <= 1 < self.warmup + self.ramp:
-            found.append(
+            problems.append(
                 f"rule.ramp={self.ramp}: with rule.warmup={self.warmup} the strength would never reach rule.alpha; "
                 "both together must be at most 1"
             )
         if not self.tensors or len(set(self.tensors)) < len(self.tensors) or not set(self.tensors) <= set(TENSORS):
-            found.append(f"rule.tensors={self.tensors}: must name some of {', '.join(TENSORS)}, each once")
-        return found + self._strength_problems()
+            problems.append(f"rule.tensors={self.tensors}: must name some of {', '.join(TENSORS)}, each once")
+        return problems + self._strength_problems()
 
     def _strength_problems(self) -> list[str]:
-        found = []
+        problems = []
         if self.kind != "none" and not (self.alpha or self.bits_per_weight):
-            found.append(f"rule.alpha=0: {self.kind} needs a positive strength, or set rule.kind=none")
+            problems.append(f"rule.alpha=0: {self.kind} needs a positive strength, or set rule.kind=none")
         if self.alpha and self.bits_per_weight:
-            found.append(
+            problems.append(
                 f"rule.bits_per_weight={self.bits_per_weight}: rule.alpha={self.alpha} says the strength too; set one "
                 "of them to 0"
             )
         if self.bits_per_weight and self.coupling == "decoupled":
-            found.append(
+            problems.append(
                 f"rule.bits_per_weight={self.bits_per_weight}: with rule.coupling=decoupled strengths are in updates "
                 "of a weight, not nats; use rule.coupling=adam or rule.alpha"
             )
@@ -100,8 +100,10 @@ class RuleConfig:
         for key, kinds in _OWN.items():
             # `none` switches off whatever a configuration has set.
             if getattr(self, key) != defaults[key] and self.kind not in ("none", *kinds):
-                found.append(f"rule.{key}={getattr(self, key)}: is for rule.kind={' or '.join(kinds)}, not {self.kind}")
-        return found
+                problems.append(
+                    f"rule.{key}={getattr(self, key)}: is for rule.kind={' or '.join(kinds)}, not {self.kind}"
+                )
+        return problems
 
 
 def make_rule(config: RuleConfig, betas: list[float], num_tokens: int) -> Rule | None:

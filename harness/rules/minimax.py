@@ -2,8 +2,8 @@
 
 min over theta, w, gamma in [0, 1], max over u of
     L(theta) + alpha sum gamma + sum u (theta - w gamma)^2 + sum u w^2 gamma (1 - gamma),
-the Lagrangian of theta being w in a share gamma of draws and 0 in the others. One Adam step on w, gamma and u goes with
-each step on theta; all four see the values before it.
+the Lagrangian of theta being w in a fraction gamma of draws and 0 in the others. One Adam step on w, gamma and u goes
+with each step on theta; all four see the values before it.
 """
 
 from typing import ClassVar

@@ -1,6 +1,6 @@
 """What a sparsity rule is: a force on each weight by itself, with tensors of its own beside the optimizer's.
 
-Every rule is elementwise, so the tensors that it works on may be parameters or flat shares of many of them. On a CPU it
+Every rule is elementwise, so the tensors that it works on may be parameters or flat parts of many of them. On a CPU it
 is applied piece by piece: all that it reads and writes of a piece stays in the cache, and a dozen operations cost
 little more than one walk through memory.
 """

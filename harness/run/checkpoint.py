@@ -22,7 +22,7 @@ import torch
 
 from harness.config.settings import shown
 from harness.errors import RunFailure, UsageError
-from harness.files import naming, patiently, read_file, sha256, sync_directory
+from harness.files import naming, read_file, sha256, sync_directory, with_retries
 from harness.machine.ranks import Ranks, on_first_rank
 
 FORMAT_VERSION = 5
@@ -63,8 +63,8 @@ def committed_checkpoints(run_dir: Path) -> list[Path]:
 
     Raises OSError where the file system does not answer.
     """
-    found = [path for path in step_directories(run_dir) if patiently(functools.partial(_is_file, path / MARKER))]
-    return sorted(found, key=lambda path: int(path.name.partition("-")[2]))
+    committed = [path for path in step_directories(run_dir) if with_retries(functools.partial(_is_file, path / MARKER))]
+    return sorted(committed, key=lambda path: int(path.name.partition("-")[2]))
 
 
 def newest_checkpoint(
@@ -142,7 +142,7 @@ def read_rank_state(checkpoint: Path, rank: int) -> dict[str, Any]:
     path = checkpoint / f"rank-{rank:05d}.pt"
     try:
         with naming(path):
-            return patiently(functools.partial(torch.load, path, map_location="cpu", weights_only=True))
+            return with_retries(functools.partial(torch.load, path, map_location="cpu", weights_only=True))
     except OSError:
         raise
     except Exception as error:
@@ -151,14 +151,14 @@ def read_rank_state(checkpoint: Path, rank: int) -> dict[str, Any]:
 
 
 def _damage(checkpoint: Path, ranks: Ranks, other_damage: Callable[[dict[str, Any]], str]) -> tuple[str, str]:
-    """What is wrong with this rank's share of the files, and why they could not be read; or nothing."""
+    """What is wrong with this rank's part of the files, and why they could not be read; or nothing."""
     try:
         digests = json.loads(read_file(checkpoint / MARKER))
         if STATE_FILE not in digests:
             return f"{MARKER} is incomplete", ""
         own = sorted(digests)[ranks.rank :: ranks.world_size]
         for name in {STATE_FILE, *own}:
-            if patiently(functools.partial(sha256, checkpoint / name)) != digests[name]:
+            if with_retries(functools.partial(sha256, checkpoint / name)) != digests[name]:
                 return f"{name} is not what was written", ""
         return other_damage(json.loads(read_file(checkpoint / STATE_FILE))), ""
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
@@ -173,7 +173,7 @@ def step_directories(run_dir: Path, suffix: str = "") -> list[Path]:
     """Directories of checkpoints, marked or not; none where there has been no checkpoint yet."""
     folder = run_dir / "checkpoints"
     try:
-        names = patiently(functools.partial(os.listdir, folder))
+        names = with_retries(functools.partial(os.listdir, folder))
     except FileNotFoundError:
         return []
     return [folder / name for name in sorted(names) if re.fullmatch(rf"step-[0-9]{{8,}}{suffix}", name)]

@@ -46,7 +46,7 @@ class CheckpointWriter:
         """
         self.finish()
         final = checkpoint_path(self.run_dir, state.step)
-        self._temporary = final.with_suffix(f".{self.ranks.share(secrets.token_hex(6))}.tmp")
+        self._temporary = final.with_suffix(f".{self.ranks.broadcast(secrets.token_hex(6))}.tmp")
         self._together(final, _start, self._temporary, self.ranks.is_first)
         copied_state, copied = copy.deepcopy(state), on_host(rank_state)
         path = self._temporary / f"rank-{self.ranks.rank:05d}.pt"
@@ -57,7 +57,7 @@ class CheckpointWriter:
 
     @property
     def is_written(self) -> bool:
-        """Whether this rank's share of a checkpoint that was started lies on the disk."""
+        """Whether this rank's part of a checkpoint that was started lies on the disk."""
         return self._written is not None and self._written[1].done()
 
     def finish(self) -> None:

@@ -41,11 +41,11 @@ def open_on_all_ranks(config: RunConfig, ranks: Ranks) -> Data:
         fingerprints = data.train.fingerprint, data.heldout.fingerprint
     except UsageError as error:
         problem = str(error) if ranks.is_first else f"{socket.gethostname()}: {error}"
-    found = ranks.gather((problem, fingerprints))
-    problems = [words for words, _ in found if words]
+    answers = ranks.gather((problem, fingerprints))
+    problems = [words for words, _ in answers if words]
     if problems:
         raise UsageError(problems[0])
-    if len(set(found)) > 1:
+    if len(set(answers)) > 1:
         raise UsageError(
             f"{data.directory}: differs among machines; use a data_dir that all of them share, or copy it there"
         )

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from harness.data.batches import MicroBatch
 from harness.errors import RunFailure, UsageError
-from harness.files import make_directory, naming, patiently, replacing, sha256
+from harness.files import make_directory, naming, replacing, sha256, with_retries
 from harness.machine.ranks import Ranks, on_first_rank
 from harness.run.checkpoint import FORMAT_VERSION
 from harness.units import bits_from_nats, bits_per_byte
@@ -181,10 +181,10 @@ def part_problem(run_dir: Path, rank: int, parts: Sequence[Part]) -> str:
     for number, (_, digest) in enumerate(parts):
         path = rank_directory(run_dir, rank) / part_name(number)
         try:
-            found = patiently(functools.partial(sha256, path))
+            written = with_retries(functools.partial(sha256, path))
         except (FileNotFoundError, NotADirectoryError):
             return f"ledger part {path} is missing"
-        if found[:DIGEST_CHARACTERS] != digest:
+        if written[:DIGEST_CHARACTERS] != digest:
             return f"ledger part {path} is not what was written"
     return ""
 
@@ -233,7 +233,7 @@ def read_rows(run_dir: Path, columns: list[str]) -> Iterator[pa.Table]:
     for path in paths:
         try:
             with naming(path):
-                table = patiently(functools.partial(pq.read_table, path, columns=columns))
+                table = with_retries(functools.partial(pq.read_table, path, columns=columns))
             if table.schema.remove_metadata() != fields:
                 raise pa.ArrowInvalid(f"columns are {', '.join(map(str, table.schema))}")
             if empty := [name for name in columns if name not in _NULL_AT_TIMES and table[name].null_count]:

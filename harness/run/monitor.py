@@ -4,10 +4,7 @@ They are views: the ledger is the record. Other ranks hold a `NullMonitor`, so t
 """
 
 import json
-import os
-import sys
 import threading
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 
 from harness.files import naming, replacing
+from harness.machine.progress import SECONDS_BETWEEN_LINES, Pause, ProgressLine, clock, is_terminal
 from harness.run.metrics import TAGS
 from harness.units import bits_per_byte as per_byte
 from harness.units import bytes_from_bits
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
 _LARGEST_IN_HISTOGRAM = 1e20
 # Weights of a tensor that a histogram is made of: one costs 46 ns on a CPU, and 10^5 show any shape.
 _LARGEST_SAMPLE = 100_000
-_SECONDS_BETWEEN_LINES = 10.0
 _METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_DIR = "tensorboard"
 
@@ -81,8 +78,7 @@ class Monitor(NullMonitor):
         from torch.utils.tensorboard import SummaryWriter
 
         self._total_steps = total_steps
-        self._line_width = 0
-        self._last_line_at = -_SECONDS_BETWEEN_LINES
+        self._line, self._pause = ProgressLine(), Pause(SECONDS_BETWEEN_LINES)
         run_dir.mkdir(parents=True, exist_ok=True)
         self._metrics_path = metrics_path = run_dir / _METRICS_FILE
         if purge_step is not None and metrics_path.exists():
@@ -90,15 +86,13 @@ class Monitor(NullMonitor):
         self._metrics_file = metrics_path.open("a", encoding="utf-8")
         # A restart purges only what a marked start came before, so the first start is marked too, as a purge from 0.
         self._log_dir = run_dir / TENSORBOARD_DIR
-        threading.excepthook = _say_once
+        threading.excepthook = _print_error_once
         with naming(self._log_dir):
             self._writer = SummaryWriter(log_dir=str(self._log_dir), purge_step=purge_step or 0, flush_secs=10)
 
     def close(self) -> None:
         """Finish the progress line and close the files."""
-        if self._line_width:
-            print(file=sys.stderr, flush=True)
-            self._line_width = 0
+        self._line.end()
         self._metrics_file.close()
         with naming(self._log_dir):
             self._writer.flush()
@@ -141,12 +135,9 @@ class Monitor(NullMonitor):
         raw_bytes: float,
     ) -> None:
         """Update the line in place on a terminal; elsewhere print one every ten seconds, and at the last step."""
-        on_terminal = sys.stderr.isatty()
-        now = time.monotonic()
-        is_last = step >= self._total_steps
-        if not on_terminal and not is_last and now - self._last_line_at < _SECONDS_BETWEEN_LINES:
+        is_due = self._pause.is_over()
+        if not (is_due or is_terminal() or step >= self._total_steps):
             return
-        self._last_line_at = now
         parts = [
             f"{phase}  step {step}/{self._total_steps}",
             f"{bits_per_byte:.3f} bits/byte",
@@ -155,22 +146,11 @@ class Monitor(NullMonitor):
             *([f"MFU {100 * mfu:.0f} %"] if mfu is not None else []),
             f"{clock(seconds_left)} left",
         ]
-        line = "  ".join(parts)
-        if not on_terminal:
-            print(line, file=sys.stderr, flush=True)
-            return
-        # One column stays free: a full last column makes some terminals wrap, and the line could not be overwritten.
-        # A terminal that does not know its width says 0.
-        columns = (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1
-        line = line[:columns]
-        print("\r" + line.ljust(self._line_width)[:columns], end="", file=sys.stderr, flush=True)
-        self._line_width = len(line)
+        self._line.show("  ".join(parts))
 
     def message(self, text: str) -> None:
         """Print a line to stdout; a progress line on the screen is wiped first and comes back with the next update."""
-        if self._line_width:
-            print("\r" + " " * self._line_width + "\r", end="", file=sys.stderr, flush=True)
-            self._line_width = 0
+        self._line.wipe()
         print(text, flush=True)
 
 
@@ -190,7 +170,7 @@ def add_scalar(writer: "SummaryWriter", tag: str, description: str, value: float
     writer._get_file_writer().add_summary(summary, step)
 
 
-def _say_once(problem: threading.ExceptHookArgs) -> None:
+def _print_error_once(problem: threading.ExceptHookArgs) -> None:
     """A `threading.excepthook` without TensorBoard's writer, whose errors its next call raises again."""
     if not type(problem.thread).__module__.startswith("tensorboard."):
         threading.__excepthook__(problem)
@@ -215,15 +195,6 @@ def _si(value: float, digits: int) -> str:
 def _json_number(value: float) -> float | None:
     """JSON has no NaN or infinity; null keeps the line readable for every parser."""
     return value if -float("inf") < value < float("inf") else None
-
-
-def clock(seconds: float) -> str:
-    """Hours, minutes and seconds, as in `2:41` or `1:02:41`."""
-    if not 0 <= seconds < float("inf"):
-        return "?"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def _drop_lines_from(path: Path, first_step: int) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 
+from harness.machine.progress import clock
 from harness.machine.ranks import Ranks
 from harness.optim.optimizer import Optimizer
-from harness.run.monitor import clock
 
 MAX_TIMED = 5
 # A first step that takes so many times what there is time for is not repeated.
@@ -38,13 +38,13 @@ def duration_line(
     seconds = max(ranks.gather(first_seconds))
     if seconds < LONG_DRY_STEP_SECONDS:
         for optimizer in optimizers:
-            stand_still(optimizer)
+            freeze_learning_rates(optimizer)
         seconds = seconds_of_a_step(dry_step, ranks, seconds=0.3)
     end = time.strftime("%H:%M", time.localtime(time.time() + seconds * num_steps))
     return f"duration    about {clock(seconds * num_steps)} at {seconds:.3g} s a step, until {end}"
 
 
-def stand_still(optimizer: Optimizer) -> None:
+def freeze_learning_rates(optimizer: Optimizer) -> None:
     """Learning rates of 0, so that steps on made-up tokens lead nowhere however many there are."""
     for part in optimizer.parts:
         for group in part.param_groups:

@@ -79,10 +79,10 @@ def _wait(config: RunConfig) -> None:
 
 def _sign_of(lock: Path) -> tuple[int, int] | None:
     try:
-        found = lock.stat()
+        status = lock.stat()
     except OSError:
         return None
-    return found.st_ino, found.st_mtime_ns
+    return status.st_ino, status.st_mtime_ns
 
 
 def _raise_failure_of_others(work: Path) -> None:

@@ -18,7 +18,7 @@ from harness.machine.children import num_cores
 from harness.run.directory import WEIGHTS_FILE, check_done, load_run_config, open_run_data
 from harness.run.ledger import OnlineCode, read_online_code, read_rows
 
-from .decoding import keeping_threads, silent
+from .decoding import restoring_threads, silent
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -96,7 +96,7 @@ def train(config: RunConfig) -> Run:
     return open_run(config.run_dir)
 
 
-@keeping_threads
+@restoring_threads
 def evaluate(directory: str | os.PathLike, settings: Sequence[str] = (), threads: int | None = None) -> dict:
     """Write the archive of a run, decode it in a fresh process, and return the report.
 
@@ -107,7 +107,7 @@ def evaluate(directory: str | os.PathLike, settings: Sequence[str] = (), threads
     return offline.evaluate(Path(directory), list(settings), threads or num_cores(), silent, quiet=True)
 
 
-@keeping_threads
+@restoring_threads
 def compress(
     directory: str | os.PathLike, text: bytes, output: str | os.PathLike, threads: int | None = None
 ) -> Length:
@@ -119,7 +119,7 @@ def compress(
     return offline.compress(run_dir, config, data, text, Path(output), threads or num_cores(), silent).length
 
 
-@keeping_threads
+@restoring_threads
 def send(config: RunConfig, output: str | os.PathLike, source: str | os.PathLike | None = None) -> dict:
     """Write the online code of a file, or without one of the training corpus; how its bits come about.
 

@@ -15,7 +15,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def keeping_threads(call: Callable[P, T]) -> Callable[P, T]:
+def restoring_threads(call: Callable[P, T]) -> Callable[P, T]:
     """`call`, after which PyTorch has the number of threads that it had before: runs depend on it."""
 
     @functools.wraps(call)
@@ -29,7 +29,7 @@ def keeping_threads(call: Callable[P, T]) -> Callable[P, T]:
     return wrapped
 
 
-@keeping_threads
+@restoring_threads
 def decompress(archive: str | os.PathLike, threads: int | None = None, max_memory_bytes: int | None = None) -> bytes:
     """The text of an archive, checked by its SHA-256; raises UsageError where it is foreign or damaged."""
     from eval.offline.archive import read_archive
@@ -37,7 +37,7 @@ def decompress(archive: str | os.PathLike, threads: int | None = None, max_memor
     return read_archive(Path(archive), threads or num_cores(), silent, max_memory_bytes)
 
 
-@keeping_threads
+@restoring_threads
 def receive(file: str | os.PathLike, max_memory_bytes: int | None = None) -> bytes:
     """The text of an online code that one process has sent, checked by its SHA-256.
 

@@ -4,12 +4,12 @@ from argparse import Namespace
 from pathlib import Path
 
 from harness.errors import UsageError
+from harness.machine.progress import show_bytes
 from launch.commands.options import (
     AddCommand,
     add_max_memory,
     add_output,
     add_work_options,
-    show_progress,
 )
 
 
@@ -39,7 +39,7 @@ def compress_command(options: Namespace) -> None:
             text = source.read_bytes()
         except OSError as error:
             raise UsageError(f"{options.input}: {error.strerror}; give the path of a file") from None
-        progress = show_progress(options.quiet)
+        progress = show_bytes(options.quiet)
         data = open_run_data(options.run_dir, config)
         report = compress(options.run_dir, config, data, text, output, options.threads, progress)
         print(
@@ -56,7 +56,7 @@ def decompress_command(options: Namespace) -> None:
     from launch.jobs.streams import opened
 
     with opened(options.archive, options.output, options.force) as (archive, output):
-        text = read_archive(archive, options.threads, show_progress(options.quiet), options.max_memory)
+        text = read_archive(archive, options.threads, show_bytes(options.quiet), options.max_memory)
         write_file(output, text)
         if not options.quiet:
             print(f"{options.output}: {len(text):,} bytes, SHA-256 verified")

@@ -9,9 +9,9 @@ from harness.errors import UsageError
 from launch.commands.options import (
     AddCommand,
     add_config,
+    fraction,
     gpus,
     positive,
-    share,
 )
 
 PASSED_OPTIONS = {
@@ -27,7 +27,7 @@ def register(command: AddCommand) -> None:
     sub = command("plan", plan_command, "memory, time and disk space of a run, before it starts")
     sub.add_argument("--gpus", type=positive, default=1, metavar="N", help="ranks, one a GPU (default: 1)")
     sub.add_argument("--gpu", metavar="NAME", help="such as a100-80g; cpu: processes here (default: what is here)")
-    sub.add_argument("--mfu", type=share, metavar="F", help="share of a GPU's peak that is reached (default: 0.4)")
+    sub.add_argument("--mfu", type=fraction, metavar="F", help="share of a GPU's peak that is reached (default: 0.4)")
     sub.add_argument("--gpu-hours", type=positive, metavar="H", help="say which share of the peak so many hours are")
     sub.add_argument("--train-bytes", type=positive, metavar="N", help="size of a corpus that is not prepared")
     sub.add_argument("--tokens", type=positive, metavar="N", help="the same in tokens")

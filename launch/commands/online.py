@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import RunFailure, UsageError
-from launch.commands.options import AddCommand, add_config, add_max_memory, add_output, positive, show_progress
+from harness.machine.progress import show_bytes
+from launch.commands.options import AddCommand, add_config, add_max_memory, add_output, positive
 
 if TYPE_CHECKING:
     from eval.online.job import Costs
@@ -75,7 +76,7 @@ def _send(options: Namespace, config: "RunConfig", source: Path | None, output: 
     with joined_job(config) as ranks:
         config.train.micro_batch(ranks.world_size)
         sent = open_input(config, source, ranks)
-        report = send(config, sent, output, ranks, show_progress(options.quiet or not ranks.is_first))
+        report = send(config, sent, output, ranks, show_bytes(options.quiet or not ranks.is_first))
         if ranks.is_first:
             print(json.dumps(asdict(report)) if options.json else describe(report, options.output), flush=True)
     return 0
@@ -104,7 +105,7 @@ def _receive(options: Namespace, file: Path, output: Path) -> int:
             limit = ["--max-memory", str(options.max_memory)] if options.max_memory else []
             return run_here("launch", ["receive", str(file), *limit, *_shared(options, output)], processes)
     with joined_job(config) as ranks:
-        progress = show_progress(options.quiet or not ranks.is_first)
+        progress = show_bytes(options.quiet or not ranks.is_first)
         costs = receive(file, output, ranks, progress, options.max_memory)
         if ranks.is_first and options.json:
             told = {"raw_bytes": head.raw_bytes, "sha256": head.sha256, "costs": asdict(costs)}

@@ -1,19 +1,13 @@
-"""Flags that several commands share, what their values may be, and the progress that they show."""
+"""Flags of several commands, and what their values may be."""
 
 import argparse
 import re
-import sys
-import time
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 
 from harness.machine.children import num_cores
 
 MAX_DIGITS = 15
-SECONDS_BETWEEN_PROGRESS = 0.5
-# The first line comes soon and says how long it will take.
-SECONDS_BEFORE_PROGRESS_LINES, SECONDS_BETWEEN_PROGRESS_LINES = 2.0, 10.0
 AddCommand = Callable[[str, Callable[[argparse.Namespace], int | None], str], argparse.ArgumentParser]
 """Name, action and help of a command -> the parser that takes its flags."""
 
@@ -64,15 +58,15 @@ def gpus(text: str) -> tuple[str | None, int]:
     return kind or None, int(number)
 
 
-def share(text: str) -> float:
+def fraction(text: str) -> float:
     """A number above 0 and at most 1."""
     try:
-        share = float(text)
+        fraction = float(text)
     except ValueError:
-        share = 0.0
-    if not 0 < share <= 1:
+        fraction = 0.0
+    if not 0 < fraction <= 1:
         raise argparse.ArgumentTypeError(f"{text}: must be above 0 and at most 1")
-    return share
+    return fraction
 
 
 def natural(text: str) -> int:
@@ -85,29 +79,3 @@ def natural(text: str) -> int:
 def _is_number(text: str) -> bool:
     """Whether this is a whole number that anything can be counted with."""
     return text.isdecimal() and len(text) <= MAX_DIGITS
-
-
-def show_progress(quiet: bool) -> Callable[[int, int], None]:
-    """A line with rate and time left: updated in place on a terminal, elsewhere one soon and one every ten seconds.
-
-    The rate is that of what has been seen to be done, so that work which goes on in the middle counts from there.
-    """
-    on_terminal = sys.stderr.isatty()
-    pause = SECONDS_BETWEEN_PROGRESS if on_terminal else SECONDS_BETWEEN_PROGRESS_LINES
-    first: tuple[float, int] | None = None
-    due = 0.0
-
-    def show(done: int, total: int) -> None:
-        nonlocal first, due
-        now = time.monotonic()
-        if first is None:
-            first, due = (now, done), now + (pause if on_terminal else SECONDS_BEFORE_PROGRESS_LINES)
-        if quiet or now < due:
-            return
-        due = now + pause
-        rate = (done - first[1]) / (now - first[0])
-        left = str(timedelta(seconds=round((total - done) / rate))) if rate else "?"
-        line = f"{done:,}/{total:,} bytes  {rate / 1e3:.1f} kB/s  {left} left"
-        print(f"\r{line:<60}" if on_terminal else line, end="" if on_terminal else "\n", file=sys.stderr, flush=True)
-
-    return show

@@ -7,12 +7,12 @@ from argparse import Namespace
 from pathlib import Path
 
 from harness.errors import UsageError
+from harness.machine.progress import show_bytes
 from launch.commands.options import (
     AddCommand,
     add_config,
     add_work_options,
     positive,
-    show_progress,
 )
 
 
@@ -109,7 +109,7 @@ def eval_command(options: Namespace) -> None:
     if any(not text.startswith("eval.") for text in overrides):
         raise UsageError(f"{' '.join(overrides)}: only eval.* can be changed after training")
     for run in runs:
-        evaluate(run, overrides, options.threads, show_progress(options.quiet), options.quiet)
+        evaluate(run, overrides, options.threads, show_bytes(options.quiet), options.quiet)
         reports = load_reports([run])
         write_file(run / "table.md", render(reports, "md").encode())
         plot_run(run)

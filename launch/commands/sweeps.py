@@ -33,9 +33,9 @@ def sweep_command(options: Namespace) -> None:
 
         print(len(read_sweep(options.sweep, options.overrides).runs))
         return
-    from launch.sweeps.sweep import describe, sweep
+    from launch.sweeps.sweep import describe, run_sweep
 
     if options.dry_run:
         describe(options.sweep, options.overrides, options.index)
         return
-    sweep(options.sweep, options.overrides, options.at_a_time, options.processes, options.index)
+    run_sweep(options.sweep, options.overrides, options.at_a_time, options.processes, options.index)

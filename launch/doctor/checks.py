@@ -219,7 +219,7 @@ def check_all_reduce() -> Finding:
     import torch
 
     backends = ["gloo"] + ["nccl"] * (torch.cuda.device_count() >= 2)
-    found = []
+    answers = []
     for backend in backends:
         # torchrun leaves a folder of logs in TMPDIR.
         with tempfile.TemporaryDirectory(prefix="codelength-doctor-") as folder:
@@ -231,8 +231,8 @@ def check_all_reduce() -> Finding:
         if status or not lines:
             remedy = f"export {backend.upper()}_SOCKET_IFNAME=NAME, a network of `ip link` (lo on a single node)"
             return Finding("missing", f"{backend} failed: {last_words(output)[:200]}", remedy)
-        found.append(lines[0])
-    return Finding("ok", "2 processes, sums right; " + "; ".join(found))
+        answers.append(lines[0])
+    return Finding("ok", "2 processes, sums right; " + "; ".join(answers))
 
 
 def check_commit() -> Finding:

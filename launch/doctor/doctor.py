@@ -1,6 +1,5 @@
 """`codelength doctor`: what this machine has, what is missing for training, and the command that mends it."""
 
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from eval.show.blocks import Block, render
 from harness.errors import RunFailure
+from harness.machine.progress import ProgressLine, is_terminal
 from launch.doctor import checks
 from launch.doctor.checks import Finding
 from launch.doctor.storage import check_disk, check_file_system
@@ -24,13 +24,13 @@ def doctor(runs_dir: Path, as_json: bool) -> None:
     """
     to_do = all_checks(runs_dir)
     results: dict[str, tuple[Finding, float]] = {}
+    line = ProgressLine()
     for name, check in to_do.items():
-        if sys.stderr.isatty():
-            print(f"\r{len(results) + 1}/{len(to_do)} {name:<20}", end="", file=sys.stderr, flush=True)
+        if is_terminal():
+            line.show(f"{len(results) + 1}/{len(to_do)} {name}")
         start = time.perf_counter()
         results[name] = (examined(check), time.perf_counter() - start)
-    if sys.stderr.isatty():
-        print(f"\r{'':<26}\r", end="", file=sys.stderr, flush=True)
+    line.wipe()
     missing = [f"{name}: {f.found}; {f.remedy}" for name, (f, _) in results.items() if f.status == "missing"]
     entries = [{"name": n, **asdict(f), "seconds": round(s, 3)} for n, (f, s) in results.items()]
     tables = [_block({name: finding for name, (finding, _) in results.items()})]

@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import IO
 
 from harness.errors import PAUSED_STATUS, RunFailure
+from harness.machine.progress import Rate, clock
 from harness.machine.stop import SIGNALS, handle
 
 SECONDS_BETWEEN_LOOKS = 0.1
@@ -58,7 +58,7 @@ class JobQueue:
         self.active: list[_Active] = []
         self.failures: dict[str, str] = {}
         self._waiting: set[str] = set()
-        self._total, self._num_ended, self._start = len(jobs), 0, time.monotonic()
+        self._total, self._num_ended, self._rate = len(jobs), 0, Rate(0)
 
     def run(self) -> dict[str, str]:
         """Run all jobs; returns the last error line of those that failed, by name.
@@ -133,10 +133,9 @@ class JobQueue:
         active.log.close()
         self.active.remove(active)
         self._num_ended += 1
-        now, num_left = time.monotonic(), self._total - self._num_ended
-        left = (now - self._start) / self._num_ended * num_left
-        rest = f"; about {_clock(left)} left" if num_left else ""
-        took = _clock(now - active.started_at)
+        left = self._rate.seconds_left(self._num_ended, self._total)
+        rest = f"; about {clock(left)} left" if left else ""
+        took = clock(time.monotonic() - active.started_at)
         print(f"{word:8} {active.job.name}  {self._num_ended}/{self._total} in {took}{rest}", flush=True)
 
     def _interrupt(self) -> None:
@@ -184,7 +183,3 @@ def last_words(output: str) -> str:
     cut = next((i for i, line in enumerate(lines) if any(mark in line for mark in _TORCHRUN_MARKS)), len(lines))
     words = [line for line in lines[:cut] if line and not line.startswith("$ ")]
     return words[-1].removeprefix("codelength: ") if words else ""
-
-
-def _clock(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))

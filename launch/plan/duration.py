@@ -1,9 +1,9 @@
 """How long the steps of a run take: on GPUs from data sheets, on a CPU as measured.
 
 On a GPU a step takes the longest of three things, of which the others hide behind it at best: its operations at an
-assumed share of the peak, what ranks send each other, and what the optimizer reads and writes. The rates of links and
-memory are data sheets' times `REACHED`; links are those inside a machine, and a network between machines is taken to be
-as fast, as one with a card a GPU nearly is.
+assumed fraction of the peak, what ranks send each other, and what the optimizer reads and writes. The rates of links
+and memory are data sheets' times `REACHED`; links are those inside a machine, and a network between machines is taken
+to be as fast, as one with a card a GPU nearly is.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Rate:
     peak_flops: float | None
     """FLOP/s of a rank; None where steps are measured."""
     mfu: float | None
-    """Assumed share of the peak."""
+    """Assumed fraction of the peak."""
     hours: float
     gpu_hours: float
     step_seconds: float
@@ -40,13 +40,13 @@ class Rate:
 
 def exchanged_bytes(config: RunConfig, parameters: Parameters, ranks: int, is_bf16: bool) -> float:
     """What a rank sends in a step: gradients and, with ZeRO, weights; all of it in a ring."""
-    backend, share = config.backend, (ranks - 1) / ranks
-    one = share * parameters.total * (HALF if backend.bf16_weights else FLOAT)
+    backend, fraction = config.backend, (ranks - 1) / ranks
+    one = fraction * parameters.total * (HALF if backend.bf16_weights else FLOAT)
     passes = config.train.batch_sequences // (config.train.micro_batch(ranks) * ranks)
     forward = 3 if config.train.activation_checkpointing else 2
     # A sum is a reduction and a gathering. Stage 2 reduces every backward pass; stage 3 gathers in each pass too.
     times = {0: 2, 1: 2, 2: passes + 1, 3: (forward + 1) * passes}[backend.zero_stage]
-    return times * one + share * parameters.muon * (HALF if is_bf16 else FLOAT)
+    return times * one + fraction * parameters.muon * (HALF if is_bf16 else FLOAT)
 
 
 def update_bytes(config: RunConfig, parameters: Parameters, ranks: int) -> float:

@@ -66,7 +66,7 @@ class Memory:
     on_host: float
     """Beside all this, in the memory of the host: what is offloaded."""
     reserved_beyond: float
-    """What the allocator of a GPU keeps beyond the tensors, as a share of them."""
+    """What the allocator of a GPU keeps beyond the tensors, as a fraction of them."""
 
     @property
     def allocated(self) -> float:
@@ -189,12 +189,12 @@ def moments(
     """
     backend, total = config.backend, parameters.total
     stage = backend.zero_stage
-    share = 1 / ranks if stage else 1.0
+    fraction = 1 / ranks if stage else 1.0
     width, full = HALF if backend.bf16_weights else FLOAT, FLOAT * total
-    weights = width * total * (share if stage == 3 else 1)
-    master = full * share if stage else 0.0
-    state = FLOAT * share * (2 * total - parameters.muon)
-    regularised = FLOAT * share * parameters.regularised
+    weights = width * total * (fraction if stage == 3 else 1)
+    master = full * fraction if stage else 0.0
+    state = FLOAT * fraction * (2 * total - parameters.muon)
+    regularised = FLOAT * fraction * parameters.regularised
     ruled, extra = regularised * config.rule.tensors_kept, regularised * (3 if config.prune.grid else 1)
     gathered = full if stage else 0.0
     held, working = _held(config, parameters, ranks, on_gpu), _update_bytes(config, parameters, ranks, on_gpu, is_bf16)
@@ -207,7 +207,7 @@ def moments(
     def memory(moment: str, gradients: float, optimizer: float, buffers: float, activations: float) -> Memory:
         kept, on_host = master + optimizer, 0.0
         if backend.offload_optimizer and on_gpu:
-            kept, on_host = 0.0, kept + full * share
+            kept, on_host = 0.0, kept + full * fraction
         return Memory(moment, weights, gradients, kept, buffers, activations, fixed, on_host, beyond)
 
     def step(name: str, before: float, after: float, copies: float) -> Iterator[Memory]:
@@ -220,7 +220,7 @@ def moments(
     yield from step("training", state + ruled, state + ruled, 0.0)
     yield memory("logging", held.always, state + ruled, FLOAT * parameters.largest if stage else 0.0, 0.0)
     if config.prune.kind != "none":
-        for added, copies, activations in _pruning(config, parameters, vocab_size, share):
+        for added, copies, activations in _pruning(config, parameters, vocab_size, fraction):
             copies += gathered
             yield memory("pruning", held.always, state + (max(ruled, extra) if added else ruled), copies, activations)
         if config.train.finetune_epochs:
@@ -244,12 +244,12 @@ def online_memory_bytes(config: RunConfig, parameters: Sequence[Parameters], voc
 
 
 def _pruning(
-    config: RunConfig, parameters: Parameters, vocab_size: int, share: float
+    config: RunConfig, parameters: Parameters, vocab_size: int, fraction: float
 ) -> Iterator[tuple[bool, float, float]]:
     """Moments of a pruning: whether masks and grids are there, bytes of whole tensors on every rank, activations."""
     prune, full, layer = config.prune, FLOAT * parameters.total, 4 * config.model.width**2
     # Second moments and a replica, while partitions hold the former.
-    yield False, (2 + share) * full, 0.0
+    yield False, (2 + fraction) * full, 0.0
     if prune.random_gradient:
         double, rows = Arithmetic(2 * FLOAT, 2 * FLOAT), max(1, POSITIONS_PER_PASS // config.model.context)
         dead = 2 * parameters.regularised + double.weight * parameters.largest
@@ -312,6 +312,6 @@ def _update_bytes(config: RunConfig, parameters: Parameters, ranks: int, on_gpu:
         return (FLOAT + width + (3 * width / ranks if ranks > 1 else 0)) * muon
     if not muon:
         return 0.0
-    share = 1 / ranks if stage else 1.0  # DeepSpeed's Muon brings an AdamW of single operations
-    together = share * (parameters.total - muon if stage or on_gpu else 0)
-    return 2 * FLOAT * max(together, share * parameters.largest)
+    fraction = 1 / ranks if stage else 1.0  # DeepSpeed's Muon brings an AdamW of single operations
+    together = fraction * (parameters.total - muon if stage or on_gpu else 0)
+    return 2 * FLOAT * max(together, fraction * parameters.largest)

@@ -25,7 +25,7 @@ from harness.learner import Learner
 from harness.machine.children import num_cores
 from harness.machine.hardware import compute_deterministically, matmul_flops, resolve_precision
 from harness.machine.ranks import Ranks, joined_ranks, leave
-from harness.run.pace import seconds_of_a_step, stand_still
+from harness.run.pace import freeze_learning_rates, seconds_of_a_step
 from launch.jobs.queue import last_words
 from launch.jobs.torchrun import rank_environments, start_rank
 from launch.plan.memory import count_parameters
@@ -34,7 +34,7 @@ MAX_WIDTH = 512
 # About as long may a measured step be, and all steps after the first.
 SECONDS = 1.0
 # Share of the rate of matrix products that steps have at least, to know beforehand how long one is.
-USUAL_SHARE = 0.3
+USUAL_FRACTION = 0.3
 SECONDS_OF_PROCESSES = 60.0
 
 
@@ -98,9 +98,10 @@ def seconds_in_processes(config: RunConfig, vocab_size: int, processes: int, dev
 def step_seconds(config: RunConfig, vocab_size: int, ranks: Ranks) -> float:
     """Seconds of a step of these ranks, which call it together."""
     dtype = resolve_precision(config.train.precision, ranks.device)
-    affordable = SECONDS * USUAL_SHARE * min(ranks.gather(matmul_flops(dtype, ranks.device)))
-    sequences, share = config.train.micro_batch(ranks.world_size), config.train.batch_sequences // ranks.world_size
-    whole = Extent(share // sequences, sequences, config.model.layers, config.model.width)
+    affordable = SECONDS * USUAL_FRACTION * min(ranks.gather(matmul_flops(dtype, ranks.device)))
+    sequences = config.train.micro_batch(ranks.world_size)
+    rank_sequences = config.train.batch_sequences // ranks.world_size
+    whole = Extent(rank_sequences // sequences, sequences, config.model.layers, config.model.width)
 
     def work(extent: Extent) -> tuple[float, float]:
         """Operations of passes and of update on a rank; AdamW's few count where Muon has none."""
@@ -108,7 +109,7 @@ def step_seconds(config: RunConfig, vocab_size: int, ranks: Ranks) -> float:
         tokens = extent.passes * extent.sequences * config.model.context
         return parameters.flops_per_token * tokens, parameters.muon_flops / ranks.world_size or parameters.total
 
-    part = next((extent for extent in _ever_less(whole) if sum(work(extent)) <= affordable), _least(whole))
+    part = next((extent for extent in _shrinking(whole) if sum(work(extent)) <= affordable), _least(whole))
     learner = Learner(_part_of(config, part, ranks.world_size), vocab_size, ranks, dtype)
     try:
         measured = _halves_of_a_step(learner, ranks)
@@ -119,7 +120,7 @@ def step_seconds(config: RunConfig, vocab_size: int, ranks: Ranks) -> float:
 
 def _halves_of_a_step(learner: Learner, ranks: Ranks) -> tuple[float, float]:
     """Seconds of the passes through a model and of the update of its weights."""
-    stand_still(learner.optimizer)
+    freeze_learning_rates(learner.optimizer)
     updates_at: list[float] = []
     learner.optimizer.parts[0].register_step_pre_hook(lambda *_: updates_at.append(time.perf_counter()))
     halves: list[tuple[float, float]] = []
@@ -137,7 +138,7 @@ def _halves_of_a_step(learner: Learner, ranks: Ranks) -> tuple[float, float]:
     return statistics.median(passes), statistics.median(update)
 
 
-def _ever_less(whole: Extent) -> Iterator[Extent]:
+def _shrinking(whole: Extent) -> Iterator[Extent]:
     """All of a step, then less and less."""
     yield whole
     for sequences in range(whole.sequences, 0, -1):

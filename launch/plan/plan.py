@@ -26,7 +26,7 @@ WIKI_MINI_BYTES = 5_963_324
 SHOWN_MFU, DEFAULT_MFU = (0.3, 0.4, 0.5), 0.4
 ASSUMED_BYTES_PER_TOKEN = 3.5
 # A backward pass costs two forward passes.
-FORWARD_SHARE = 1 / 3
+FORWARD_FRACTION = 1 / 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +38,7 @@ class Question:
     gpu: str | None = None
     """A name of `DEVICES`, or cpu; None is what this machine has and the configuration asks for."""
     mfu: float | None = None
-    """Model FLOP/s utilisation, the share of a GPU's peak that useful operations reach; `DEFAULT_MFU` if not given."""
+    """Model FLOP/s utilisation, the fraction of a GPU's peak that useful operations reach; by default `DEFAULT_MFU`."""
     train_bytes: int | None = None
     """Size of the training split, where it cannot be known."""
     tokens: int | None = None
@@ -91,8 +91,8 @@ class Plan:
         fixed, is_bf16 = device.fixed_bytes(config.backend.name), uses_bf16(config, device)
         fixed += online_memory_bytes(config, [self.parameters, *self.others], self.vocab_size, ranks)
         fixed += 0 if device.is_gpu else self.mixture_bytes
-        found = moments(config, self.parameters, self.vocab_size, ranks, is_bf16, fixed, device.is_gpu)
-        return sorted(found, key=lambda memory: -memory.total)
+        memories = moments(config, self.parameters, self.vocab_size, ranks, is_bf16, fixed, device.is_gpu)
+        return sorted(memories, key=lambda memory: -memory.total)
 
     def _coding_flops(self, flops: float) -> float:
         """Those of the online code beside the training of the run's own transformer, whose FLOPs a token are `flops`.
@@ -103,7 +103,7 @@ class Plan:
         config, tokens = self.config, self.corpus.tokens
         others = sum(other.flops_per_token for other in self.others)
         is_plain = config.online.trains_plainly and not config.train.retrain_at
-        predicting = 0.0 if is_plain else (config.online.checkpoints * flops + others) * FORWARD_SHARE
+        predicting = 0.0 if is_plain else (config.online.checkpoints * flops + others) * FORWARD_FRACTION
         # Further epochs are the run's own transformer's alone.
         passes = config.train.main_passes - (0 if config.train.retrain_at else config.train.epochs - 1)
         return (passes * others + predicting) * tokens
@@ -116,9 +116,9 @@ class Plan:
             backend |= {} if stage else {"bf16_weights": False, "offload_optimizer": False}
             config = changed(self.config, backend=backend)
             label = "ddp" if name == "ddp" else f"ZeRO-{stage}"
-            found = self.memory(config, self.device, self.question.gpus)
-            training = next(memory for memory in found if memory.moment == "training")
-            yield label, (name, stage) == (current.name, current.zero_stage), training, found[0]
+            memories = self.memory(config, self.device, self.question.gpus)
+            training = next(memory for memory in memories if memory.moment == "training")
+            yield label, (name, stage) == (current.name, current.zero_stage), training, memories[0]
 
     def peaks(self) -> dict[str, float]:
         """FLOP/s of a GPU by arithmetic; none of a CPU, where steps are measured."""
@@ -177,7 +177,7 @@ class Plan:
         )
 
     def implied_mfu(self) -> dict[str, float]:
-        """By arithmetic, the share of the peak at which the run takes `gpu_hours`."""
+        """By arithmetic, the fraction of the peak at which the run takes `gpu_hours`."""
         seconds = 3600 * (self.question.gpu_hours or math.inf)
         return {name: self.total_flops / (flops * seconds) for name, flops in self.peaks().items()}
 

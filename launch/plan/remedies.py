@@ -23,9 +23,9 @@ def remedies(config: RunConfig, ranks: int, is_bf16: bool) -> Iterator[tuple[lis
     memory of the host.
     """
     backend, train = config.backend, config.train
-    share = train.batch_sequences // ranks
-    own = math.gcd(train.micro_batch_sequences or share, share)
-    micro_batches = [n for n in range(own, 0, -1) if own % n == 0]
+    rank_sequences = train.batch_sequences // ranks
+    largest = math.gcd(train.micro_batch_sequences or rank_sequences, rank_sequences)
+    micro_batches = [n for n in range(largest, 0, -1) if largest % n == 0]
     ladder = [(backend.name, backend.zero_stage, backend.bf16_weights, backend.offload_optimizer)]
     ladder += [("deepspeed", stage, backend.bf16_weights, backend.offload_optimizer) for stage in (1, 2, 3)]
     ladder += [("deepspeed", stage, True, backend.offload_optimizer) for stage in (1, 2, 3) if is_bf16]
@@ -38,7 +38,7 @@ def remedies(config: RunConfig, ranks: int, is_bf16: bool) -> Iterator[tuple[lis
                 backend_values: dict[str, object] = {"name": name, "zero_stage": stage}
                 backend_values |= {"bf16_weights": bf16_weights, "offload_optimizer": offload}
                 train_values: dict[str, object] = {"activation_checkpointing": checkpointing}
-                if micro_batch != (train.micro_batch_sequences or share):
+                if micro_batch != (train.micro_batch_sequences or rank_sequences):
                     train_values["micro_batch_sequences"] = micro_batch
                 candidate = changed(config, backend=backend_values, train=train_values)
                 words = _words(config, train=train_values, backend=backend_values)

@@ -85,12 +85,12 @@ def _run_block(plan: Plan) -> Block:
 
 
 def _memory_block(plan: Plan) -> Block:
-    rows, own = [], []
+    rows, is_configured = [], []
     limit, on_host = plan.device.memory_bytes, 0.0
     for name, is_own, m, peak in plan.memory_rows():
         parts = (m.weights, m.gradients, m.optimizer, m.buffers, m.activations, m.allocated, m.reserved, m.fixed)
         rows.append([name, *map(_gb, (*parts, peak.total)), f"{peak.total / limit:.0%}", peak.moment])
-        own.append(is_own)
+        is_configured.append(is_own)
         on_host = peak.on_host if is_own else on_host
     backend = plan.config.backend
     settings = [f"backend.{key}=true" for key in ("bf16_weights", "offload_optimizer") if getattr(backend, key)]
@@ -112,7 +112,7 @@ def _memory_block(plan: Plan) -> Block:
         header=[*header, "fixed", "peak", "of memory", "peak at"],
         is_number=[False, *[True] * 10, False],
         rows=rows,
-        emphasised_rows=own,
+        emphasised_rows=is_configured,
         notes=notes,
     )
 

@@ -99,17 +99,17 @@ def long_options(flag: str, text: str) -> dict[str, str]:
 
     Raises UsageError where one is short, or no option.
     """
-    found: dict[str, str] = {}
+    options: dict[str, str] = {}
     last = ""
     for word in words_of(flag, text):
         name, _, value = word.removeprefix("--").partition("=")
         if word.startswith("--") and name:
-            found[name], last = value, "" if "=" in word else name
+            options[name], last = value, "" if "=" in word else name
         elif last and not word.startswith("-"):
-            found[last], last = word, ""
+            options[last], last = word, ""
         else:
             raise UsageError(f"{flag} {text!r}: {word}: write every option in full, as --constraint=a100")
-    return found
+    return options
 
 
 def words_of(flag: str, text: str) -> list[str]:

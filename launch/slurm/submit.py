@@ -65,7 +65,7 @@ def prepare_training(path: Path | str, overrides: Sequence[str], resources: Reso
 
 def _preparations(configs: Iterable[RunConfig], directory: Path, resources: Resources) -> tuple[Submission, ...]:
     """A job for each set of data that is not prepared; `directory` gets their scripts."""
-    found = []
+    submissions = []
     for data, config in {data_directory(config): config for config in configs}.items():
         if data.exists():
             continue
@@ -75,8 +75,8 @@ def _preparations(configs: Iterable[RunConfig], directory: Path, resources: Reso
         frozen = directory / f"submit-{data.name}.yaml"
         script = directory / f"submit-{data.name}.sbatch"
         job = _filled("data", script, directives, resources.for_data(), [str(frozen)])
-        found.append(replace(job, files={frozen: dump_config(config)}))
-    return tuple(found)
+        submissions.append(replace(job, files={frozen: dump_config(config)}))
+    return tuple(submissions)
 
 
 def prepare_sweep(path: Path, overrides: Sequence[str], at_a_time: int | None, resources: Resources) -> Submission:
@@ -88,16 +88,16 @@ def prepare_sweep(path: Path, overrides: Sequence[str], at_a_time: int | None, r
 
     if resources.nodes > 1:
         raise UsageError(f"--nodes {resources.nodes}: a run of a sweep has one node; submit larger runs one by one")
-    grid = read_sweep(path, list(overrides))
-    for run in grid.runs:
+    sweep = read_sweep(path, list(overrides))
+    for run in sweep.runs:
         run.config.train.micro_batch(resources.processes)
-    directory = grid.directory.absolute()
+    directory = sweep.directory.absolute()
     limit = f"%{at_a_time}" if at_a_time else ""
-    directives = {"job-name": f"codelength-{grid.name}", "output": _pattern(directory, "slurm-%A_%a.out")}
-    directives |= {"array": f"0-{len(grid.runs) - 1}{limit}"}
+    directives = {"job-name": f"codelength-{sweep.name}", "output": _pattern(directory, "slurm-%A_%a.out")}
+    directives |= {"array": f"0-{len(sweep.runs) - 1}{limit}"}
     arguments = [str(path.absolute()), *overrides]
     job = _filled("sweep", directory / "submit.sbatch", directives, resources, arguments)
-    return replace(job, needs=_preparations([run.config for run in grid.runs], directory, resources))
+    return replace(job, needs=_preparations([run.config for run in sweep.runs], directory, resources))
 
 
 def prepare_evaluation(runs_and_settings: Sequence[str], resources: Resources) -> Submission:
@@ -174,7 +174,7 @@ def _hand_over(submission: Submission, needed: list[str]) -> str:
 def describe(job_id: str, needed: list[str], submission: Submission) -> str:
     """What was submitted, where its output goes and how to stop it."""
     meanings = {"%": "%", "j": job_id, "A": job_id, "a": "TASK"}
-    output = re.sub("%(.)", lambda found: meanings.get(found[1], found[0]), submission.directives["output"])
+    output = re.sub("%(.)", lambda match: meanings.get(match[1], match[0]), submission.directives["output"])
     lines = [
         f"job {job_id} is queued ({submission.directives['job-name']}); squeue --jobs {job_id} shows its state",
         f"script  {submission.script_path}",

@@ -20,7 +20,7 @@ from launch.jobs.queue import Job, JobQueue
 from launch.sweeps.sweep_file import Run, Sweep
 
 
-def finish_runs(grid: Sweep, runs: list[Run], at_a_time: int, processes: int) -> list[str]:
+def finish_runs(sweep: Sweep, runs: list[Run], at_a_time: int, processes: int) -> list[str]:
     """Train and evaluate what is not finished of `runs`; returns a line per failed run.
 
     Raises UsageError before anything starts.
@@ -33,9 +33,9 @@ def finish_runs(grid: Sweep, runs: list[Run], at_a_time: int, processes: int) ->
         print(f"{len(runs) - len(todo)} of {len(runs)} runs are finished already", flush=True)
     if todo:
         _prepare_data(todo)
-    jobs = [_job(grid, run, processes, at_a_time) for run in todo]
+    jobs = [_job(sweep, run, processes, at_a_time) for run in todo]
     failures = JobQueue(jobs, environments).run()
-    return [f"{run}: {line} (see {_log_path(grid, run)})" for run, line in failures.items()]
+    return [f"{run}: {line} (see {_log_path(sweep, run)})" for run, line in failures.items()]
 
 
 def check_finished(runs: list[Run]) -> None:
@@ -84,8 +84,8 @@ def slot_environments(at_a_time: int, processes: int, num_gpus: int) -> list[dic
             f"{num_gpus}, one a process; lower one of them, or set backend.device=cpu"
         )
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(num_gpus)))).split(",")
-    shares = [gpus[slot * processes : (slot + 1) * processes] for slot in range(at_a_time)]
-    return [threads | {"CUDA_VISIBLE_DEVICES": ",".join(share)} for share in shares]
+    parts = [gpus[slot * processes : (slot + 1) * processes] for slot in range(at_a_time)]
+    return [threads | {"CUDA_VISIBLE_DEVICES": ",".join(part)} for part in parts]
 
 
 def _check_processes(runs: list[Run], processes: int) -> None:
@@ -109,9 +109,9 @@ def _prepare_data(runs: list[Run]) -> None:
             prepare_data(config)
 
 
-def _job(grid: Sweep, run: Run, processes: int, at_a_time: int) -> Job:
+def _job(sweep: Sweep, run: Run, processes: int, at_a_time: int) -> Job:
     codelength = [sys.executable, "-m", "launch"]
-    train = [*codelength, "train", "--processes", str(processes), str(grid.config_path), *run.overrides]
+    train = [*codelength, "train", "--processes", str(processes), str(sweep.config_path), *run.overrides]
     settings = [setting(f"eval.{key}", value) for key, value in asdict(run.config.eval).items()]
     threads = max(1, num_cores() // at_a_time)
     evaluate = [*codelength, "eval", "--quiet", "--threads", str(threads), str(run.config.run_dir), *settings]
@@ -119,8 +119,8 @@ def _job(grid: Sweep, run: Run, processes: int, at_a_time: int) -> Job:
     def next_command() -> list[str] | None:
         return {"done": None, "trained": evaluate}.get(state_of(run), train)
 
-    return Job(name=run.name, log_path=_log_path(grid, run.name), next_command=next_command)
+    return Job(name=run.name, log_path=_log_path(sweep, run.name), next_command=next_command)
 
 
-def _log_path(grid: Sweep, run_name: str) -> Path:
-    return grid.directory / f"{run_name}.log"
+def _log_path(sweep: Sweep, run_name: str) -> Path:
+    return sweep.directory / f"{run_name}.log"

@@ -30,20 +30,20 @@ _NOTES = [
 ]
 
 
-def sweep(path: Path, overrides: list[str], at_a_time: int, processes: int, index: int | None) -> None:
+def run_sweep(path: Path, overrides: list[str], at_a_time: int, processes: int, index: int | None) -> None:
     """Run what is not finished of the sweep, or of its run number `index` alone; then write and print the table.
 
     Raises UsageError before anything starts, RunFailure with a line per failed run, and Paused with one per
     stopped run.
     """
-    grid = read_sweep(path, overrides)
-    runs = chosen_runs(grid, index)
-    failures = finish_runs(grid, runs, min(at_a_time, len(runs)), processes)
-    finished = [run for run in grid.runs if state_of(run) == "done"]
-    if finished and (index is None or len(finished) == len(grid.runs)):
-        _write_table(grid, finished)
-    if grid.comparison and index is None and not failures:
-        failures = compare(grid, min(at_a_time, len(runs)), processes)
+    sweep = read_sweep(path, overrides)
+    runs = chosen_runs(sweep, index)
+    failures = finish_runs(sweep, runs, min(at_a_time, len(runs)), processes)
+    finished = [run for run in sweep.runs if state_of(run) == "done"]
+    if finished and (index is None or len(finished) == len(sweep.runs)):
+        _write_table(sweep, finished)
+    if sweep.comparison and index is None and not failures:
+        failures = compare(sweep, min(at_a_time, len(runs)), processes)
     if failures:
         raise RunFailure("\n".join(failures))
     check_finished(runs)
@@ -51,33 +51,33 @@ def sweep(path: Path, overrides: list[str], at_a_time: int, processes: int, inde
 
 def describe(path: Path, overrides: list[str], index: int | None) -> None:
     """Print the runs with their settings and states, without running anything."""
-    grid = read_sweep(path, overrides)
-    runs = chosen_runs(grid, index)
-    rows = [[str(grid.runs.index(run)), run.name, state_of(run), " ".join(run.settings)] for run in runs]
+    sweep = read_sweep(path, overrides)
+    runs = chosen_runs(sweep, index)
+    rows = [[str(sweep.runs.index(run)), run.name, state_of(run), " ".join(run.settings)] for run in runs]
     block = Block(
-        title=f"Sweep {grid.name}: {len(grid.runs)} runs in {grid.directory}",
+        title=f"Sweep {sweep.name}: {len(sweep.runs)} runs in {sweep.directory}",
         header=["index", "run", "state", "settings"],
         is_number=[True, False, False, False],
         rows=rows,
-        notes=[f"all runs: {grid.config_path} {' '.join(grid.common)}".rstrip()],
+        notes=[f"all runs: {sweep.config_path} {' '.join(sweep.common)}".rstrip()],
     )
     print(render([block], [], "rich"), end="")
 
 
-def chosen_runs(grid: Sweep, index: int | None) -> list[Run]:
+def chosen_runs(sweep: Sweep, index: int | None) -> list[Run]:
     """All runs, or run number `index`, counted from 0; raises UsageError where there is none."""
     if index is None:
-        return list(grid.runs)
-    if index >= len(grid.runs):
-        raise UsageError(f"--index {index}: the runs of {grid.name} are 0 to {len(grid.runs) - 1}")
-    return [grid.runs[index]]
+        return list(sweep.runs)
+    if index >= len(sweep.runs):
+        raise UsageError(f"--index {index}: the runs of {sweep.name} are 0 to {len(sweep.runs) - 1}")
+    return [sweep.runs[index]]
 
 
-def _write_table(grid: Sweep, runs: list[Run]) -> None:
+def _write_table(sweep: Sweep, runs: list[Run]) -> None:
     records = [flat_record(load_reports([run.config.run_dir])[0]) for run in runs]
     rates = [record["total_bits_per_byte"] for record in records]
     best = min((rate for rate in rates if rate is not None), default=None)
-    axes = {axis: f"axis_{axis}" for axis in grid.axes}
+    axes = {axis: f"axis_{axis}" for axis in sweep.axes}
     rows = [
         dict(zip(axes.values(), run.labels, strict=True)) | record | {"is_best": rate is not None and rate == best}
         for run, record, rate in zip(runs, records, rates, strict=True)
@@ -86,9 +86,9 @@ def _write_table(grid: Sweep, runs: list[Run]) -> None:
         with_kind(row) | {"best": "best" if row["is_best"] else "", "is_emphasised": row["is_best"]} for row in rows
     ]
     columns: list[Column] = [*((axis, key, in_words) for axis, key in axes.items()), *_COLUMNS]
-    title = f"Sweep {grid.name}: {len(runs)} of {len(grid.runs)} runs"
+    title = f"Sweep {sweep.name}: {len(runs)} of {len(sweep.runs)} runs"
     tables = [new_block(title, columns, shown, _NOTES)]
-    write_file(grid.directory / "table.md", render(tables, rows, "md").encode())
-    write_file(grid.directory / "table.csv", render(tables, rows, "csv").encode())
+    write_file(sweep.directory / "table.md", render(tables, rows, "md").encode())
+    write_file(sweep.directory / "table.csv", render(tables, rows, "csv").encode())
     print(render(tables, rows, "rich"), end="")
-    print(f"table.md, table.csv, logs and run directories are in {grid.directory}", flush=True)
+    print(f"table.md, table.csv, logs and run directories are in {sweep.directory}", flush=True)

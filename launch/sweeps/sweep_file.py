@@ -206,11 +206,11 @@ def _read_comparison(content: Any, grid: dict[str, list[_Point]], problems: list
 def _mismatches(sweep: Sweep) -> list[str]:
     """What of a comparison does not fit the runs."""
     again = sorted({run.config.seed for run in sweep.runs} & set(sweep.compared.seeds))
-    found = [f"compare.seeds: {seed}: the runs of the grid have this seed already; use other ones" for seed in again]
+    problems = [f"compare.seeds: {seed}: the runs of the grid have this seed already; use other ones" for seed in again]
     if len(sizes := {run.config.eval.chunk_bytes for run in sweep.runs}) > 1:
-        found.append(f"eval.chunk_bytes={', '.join(map(str, sorted(sizes)))}: a comparison needs chunks of one size")
+        problems.append(f"eval.chunk_bytes={', '.join(map(str, sorted(sizes)))}: a comparison needs chunks of one size")
     known = list(dict.fromkeys(family_of(sweep.method(run)) for run in sweep.runs)) + [b.name for b in BASELINES]
-    return found + [
+    return problems + [
         f"compare.published.{name}: no family of methods or compressor of this name; use {', '.join(known)}"
         for name in sweep.compared.published
         if name not in known
@@ -256,23 +256,23 @@ def _unquoted(settings: Iterable[tuple[str, Any]]) -> list[str]:
 
 def _conflicts(grid: dict[str, list[_Point]], common: list[str]) -> list[str]:
     """Keys that only one place may set, set in another."""
-    found = []
+    problems = []
     owner: dict[str, str] = {}
     for axis, points in grid.items():
         for key in dict.fromkeys(key for point in points for key, _ in point.settings):
             if key in ("name", "runs_dir", "data_dir", "dry_run"):
-                found.append(f"grid.{axis}: {key}: belongs to the whole sweep; the runs differ in other settings")
+                problems.append(f"grid.{axis}: {key}: belongs to the whole sweep; the runs differ in other settings")
             if owner.setdefault(key, axis) != axis:
-                found.append(f"grid.{axis}: {key}: the axis {owner[key]} sets it already; leave one of them")
+                problems.append(f"grid.{axis}: {key}: the axis {owner[key]} sets it already; leave one of them")
     for text in common:
         key = text.partition("=")[0]
         if key in owner:
-            found.append(f"{text}: the axis {owner[key]} of the grid sets {key}; change the sweep file instead")
+            problems.append(f"{text}: the axis {owner[key]} of the grid sets {key}; change the sweep file instead")
         if key == "name":
-            found.append(f"settings: {text}: the runs are named by their settings; name the sweep")
+            problems.append(f"settings: {text}: the runs are named by their settings; name the sweep")
         if key == "dry_run":
-            found.append(f"{text}: would train nothing; use --dry-run")
-    return found
+            problems.append(f"{text}: would train nothing; use --dry-run")
+    return problems
 
 
 def _make_runs(sweep: str, config_path: Path, common: list[str], axes: list[list[_Point]]) -> tuple[Run, ...]:

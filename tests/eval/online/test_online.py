@@ -163,7 +163,7 @@ def test_the_same_file_from_the_same_settings_and_another_from_others(place, tmp
     assert run("send", place / "config.yaml", place / "text", "-o", again, "--quiet") == 0
     assert run("send", place / "config.yaml", place / "text", "seed=1", "-o", other, "--quiet") == 0
     assert again.read_bytes() == sent.read_bytes()
-    streams = [read_online_file(path)[3][0].shares[0].stream for path in (sent, other)]
+    streams = [read_online_file(path)[3][0].parts[0].stream for path in (sent, other)]
     assert streams[0] != streams[1]
 
 
@@ -190,7 +190,7 @@ def sent_by_two(place) -> Path:
 
 def test_two_ranks_send_and_two_receive(place, tmp_path, sent_by_two):
     _, _, _, segments = read_online_file(sent_by_two)
-    assert all(len(segment.shares) == 2 and segment.shares[1].stream for segment in segments)
+    assert all(len(segment.parts) == 2 and segment.parts[1].stream for segment in segments)
     # `receive` starts as many processes as have sent.
     status, printed, errors = ended(command("receive", sent_by_two, "-o", tmp_path / "out"))
     assert status == 0, errors

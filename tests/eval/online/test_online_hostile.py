@@ -15,7 +15,7 @@ from tests.support.online import refused, run
 def test_weights_or_text_that_differ_name_their_segment(capsys, tmp_path, sent):
     _, _, _, segments = read_online_file(sent)
     packed = read_sections(sent)["SEGM"]
-    second = len(packed) - sum(28 - 8 + len(s.shares[0].stream) for s in segments[1:])
+    second = len(packed) - sum(28 - 8 + len(s.parts[0].stream) for s in segments[1:])
 
     def flip(at):
         def change(head, sections):

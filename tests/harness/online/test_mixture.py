@@ -25,8 +25,8 @@ def coded_bits(mix: Mixture, tokens: np.ndarray, tables: np.ndarray | None = Non
     if tables is None:
         tables = np.zeros((0, lanes, length, mix.vocab_size), dtype=np.float32)
     mix.start(np.arange(lanes) * length)
-    chances = mix.code_known(tables, tokens, np.ones(tokens.shape, dtype=bool))
-    return bits_from_nats(mix.nats_of(chances, tokens).sum(axis=1))
+    probabilities = mix.bit_probabilities(tables, tokens, np.ones(tokens.shape, dtype=bool))
+    return bits_from_nats(mix.nats_of(probabilities, tokens).sum(axis=1))
 
 
 def member_bits(mix: Mixture) -> np.ndarray:
@@ -126,15 +126,15 @@ def test_the_switch_is_the_sum_over_all_strategies():
     tokens = rng.integers(3, size=(1, length))
     mix = mixture([], 3, tables=experts)
     total = coded_bits(mix, tokens, tables)[0]
-    chances = np.take_along_axis(tables[:, 0].astype(np.float64), tokens[0][None, :, None], axis=2)[..., 0]
+    probabilities = np.take_along_axis(tables[:, 0].astype(np.float64), tokens[0][None, :, None], axis=2)[..., 0]
     evidence = prior_sum = 0.0
     for prior, times, used in strategies(experts, length):
         expert_at = np.repeat(used, np.diff([0, *times, length]))
         weight = prior
         prior_sum += prior
-        bits = -math.log2(weight) - np.log2(chances[expert_at, np.arange(length)]).sum()
+        bits = -math.log2(weight) - np.log2(probabilities[expert_at, np.arange(length)]).sum()
         assert total <= bits + 1e-6
-        evidence += weight * np.prod(chances[expert_at, np.arange(length)])
+        evidence += weight * np.prod(probabilities[expert_at, np.arange(length)])
     assert prior_sum == pytest.approx(1)
     assert total == pytest.approx(-math.log2(evidence), abs=1e-5)
 
@@ -161,13 +161,13 @@ def test_symbols_decoded_bit_by_bit_are_those_coded_at_once():
     sender, receiver = (mixture(experts, lanes=lanes, tables=1) for _ in range(2))
     for mix in (sender, receiver):
         mix.start(np.arange(lanes) * length)
-    chances = sender.code_known(tables, tokens, mask)
+    probabilities = sender.bit_probabilities(tables, tokens, mask)
     for position in range(length):
         active = mask[:, position]
         bits = receiver.bits_of(tokens[active, position])
         pairs = receiver.start_symbols(tables[:, :, position], active)
         for depth in range(8):
-            assert np.array_equal(pairs[:, 1], chances[active, position, depth])
+            assert np.array_equal(pairs[:, 1], probabilities[active, position, depth])
             last = depth == 7
             pairs = (receiver.end_symbols if last else receiver.next_bits)(np.ascontiguousarray(bits[:, depth]))
         assert np.array_equal(pairs, tokens[active, position])
@@ -200,8 +200,8 @@ def test_a_long_run_of_one_byte_stays_within_what_floats_can_tell(byte):
     tokens = np.full((1, 60_000), byte, dtype=np.int64)
     tables = np.broadcast_to(np.float32(1 / 256), (1, 1, 60_000, 256))
     assert coded_bits(mix, tokens, np.ascontiguousarray(tables))[0] < 0.01 * 60_000
-    chances = mix.state.ngram.chances
-    assert chances.min() > 1e-5 and chances.max() < 1 - 1e-5
+    probabilities = mix.state.ngram.probabilities
+    assert probabilities.min() > 1e-5 and probabilities.max() < 1 - 1e-5
     assert all(np.isfinite(array).all() for array in mix.arrays().values())
 
 
@@ -222,7 +222,7 @@ def test_what_other_ranks_have_coded_is_learnt_and_costs_nothing():
     tokens, others = TEXT[None, :600].astype(np.int64), TEXT[None, 600:1200].astype(np.int64)
     tables, mask = np.full((1, 1, 600, 256), 1 / 256, dtype=np.float32), np.ones((1, 600), dtype=bool)
     alone, told = (mixture(["frequencies", "ngram", "network"], tables=1) for _ in range(2))
-    told.learn_known(np.array([600]), tables, others, mask)
+    told.learn_sequences(np.array([600]), tables, others, mask)
     assert not member_bits(told).any() and told.state.switch.times == 0
     assert coded_bits(told, tokens, tables)[0] < 0.7 * coded_bits(alone, tokens, tables)[0]
 
@@ -233,5 +233,5 @@ def test_text_is_coded_in_any_order_of_its_places():
     for start in (64, 192, 0, 128, 256):
         mix.start(np.array([start]))
         tokens = TEXT[None, start : start + 64].astype(np.int64)
-        mix.code_known(np.zeros((0, 1, 64, 256), dtype=np.float32), tokens, np.ones((1, 64), dtype=bool))
+        mix.bit_probabilities(np.zeros((0, 1, 64, 256), dtype=np.float32), tokens, np.ones((1, 64), dtype=bool))
     assert np.array_equal(mix.state.ngram.history[:320], TEXT[:320])

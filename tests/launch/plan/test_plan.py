@@ -263,7 +263,7 @@ def test_hours_on_a_cpu_are_those_of_real_steps(capsys, tmp_path):
     loaded, ranks = load_config(config, common[2:]), Ranks(0, 1, torch.device("cpu"))
     part = pace.Extent(1, 4, 2, 128)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pace, "_ever_less", lambda _: [part])
+        patch.setattr(pace, "_shrinking", lambda _: [part])
         patch.setattr(pace, "SECONDS", 100.0)
         assert pace.step_seconds(loaded, 256, ranks) == pytest.approx(rate["step_seconds"], rel=0.6)
 
