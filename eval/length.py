@@ -2,54 +2,71 @@
 
 from dataclasses import dataclass
 
-from harness.units import bytes_from_bits
+from harness.units import bits_from_bytes, bits_per_byte, bytes_from_bits
 
 KINDS = ("decoded", "coded", "ideal", "projected")
+"""From the surest to the least sure."""
+KIND_NOTE = (
+    "decoded: a fresh process decoded the file, compared by SHA-256; other compressors' files were decoded by the same "
+    "process, right after coding; coded: a file that nobody has decoded; ideal: no file was written, the text counts "
+    "as the sum of its ideal code lengths."
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """How long a code of some text is; model and data apart, in bytes.
+    """How long a code of some text is; model, data and what else there is apart, in bytes.
 
-    `kind` says what the number is worth: `decoded` (a file that a fresh process has decoded), `coded` (a file that
-    nobody has decoded yet), `ideal` (a sum of logarithms of probabilities), `projected` (scaled to another size).
+    `kind` says what the number is worth: `decoded` (a file that has been decoded to what was coded, ours by a fresh
+    process), `coded` (a file that nobody has decoded yet), `ideal` (a sum of logarithms of probabilities), `projected`
+    (scaled to another size).
     """
 
     model_bytes: float
-    """What a receiver must have of the model; 0 where the model is learnt along the way."""
+    """The weights; 0 where the model is learnt along the way."""
     data_bytes: float
-    """The text, and everything of the file that is not the model."""
+    """The text."""
     kind: str
+    other_bytes: float = 0
+    """What else a receiver must have: header, tokenizer and checksum of a file, or a program."""
+    at_least_bytes: float | None = None
+    """Bounds of an estimated total; None where it is no estimate, or has no bound."""
+    at_most_bytes: float | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"kind={self.kind!r}: use one of {', '.join(KINDS)}")
 
+    @classmethod
+    def ideal(cls, bits: float) -> "Length":
+        """A sum of logarithms of probabilities, of a text whose model is learnt along the way."""
+        return cls(0, bytes_from_bits(bits), "ideal")
+
+    @classmethod
+    def of_file(cls, num_bytes: float, is_decoded: object) -> "Length":
+        """A file without a model; what is anything but True has not been decoded."""
+        return cls(0, num_bytes, kind_of_file(is_decoded))
+
     @property
     def total_bytes(self) -> float:
-        """Model and data."""
-        return self.model_bytes + self.data_bytes
+        """Model, data and all the rest."""
+        return self.model_bytes + self.data_bytes + self.other_bytes
+
+    @property
+    def fixed_bytes(self) -> float:
+        """All but the text."""
+        return self.model_bytes + self.other_bytes
+
+    @property
+    def total_bits(self) -> float:
+        """The same in bits."""
+        return bits_from_bytes(self.total_bytes)
+
+    def bits_per_byte(self, raw_bytes: float) -> float:
+        """Its rate for a text of so many bytes."""
+        return bits_per_byte(self.total_bits, raw_bytes)
 
 
-def lengths(report: dict) -> dict[str, Length]:
-    """Every code that a run's `report.json` speaks of, by name: ours first, then other compressors'.
-
-    `online` and `projected` are codes of the training corpus, the first learnt along the way, the second by the model
-    of the archive; `offline` and the others are of the text that `data.eval_split` names.
-    """
-    online, offline, projected = report["online"], report["offline"], report["projected"]
-    model_bytes = offline["model_bytes"] + offline["tokenizer_bytes"]
-    kind = "ideal" if offline["is_ideal"] else "decoded" if offline["verified"] else "coded"
-    return {
-        "online": _online(online),
-        "offline": Length(model_bytes, offline["total_bytes"] - model_bytes, kind),
-        "projected": Length(model_bytes, projected["total_bytes"] - model_bytes, "projected"),
-        # Each has been decoded when it was measured.
-        **{name: Length(0, size, "decoded") for name, size in report["baselines"].items()},
-    }
-
-
-def _online(section: dict) -> Length:
-    if "file_bytes" in section:
-        return Length(0, section["file_bytes"], "decoded" if section["verified"] else "coded")
-    return Length(0, bytes_from_bits(section["ideal_bits"]), "ideal")
+def kind_of_file(is_decoded: object) -> str:
+    """What a file is worth; what is anything but True has not been decoded."""
+    return "decoded" if is_decoded is True else "coded"

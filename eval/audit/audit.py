@@ -101,7 +101,6 @@ def block(findings: list[Finding]) -> Block:
         header=["computed with", "a training step", "coding tables", "the first that differs", "portable tables"],
         is_number=[False] * 5,
         rows=rows,
-        emphasised_rows=[False] * len(rows),
         notes=[
             "Tables: integer frequencies that the range coder uses, for made-up text and the same weights everywhere.",
             "An online code is received where the step and the tables are the same; a portable archive decodes "

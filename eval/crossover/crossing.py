@@ -19,10 +19,12 @@ import numpy as np
 from scipy.optimize import brentq
 
 from eval.curves.area import Law, fit_law
+from eval.length import Length
 from eval.offline.step_search import GridPoint
+from eval.report.record import flat_record, lengths
 from harness.errors import UsageError
 from harness.run.ledger import OnlineCode
-from harness.units import Amount, bits_from_bytes, bits_from_nats, bits_per_byte, nats_from_bits
+from harness.units import Amount, bits_from_bytes, bits_from_nats, bits_per_byte, bytes_from_bits, nats_from_bits
 
 RESAMPLES = 200
 BAND = (0.05, 0.95)
@@ -47,6 +49,11 @@ class OfflineLine:
     def bits(self, raw_bytes: Amount) -> Amount:
         """Code length of `raw_bytes` bytes."""
         return self.fixed_bits + self.rate_bits_per_byte * raw_bytes
+
+    def length(self, raw_bytes: float) -> Length:
+        """The same in bytes, as a length: no text of that size was coded."""
+        data_bytes = bytes_from_bits(self.rate_bits_per_byte * raw_bytes)
+        return Length(0, data_bytes, "projected", bytes_from_bits(self.fixed_bits))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +103,11 @@ class OnlineCurve:
             return float(np.interp(raw_bytes, self.raw_bytes, self.bits))
         return float(self.bits[-1]) + bits_from_nats(self.law.integral_nats(self.measured_bytes, raw_bytes))
 
+    def length(self, raw_bytes: float) -> Length:
+        """The same in bytes, as a length: what is measured is the sum of the ledger."""
+        kind = "ideal" if raw_bytes <= self.measured_bytes else "projected"
+        return Length(0, bytes_from_bits(self.bits_at(raw_bytes)), kind)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Crossover:
@@ -122,12 +134,16 @@ class Band:
     """Share of the resamples that have no such size."""
 
 
+def archive_length(report: dict) -> Length:
+    """The archive of a report."""
+    return lengths(flat_record(report))["offline"]
+
+
 def offline_line(report: dict) -> OfflineLine:
     """The line through the archive of a report."""
-    offline = report["offline"]
-    fixed_bits = bits_from_bytes(offline["total_bytes"] - offline["data_bytes"])
-    rate = bits_per_byte(bits_from_bytes(offline["data_bytes"]), report["data"]["raw_bytes"])
-    return OfflineLine(fixed_bits=fixed_bits, rate_bits_per_byte=rate)
+    archive = archive_length(report)
+    rate = bits_per_byte(bits_from_bytes(archive.data_bytes), report["data"]["raw_bytes"])
+    return OfflineLine(fixed_bits=bits_from_bytes(archive.fixed_bytes), rate_bits_per_byte=rate)
 
 
 def offline_code(report: dict, points: list[GridPoint]) -> OfflineCode:

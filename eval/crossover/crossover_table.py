@@ -13,6 +13,7 @@ from eval.crossover.crossing import (
     OfflineCode,
     OfflineLine,
     OnlineCurve,
+    archive_length,
     crossover_bands,
     find_crossover,
     offline_code,
@@ -21,27 +22,29 @@ from eval.crossover.crossing import (
 )
 from eval.crossover.crossover_figure import size_text
 from eval.crossover.model_bits import FINAL_SHARE, EvaluatedRun, ModelBits, model_bits, open_run
+from eval.length import Length
 from eval.offline.evaluate import grid_search, text_to_code
 from eval.offline.step_search import GridPoint
 from eval.report.precision import LOG2_FACTORS
 from eval.show import blocks
 from eval.show.blocks import Block
-from harness.units import bits_from_nats, bits_per_byte, bytes_from_bits
+from harness.units import bits_from_nats, bits_per_byte
 
 ABOUT_ZERO_BITS_PER_BYTE = 0.01
 """What the different frequencies of training and held-out text can feign."""
 
 _QUANTITIES = {
-    "area under the loss curve": "aulc_bits",
-    "above the final held-out loss": "above_heldout_bits",
-    "above the held-out rate of the archive": "above_archive_bits",
-    "above the final training loss (misleading)": "above_training_bits",
-    "residual: text at the final held-out loss": "residual_bits",
-    "held-out, beyond byte frequencies": "beyond_frequencies_bits",
-    "area, beyond byte frequencies": "online_beyond_frequencies_bits",
+    "area under the loss curve": ("aulc_bits", "ideal"),
+    "above the final held-out loss": ("above_heldout_bits", "projected"),
+    "above the held-out rate of the archive": ("above_archive_bits", "projected"),
+    "above the final training loss (misleading)": ("above_training_bits", "projected"),
+    "residual: text at the final held-out loss": ("residual_bits", "projected"),
+    "held-out, beyond byte frequencies": ("beyond_frequencies_bits", "projected"),
+    "area, beyond byte frequencies": ("online_beyond_frequencies_bits", "ideal"),
 }
+"""By name: the key, and what it is worth: a difference no more than the lesser of its two lengths."""
 _MODEL_NOTES = [
-    "ideal lengths of the training corpus; not files.",
+    "ideal: of the training corpus itself; projected: by a rate of other text, or of its last steps; not files.",
     "above the final held-out loss: excess description length, the information in the weights; of shuffled bytes it is "
     "what learning their frequencies took.",
     "above the final training loss: misleading, since with it what is known by heart looks learnt, as shuffled bytes "
@@ -69,8 +72,9 @@ class Measurement:
     bits: ModelBits
     curve: OnlineCurve
     resampled: list[OnlineCurve]
-    archive: OfflineLine
-    """As its file was decoded."""
+    archive: Length
+    archive_line: OfflineLine
+    """Through the archive."""
     offline: OfflineCode
     crossover: Crossover
     band: Band
@@ -93,7 +97,8 @@ def measure(run_dir: Path) -> Measurement:
         bits=model_bits(run),
         curve=curve,
         resampled=resampled,
-        archive=offline_line(run.report),
+        archive=archive_length(run.report),
+        archive_line=offline_line(run.report),
         offline=offline,
         crossover=find_crossover(curve, offline),
         band=band,
@@ -119,9 +124,9 @@ def _run_record(found: Measurement) -> dict[str, Any]:
     fit = {"c_bits_per_byte": law.c_nats, "a_bits_per_byte": law.a_nats}
     return {
         "run": found.run,
-        "model_bits": asdict(found.bits) | {key: getattr(found.bits, key) for key in _QUANTITIES.values()},
+        "model_bits": asdict(found.bits) | {key: getattr(found.bits, key) for key, _ in _QUANTITIES.values()},
         "law": {key: bits_from_nats(nats) for key, nats in fit.items()} | {"b": law.exponent},
-        "archive": asdict(found.archive),
+        "archive": asdict(found.archive_line),
         "offline_projected": [asdict(line) for line in found.offline.lines],
         "crossover": asdict(found.crossover),
         "crossover_band": asdict(found.band),
@@ -147,16 +152,18 @@ def render(text: Measurement, control: Measurement, fmt: str) -> str:
 def _model_block(text: Measurement, control: Measurement) -> Block:
     pair = (text.bits, control.bits)
     rows = []
-    for name, key in _QUANTITIES.items():
+    for name, (key, kind) in _QUANTITIES.items():
         sizes = [(getattr(bits, key), bits.raw_bytes) for bits in pair]
-        rows.append([name, *(cell for n, size in sizes for cell in (f"{n:,.0f}", f"{bits_per_byte(n, size):.3f}"))])
+        rows.append(
+            [name, kind, *(cell for n, size in sizes for cell in (f"{n:,.0f}", f"{bits_per_byte(n, size):.3f}"))]
+        )
     units = [f"{name} {unit}" for name in ("text", "shuffled") for unit in ("bits", "bits/byte")]
     return Block(
         title=f"Model bits of {text.run}: {text.bits.raw_bytes:,} bytes, and the same bytes shuffled ({control.run})",
-        header=["quantity", *units],
-        is_number=[False] + [True] * len(units),
+        header=["quantity", "kind", *units],
+        is_number=[False] * 2 + [True] * len(units),
         rows=rows,
-        emphasised_rows=[key == "above_heldout_bits" for key in _QUANTITIES.values()],
+        emphasised_rows=[key == "above_heldout_bits" for key, _ in _QUANTITIES.values()],
         notes=[f"{verdict(control.bits)}.", *_MODEL_NOTES],
     )
 
@@ -175,19 +182,24 @@ def _crossover_block(text: Measurement, control: Measurement) -> Block:
 
 def _crossover_cells(found: Measurement) -> dict[str, str]:
     law, crossover, end = found.curve.law, found.crossover, found.curve.measured_bytes
-    corpus = found.offline.best_at(end)
+    archive, line = found.archive, found.offline.best_at(end)
+    corpus, online = line.length(end), found.curve.length(end)
     c, a = bits_from_nats(law.c_nats), bits_from_nats(law.a_nats)
     return {
-        "archive without data, bytes": f"{bytes_from_bits(found.archive.fixed_bits):,.0f}",
-        "archive data, bits/byte": f"{found.archive.rate_bits_per_byte:.3f}",
-        "best for the corpus, without data, bytes": f"{bytes_from_bits(corpus.fixed_bits):,.0f}",
-        "best for the corpus, data, bits/byte": f"{corpus.rate_bits_per_byte:.3f}",
-        "offline at the end of the corpus, bits/byte": f"{bits_per_byte(corpus.bits(end), end):.3f}",
-        "online at the end of the corpus, bits/byte": f"{bits_per_byte(found.curve.bits_at(end), end):.3f}",
+        "archive without data, bytes": _with_kind(f"{archive.fixed_bytes:,.0f}", archive),
+        "archive data, bits/byte": _with_kind(f"{found.archive_line.rate_bits_per_byte:.3f}", archive),
+        "best for the corpus, without data, bytes": _with_kind(f"{corpus.fixed_bytes:,.0f}", corpus),
+        "best for the corpus, data, bits/byte": _with_kind(f"{line.rate_bits_per_byte:.3f}", corpus),
+        "offline at the end of the corpus, bits/byte": _with_kind(f"{corpus.bits_per_byte(end):.3f}", corpus),
+        "online at the end of the corpus, bits/byte": _with_kind(f"{online.bits_per_byte(end):.3f}", online),
         "law of the online loss, bits/byte": f"{c:.3g} + {a:.3g} n^-{law.exponent:.3g}",
         "offline is shorter from": _place(crossover.raw_bytes, found.band, found),
         "online is shorter again from": _place(crossover.until_bytes, found.until_band, found),
     }
+
+
+def _with_kind(number: str, length: Length) -> str:
+    return f"{number} ({length.kind})"
 
 
 def _place(size: float | None, band: Band, found: Measurement) -> str:

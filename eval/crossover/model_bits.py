@@ -26,7 +26,7 @@ import torch
 
 from eval.offline.evaluate import load_weights
 from eval.offline.ideal import ROWS_PER_FORWARD
-from eval.report.run_tables import load_reports
+from eval.report.record import load_reports
 from harness.config.run import RunConfig
 from harness.corpus.prepared import Data
 from harness.data.order import Sequences

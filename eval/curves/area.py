@@ -15,13 +15,16 @@ import numpy as np
 from scipy.optimize import minimize_scalar, nnls
 
 from eval.curves.read import Curve
+from eval.length import Length
 from harness.errors import UsageError
-from harness.units import bits_from_nats
+from harness.units import bits_from_nats, bytes_from_bits
 
 # Beyond it most of the law's integral would lie in the first tokens, which hardly any curve shows.
 _LARGEST_EXPONENT = 1.0
 _SMALLEST_EXPONENT = 1e-3
 _MAX_FITTED_POINTS = 20_000
+KIND = "ideal"
+"""What every length that is read off a curve is worth."""
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -78,6 +81,13 @@ class BoundedLength:
     lower_nats: float
     upper_nats: float | None
     """None where the curve alone gives no bound."""
+
+    @property
+    def length(self) -> Length:
+        """The same in bytes; no file stands behind it."""
+        estimate, lower = (bytes_from_bits(bits_from_nats(nats)) for nats in (self.estimate_nats, self.lower_nats))
+        upper = None if self.upper_nats is None else bytes_from_bits(bits_from_nats(self.upper_nats))
+        return Length(0, estimate, KIND, at_least_bytes=lower, at_most_bytes=upper)
 
     def __add__(self, other: "BoundedLength") -> "BoundedLength":
         uppers = [upper for upper in (self.upper_nats, other.upper_nats) if upper is not None]
@@ -228,8 +238,7 @@ def _tail(law: Law, last_tokens: float, last_loss: float, end: float) -> Bounded
     )
 
 
-def two_part_bits(
-    num_tokens: float, final_loss_nats: float, num_parameters: float, bits_per_weight: float
-) -> tuple[float, float]:
-    """Offline code: bits of `num_tokens` tokens at the final loss, and of the weights that the receiver needs first."""
-    return bits_from_nats(num_tokens * final_loss_nats), num_parameters * bits_per_weight
+def two_part_length(num_tokens: float, final_loss_nats: float, num_parameters: float, bits_per_weight: float) -> Length:
+    """Offline code: `num_tokens` tokens at the final loss, and the weights that the receiver needs first."""
+    data_bits, model_bits = bits_from_nats(num_tokens * final_loss_nats), num_parameters * bits_per_weight
+    return Length(bytes_from_bits(model_bits), bytes_from_bits(data_bits), KIND)

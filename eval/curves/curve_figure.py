@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from eval.curves.area import BoundedLength, OnlineLength
+from eval.curves.area import KIND, BoundedLength, OnlineLength
 from eval.curves.read import Curve
 from eval.show.figures import COLOURS, LEGEND, MEASURED_COLOUR, QUIET_COLOUR, new_figure, save_figure, si_prefix
 from harness.errors import UsageError
-from harness.units import bits_from_nats, bytes_from_bits
 
 _MANY_POINTS = 100
 _LAW_POINTS = 400
@@ -59,12 +58,12 @@ def draw_curve(path: Path, curve: Curve, online: OnlineLength) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("tokens read")
     axes.set_ylabel("loss (nats/token)")
-    title = f"ideal, from a plotted curve; in all {_size(online.total)}"
+    title = f"{KIND}, from a plotted curve; in all {_size(online.total)}"
     axes.legend(title=title, loc="upper right", **LEGEND)
     save_figure(figure, path)
 
 
-def _size(length: BoundedLength) -> str:
-    num_bytes = bytes_from_bits(bits_from_nats(length.estimate_nats))
+def _size(part: BoundedLength) -> str:
+    num_bytes = part.length.total_bytes
     factor, prefix = si_prefix(num_bytes)
     return f"{num_bytes / factor:.4g} {prefix}B"

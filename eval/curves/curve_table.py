@@ -5,16 +5,17 @@ parts of the online code, and the fit. A missing value is an empty cell. Everyth
 """
 
 import math
-from typing import Any
 
-from eval.curves.area import BoundedLength, OnlineLength, two_part_bits
+from eval.curves import area
+from eval.curves.area import OnlineLength, two_part_length
 from eval.curves.read import Amounts, Curve, nats_of
-from eval.show import blocks
+from eval.length import Length
+from eval.show import blocks, cells
 from eval.show.blocks import Block
-from harness.units import bits_from_nats, bits_per_byte, bytes_from_bits
+from eval.show.cells import Column, Record, count, decimal, in_words, new_block
+from harness.units import bits_from_bytes, bits_per_byte
 
-KIND = "ideal, from a plotted curve; no file stands behind it"
-Record = dict[str, Any]
+KIND = f"{area.KIND}, from a plotted curve; no file stands behind it"
 
 
 def curve_record(curve: Curve, online: OnlineLength, amounts: Amounts, unit: str) -> Record:
@@ -25,16 +26,12 @@ def curve_record(curve: Curve, online: OnlineLength, amounts: Amounts, unit: str
     record: Record = {"curve": curve.name, "kind": KIND, "tokens": total.tokens}
     for name, part in (("online", total), ("head", online.head), ("plotted", online.plotted), ("tail", online.tail)):
         record |= {f"{name}_tokens": part.tokens} if name != "online" else {}
-        record |= {f"{name}_{bound}bits": bits for bound, bits in _bounds(part)}
-        record |= {f"{name}_{b}bytes": None if bits is None else bytes_from_bits(bits) for b, bits in _bounds(part)}
-    data_bits = model_bits = offline_bits = None
+        record |= _sizes({f"{name}{bound}": size for bound, size in _bounds(part.length)})
+    offline: Length | None = None
     if amounts.parameters is not None and amounts.bits_per_weight is not None:
-        data_bits, model_bits = two_part_bits(
-            total.tokens, final_loss_nats, amounts.parameters, amounts.bits_per_weight
-        )
-        offline_bits = data_bits + model_bits
-    for name, bits in (("offline_data", data_bits), ("model", model_bits), ("offline", offline_bits)):
-        record |= {f"{name}_bits": bits, f"{name}_bytes": None if bits is None else bytes_from_bits(bits)}
+        offline = two_part_length(total.tokens, final_loss_nats, amounts.parameters, amounts.bits_per_weight)
+    for name, key in (("offline_data", "data_bytes"), ("model", "model_bytes"), ("offline", "total_bytes")):
+        record |= _sizes({name: getattr(offline, key) if offline else None})
     record |= {"raw_bytes": amounts.raw_bytes}
     for name in ("online", "online_lower", "online_upper", "offline"):
         bits, raw_bytes = record[f"{name}_bits"], amounts.raw_bytes
@@ -42,7 +39,7 @@ def curve_record(curve: Curve, online: OnlineLength, amounts: Amounts, unit: str
             record |= {f"{name}_bits_per_byte": None, f"{name}_raw_per_coded": None}
             continue
         record[f"{name}_bits_per_byte"] = bits_per_byte(bits, raw_bytes)
-        record[f"{name}_raw_per_coded"] = raw_bytes / bytes_from_bits(bits)
+        record[f"{name}_raw_per_coded"] = raw_bytes / record[f"{name}_bytes"]
     record |= {"parameters": amounts.parameters, "bits_per_weight": amounts.bits_per_weight}
     record |= {"online_nats_per_token": total.estimate_nats / total.tokens}
     record |= {"first_loss_nats": float(curve.loss_nats[0]), "last_loss_nats": online.last_loss_nats}
@@ -58,10 +55,14 @@ def curve_record(curve: Curve, online: OnlineLength, amounts: Amounts, unit: str
     return record
 
 
-def _bounds(part: BoundedLength) -> list[tuple[str, float | None]]:
-    upper = part.upper_nats
-    values = (("", part.estimate_nats), ("lower_", part.lower_nats), ("upper_", upper))
-    return [(name, None if nats is None else bits_from_nats(nats)) for name, nats in values]
+def _bounds(length: Length) -> list[tuple[str, float | None]]:
+    return [("", length.total_bytes), ("_lower", length.at_least_bytes), ("_upper", length.at_most_bytes)]
+
+
+def _sizes(sizes: dict[str, float | None]) -> Record:
+    """Code lengths by name in bits, then in bytes."""
+    bits = {f"{name}_bits": None if size is None else bits_from_bytes(size) for name, size in sizes.items()}
+    return bits | {f"{name}_bytes": size for name, size in sizes.items()}
 
 
 def render(record: Record, curve: Curve, fmt: str, width: int | None = None) -> str:
@@ -71,37 +72,35 @@ def render(record: Record, curve: Curve, fmt: str, width: int | None = None) -> 
 
 def _codes_block(record: Record) -> Block:
     """The online code with its bounds, and the two-part code where the size of the model is known."""
-    tokens = record["tokens"]
     rows = []
-    for name, key in (("online", "online"), ("online, at least", "online_lower"), ("online, at most", "online_upper")):
-        bits = record[f"{key}_bits"]
-        if bits is not None:
-            rows.append([name, "", _count(record[f"{key}_bytes"]), *_totals(record, key)])
-    if record["offline_bits"] is not None:
-        parts = [_count(record["model_bytes"]), _count(record["offline_data_bytes"])]
-        rows.append(["offline", *parts, *_totals(record, "offline")])
-    header = ["code", "model bytes", "data bytes", "total bytes", "total bits", "bits/byte", "raw/coded"]
+    names = {"online": "online", "online_lower": "online, at least", "online_upper": "online, at most"}
+    for key, name in (names | {"offline": "offline"}).items():
+        row = {what: record[f"{key}_{what}"] for what in ("bytes", "bits", "bits_per_byte", "raw_per_coded")}
+        row |= {"code": name, "kind": area.KIND, "data": row["bytes"], "is_emphasised": name == _shorter(record)}
+        if key == "offline":
+            row |= {"model": record["model_bytes"], "data": record["offline_data_bytes"]}
+        if row["bytes"] is not None:
+            rows.append(row)
+    columns: list[Column] = [
+        ("code", "code", in_words),
+        ("model bytes", "model", count),
+        ("data bytes", "data", count),
+        ("total bytes", "bytes", count),
+        ("total bits", "bits", count),
+        ("bits/byte", "bits_per_byte", decimal),
+        ("raw/coded", "raw_per_coded", _one_digit),
+        cells.KIND,
+    ]
     notes = [f"All of it is {KIND}.", *_verdict(record)]
     if record["online_upper_bits"] is None:
         notes.append("No upper bound: only --vocab-size says what a token before the first point can cost.")
     if record["offline_bits"] is not None:
         source = "the given final loss" if record["final_loss_is_given"] else "the last loss that counts"
-        weights = f"{_count(record['parameters'])} parameters of {record['bits_per_weight']:g} bits"
+        weights = f"{count(record['parameters'])} parameters of {record['bits_per_weight']:g} bits"
         notes.append(f"offline: every token at {source} ({record['final_loss_nats']:.4f} nats), and {weights}.")
-    mean = record["online_nats_per_token"]
-    return Block(
-        title=f"Code lengths of {_count(tokens)} tokens, {mean:.4f} nats each online ({record['curve']})",
-        header=header,
-        is_number=[False] + [True] * (len(header) - 1),
-        rows=rows,
-        emphasised_rows=[row[0] == _shorter(record) for row in rows],
-        notes=notes,
-    )
-
-
-def _totals(record: Record, key: str) -> list[str]:
-    rates = [_decimal(record[f"{key}_bits_per_byte"]), _decimal(record[f"{key}_raw_per_coded"], digits=1)]
-    return [_count(record[f"{key}_bytes"]), _count(record[f"{key}_bits"]), *rates]
+    tokens, mean = count(record["tokens"]), record["online_nats_per_token"]
+    title = f"Code lengths of {tokens} tokens, {mean:.4f} nats each online ({record['curve']})"
+    return new_block(title, columns, rows, notes)
 
 
 def _shorter(record: Record, online: str = "online") -> str | None:
@@ -133,24 +132,23 @@ def _parts_block(record: Record) -> Block:
     for key, name in names.items():
         if record[f"{key}_tokens"]:
             sizes = (record[f"{key}_{bound}bytes"] for bound in ("", "lower_", "upper_"))
-            rows.append([name, _count(record[f"{key}_tokens"]), *map(_count, sizes)])
+            rows.append([name, count(record[f"{key}_tokens"]), *map(count, sizes)])
     notes = ["before the first point: the fit, at least the first loss and at most the logarithm of --vocab-size."]
     if record["tail_tokens"]:
         notes.append("after the last point: extrapolated by the fit, at most the last loss; no lower bound but 0.")
     if record["points_beyond"]:
-        beyond = f"{_count(record['points_beyond'])} point(s) beyond {_count(record['tokens'])} tokens"
+        beyond = f"{count(record['points_beyond'])} point(s) beyond {count(record['tokens'])} tokens"
         notes.append(f"First exposures only: {beyond} left out.")
     if record["rises"]:
         notes.append(
-            f"The curve rises at {_count(record['rises'])} of {_count(record['points'])} points; "
+            f"The curve rises at {count(record['rises'])} of {count(record['points'])} points; "
             "the bounds are sure for a curve that never rises."
         )
     return Block(
         title="Parts of the online code",
-        header=["tokens", "number", "bytes", "at least", "at most"],
+        header=["tokens", "number", f"bytes ({area.KIND})", "at least", "at most"],
         is_number=[False] + [True] * 4,
         rows=rows,
-        emphasised_rows=[False] * len(rows),
         notes=notes,
     )
 
@@ -158,7 +156,7 @@ def _parts_block(record: Record) -> Block:
 def _fit_block(record: Record, curve: Curve) -> Block:
     """The fitted law and the curve behind it."""
     values = ("fit_c_nats", "fit_a_nats", "fit_b", "fit_rms_nats", "first_loss_nats", "last_loss_nats")
-    row = [_count(record["points"]), *(_significant(record[key]) for key in values)]
+    row = [count(record["points"]), *(_significant(record[key]) for key in values)]
     notes = ["two points: the pure power law through them."] if record["points"] == 2 and record["fit_b"] else []
     notes += curve.notes
     return Block(
@@ -166,17 +164,12 @@ def _fit_block(record: Record, curve: Curve) -> Block:
         header=["points", "c", "a", "b", "residual RMS", "first loss", "last loss"],
         is_number=[True] * 7,
         rows=[row],
-        emphasised_rows=[False],
         notes=notes,
     )
 
 
-def _count(value: float | None) -> str:
-    return "" if value is None else f"{round(value):,}"
-
-
-def _decimal(value: float | None, digits: int = 3) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+def _one_digit(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
 
 
 def _significant(value: float) -> str:

@@ -22,6 +22,7 @@ from eval.codec.container import (
     unpack_json,
 )
 from eval.codec.range_coder import RangeDecoder, RangeEncoder
+from eval.length import Length
 from eval.offline.archive_head import cache_bytes_per_lane, check_head
 from eval.offline.chunks import Progress, decode_chunks, encode_chunks
 from eval.predict.devices import choose_devices, device_name
@@ -57,6 +58,14 @@ class ArchiveReport:
     sha256: str
     """Digest of the text."""
     encode_seconds: float
+    kind: str = "coded"
+    """What it is worth, see `eval.length.Length`."""
+
+    @property
+    def length(self) -> Length:
+        """The same as one length."""
+        rest = self.total_bytes - self.model_bytes - self.data_bytes
+        return Length(self.model_bytes, self.data_bytes, self.kind, rest)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from eval.length import Length
 from eval.offline.archive import ArchiveReport, QuantisedModel, write_archive
 from eval.offline.baseline_cache import measured
 from eval.offline.baselines import BASELINES, CHUNK_BYTES
@@ -121,6 +122,7 @@ def _evaluate(run_dir: Path, config: RunConfig, threads: int, progress: Progress
     else:
         archive = write_archive(output, text, model, config.eval, threads, progress)
         decode_seconds = verify(output, text, threads)
+        archive = replace(archive, kind="decoded")
     heldout = split(data.tokenizer.decode(data.heldout.tokens), config.eval.chunk_bytes)
     heldout_bits = ideal_bits(model, heldout, dtype)
     online_report = online_section(online, archive, len(text), config) | {"baselines": corpus_baselines(data, config)}
@@ -141,7 +143,10 @@ def _evaluate(run_dir: Path, config: RunConfig, threads: int, progress: Progress
         "online": online_report,
         "offline": offline_section(archive, model, cost, len(text), config)
         | {"heldout_ideal_bits": heldout_bits, "decode_seconds": decode_seconds},
-        "projected": projected_section(archive, len(text), data.train.raw_bytes),
+        "projected": {
+            "dataset_bytes": data.train.raw_bytes,
+            "total_bytes": projected_length(archive, len(text), data.train.raw_bytes).total_bytes,
+        },
         "conventions": conventions_section(model.integers),
         "baselines": measured(text, config.eval.chunk_bytes, baseline_folder(data), training=training_text(data)),
     }
@@ -205,7 +210,7 @@ def corpus_baselines(data: Data, config: RunConfig) -> dict[str, int] | None:
 def offline_section(
     archive: ArchiveReport, model: QuantisedModel, cost: GridPoint, raw_bytes: int, config: RunConfig
 ) -> dict:
-    """The archive: all sizes are of the file that has just been decoded.
+    """The archive: all sizes are of the file that has just been decoded, or ideal, as `is_ideal` says.
 
     `sampled_data_bytes` is what the search for the grid took the text for, from a sample: other grids compare with it.
     """
@@ -217,13 +222,13 @@ def offline_section(
         "nonzeros": sum(int(np.count_nonzero(q)) for q in model.integers.values()),
         **{f"dead_{part}": number for part, number in asdict(_dead(model.integers, config)).items()},
         "tensors": {name: [q.size, int(np.count_nonzero(q))] for name, q in model.integers.items()},
-        **{key: sizes[key] for key in sizes if key != "encode_seconds"},
-        "bits_per_byte": bits_per_byte(bits_from_bytes(archive.total_bytes), raw_bytes),
+        **{key: sizes[key] for key in sizes if key not in ("encode_seconds", "kind")},
+        "bits_per_byte": archive.length.bits_per_byte(raw_bytes),
         "data_bits_per_byte": bits_per_byte(bits_from_bytes(archive.data_bytes), raw_bytes),
         "grid_factor": cost.factor,
         "sampled_data_bytes": cost.data_bytes,
-        "verified": not config.eval.ideal,
-        "is_ideal": config.eval.ideal,
+        "verified": archive.kind == "decoded",
+        "is_ideal": archive.kind == "ideal",
         "encode_seconds": archive.encode_seconds,
     }
 
@@ -234,11 +239,10 @@ def _dead(integers: dict[str, np.ndarray], config: RunConfig) -> DeadStructure:
     return find_dead(nonzero, config.model.heads)[1]
 
 
-def projected_section(archive: ArchiveReport, raw_bytes: int, dataset_bytes: int) -> dict:
+def projected_length(archive: ArchiveReport, raw_bytes: int, dataset_bytes: int) -> Length:
     """What the model and a whole dataset coded at the same rate would take; no such file was made."""
     data_rate = archive.data_bytes / raw_bytes if raw_bytes else 0.0
-    model_bytes = archive.model_bytes + archive.tokenizer_bytes
-    return {"dataset_bytes": dataset_bytes, "total_bytes": model_bytes + data_rate * dataset_bytes}
+    return Length(archive.model_bytes, data_rate * dataset_bytes, "projected", archive.tokenizer_bytes)
 
 
 def conventions_section(weights: dict[str, np.ndarray]) -> dict:

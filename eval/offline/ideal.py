@@ -70,4 +70,5 @@ def ideal_archive(
         quantised_data_bits=bits,
         sha256=hashlib.sha256(text).hexdigest(),
         encode_seconds=time.perf_counter() - start,
+        kind="ideal",
     )

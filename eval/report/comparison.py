@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
+from eval.length import KIND_NOTE, Length
 from eval.offline.baselines import BASELINES
+from eval.report.record import lengths
 from eval.show.blocks import Block
-from eval.show.cells import Column, Record, count, decimal, in_words, new_block, shorter_codes
-from harness.units import bits_from_bytes, bits_per_byte, bytes_from_bits
+from eval.show.cells import KIND, Column, Record, count, decimal, in_words, length_cells, new_block, shorter_codes
+from harness.units import bytes_from_bits
 
 _NOTES = [
     "In the tables of single data sets, total: weights as coded in the file plus the text, and what else a file has "
     "(some hundred bytes of header and checksum); csr, paper: the same with weights counted in those conventions (csr: "
     "float32 values, column indices, row pointers; paper: 4 bytes a non-zero, positions free), and data by the weights "
     "of the file, which are rounded.",
-    "file: `decoded` is a file from which a fresh process rebuilt the text, compared by SHA-256; `ideal` is the sum of "
-    "-log2 of the probabilities of the text by the rebuilt weights, with weights that were really coded; not a file; "
-    "-: decoded by the process that compressed it.",
+    f"{KIND_NOTE} Ideal weights are coded ones.",
     "held-out: ideal bits/byte of text that was not trained on, by the same rebuilt weights.",
     "online: the ideal code of the training text in the first pass over it, the area under the loss curve; not a file.",
 ]
@@ -35,7 +35,7 @@ class Entry:
     label: str
     """Label of its method, with the seed where it is a repetition."""
     record: Record
-    """Its flat record, see `eval.table.flat_record`."""
+    """Its flat record, see `eval.report.record.flat_record`."""
 
     @property
     def family(self) -> str:
@@ -48,10 +48,16 @@ class Entry:
         return self.label.partition(", seed ")[0]
 
     @property
-    def ideal_total_bytes(self) -> float:
+    def ideal(self) -> Length:
         """Coded weights and ideal text: what runs are compared by, whether a file was written or not."""
         record = self.record
-        return record["model_bytes"] + record["tokenizer_bytes"] + bytes_from_bits(record["ideal_data_bits"])
+        data_bytes = bytes_from_bits(record["ideal_data_bits"])
+        return Length(record["model_bytes"], data_bytes, "ideal", record["tokenizer_bytes"])
+
+    @property
+    def ideal_total_bytes(self) -> float:
+        """The same as a number."""
+        return self.ideal.total_bytes
 
     @property
     def is_regularised(self) -> bool:
@@ -106,32 +112,30 @@ def column_block(column: str, entries: list[Entry]) -> Block:
     """Every run of a data set and the other compressors of the same text, the shortest first."""
     best = best_of(entries)
     records = [_row(entry) | {"is_emphasised": entry is best} for entry in entries]
-    first, raw_bytes, chunk_bytes = entries[0].record, entries[0].record["raw_bytes"], entries[0].record["chunk_bytes"]
+    raw_bytes, chunk_bytes, known = best.record["raw_bytes"], best.record["chunk_bytes"], lengths(best.record)
     others = {
-        baseline.label(chunk_bytes): size
+        baseline.label(chunk_bytes): known[baseline.name]
         for baseline in BASELINES
         if baseline.convention == "chunk" or baseline.name in _WHOLE_BASELINES
-        if (size := first[f"{baseline.name}_bytes"]) is not None
+        if baseline.name in known
     }
-    records += [{"code": code, "total": size, "data": size, "file": "-"} for code, size in others.items()]
-    for record in records:
-        record["rate"] = bits_per_byte(bits_from_bytes(record["total"]), raw_bytes)
-    records.sort(key=lambda record: record["total"])
+    records += [{"code": code} | length_cells(length, raw_bytes) for code, length in others.items()]
+    records.sort(key=lambda record: record["total_bytes"])
     columns: list[Column] = [
         ("code", "code", in_words),
         ("parameters", "parameters", count),
         ("non-zeros", "nonzeros", count),
-        ("weights bytes", "model", count),
-        ("data bytes", "data", count),
-        ("total bytes", "total", count),
+        ("weights bytes", "model_bytes", count),
+        ("data bytes", "data_bytes", count),
+        ("total bytes", "total_bytes", count),
         ("total csr", "csr", count),
         ("total paper", "paper", count),
-        ("bits/byte", "rate", decimal),
-        ("held-out bits/byte", "heldout", decimal),
-        ("online bytes", "online", count),
-        ("file", "file", in_words),
+        ("bits/byte", "bits_per_byte", decimal),
+        ("held-out bits/byte (ideal)", "heldout", decimal),
+        ("online bytes (ideal)", "online", count),
+        KIND,
     ]
-    notes = shorter_codes(best.label, best.record["total_bytes"], others)
+    notes = shorter_codes(best.label, known["offline"], others)
     return new_block(f"{column}: {count(raw_bytes)} bytes to describe", columns, records, notes)
 
 
@@ -140,7 +144,7 @@ def summary_block(entries: list[Entry], published: dict[str, list[float]]) -> Bl
     columns = list(dict.fromkeys(entry.column for entry in entries))
     rows: list[Record] = []
     for family, members in families(entries).items():
-        row: Record = {"code": family}
+        row: Record = {"code": family, "kind": members[0].ideal.kind}
         for index, column in enumerate(columns):
             of_column = [entry for entry in members if entry.column == column]
             row[column] = mean_total_bytes(of_column) / 1000 if of_column else None
@@ -152,7 +156,7 @@ def summary_block(entries: list[Entry], published: dict[str, list[float]]) -> Bl
         for row in rows:
             row["is_emphasised"] = row.get("is_emphasised", False) or row[column] == smallest
     rows += _baseline_rows(entries, columns, published)
-    shown: list[Column] = [("code", "code", in_words)]
+    shown: list[Column] = [("code", "code", in_words), KIND]
     for prefix, title in (("", "kB"), ("paper ", "kB, paper"), ("published ", "MB, published")):
         shown += [(f"{column} {title}", f"{prefix}{column}", _kilo) for column in columns]
     notes = [
@@ -165,22 +169,17 @@ def summary_block(entries: list[Entry], published: dict[str, list[float]]) -> Bl
 
 
 def _row(entry: Entry) -> Record:
-    record = entry.record
-    data, model = record["data_bytes"], record["model_bytes"]
+    record, length = entry.record, lengths(entry.record)["offline"]
     # All of a file that is not weights counts as data here, so that totals of both kinds are of the same things.
-    other = record["total_bytes"] - model
-    return {
+    other = length.total_bytes - length.model_bytes
+    return length_cells(length, record["raw_bytes"]) | {
         "code": entry.label,
         "parameters": record["parameters"],
         "nonzeros": record["nonzeros"],
-        "model": model,
-        "data": data,
-        "total": record["total_bytes"],
         "csr": record["csr_model_bytes"] + other,
         "paper": record["paper_model_bytes"] + other,
         "heldout": record["heldout_ideal_bits_per_byte"],
         "online": record["online_ideal_bytes"],
-        "file": "ideal" if record["is_ideal"] else "decoded" if record["verified"] else "not verified",
     }
 
 
@@ -193,12 +192,13 @@ def _paper_kilobytes(seeds: list[Entry]) -> float:
 
 def _baseline_rows(entries: list[Entry], columns: list[str], published: dict[str, list[float]]) -> list[dict[str, Any]]:
     rows = []
+    known = [lengths(next(entry.record for entry in entries if entry.column == column)) for column in columns]
     for baseline in BASELINES:
         row: Record = {"code": baseline.label(entries[0].record["chunk_bytes"])}
         for index, column in enumerate(columns):
-            record = next(entry.record for entry in entries if entry.column == column)
-            size = record[f"{baseline.name}_bytes"]
-            row[column] = None if size is None else size / 1000
+            length = known[index].get(baseline.name)
+            row[column] = length and length.total_bytes / 1000
+            row["kind"] = length.kind if length else row.get("kind")
             row[f"published {column}"] = published[baseline.name][index] if baseline.name in published else None
         if any(row[column] is not None for column in columns):
             rows.append(row)

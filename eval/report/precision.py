@@ -9,7 +9,7 @@ import numpy as np
 from eval.offline.evaluate import grid_search, text_to_code
 from eval.offline.step_search import Search
 from eval.report.run_figures import FIGURES_DIR
-from eval.show.blocks import to_csv, to_rich
+from eval.show.blocks import Block, render
 from eval.show.cells import Column, Record, count, decimal, new_block
 from eval.show.figures import (
     COLOURS,
@@ -53,14 +53,13 @@ def sweep_precision(run_dir: Path, overrides: list[str], threads: int) -> str:
     data = open_run_data(run_dir, config)
     text = text_to_code(config.eval.split, data)
     records = precision_records(grid_search(run_dir, config, data, text, threads))
+    rows = [{name: record[key] for name, key in _CSV_COLUMNS.items()} for record in records]
+    tables = [_block(f"Bits a weight of {config.name}, for {len(text):,} bytes of {config.eval.split}", records)]
     (run_dir / CSV_FILE).parent.mkdir(exist_ok=True)
-    write_file(
-        run_dir / CSV_FILE,
-        to_csv([{name: record[key] for name, key in _CSV_COLUMNS.items()} for record in records]).encode(),
-    )
+    write_file(run_dir / CSV_FILE, render(tables, rows, "csv").encode())
     draw_precision(run_dir / FIGURE_FILE, records)
-    title = f"Bits a weight of {config.name}, for {len(text):,} bytes of {config.eval.split}"
-    return f"{_table(title, records)}numbers are in {run_dir / CSV_FILE}, the figure is {run_dir / FIGURE_FILE}\n"
+    printed = render(tables, rows, "rich")
+    return f"{printed}numbers are in {run_dir / CSV_FILE}, the figure is {run_dir / FIGURE_FILE}\n"
 
 
 def precision_records(search: Search) -> list[Record]:
@@ -88,7 +87,7 @@ def draw_precision(path: Path, records: list[Record]) -> None:
     lines: tuple[tuple[str, str, dict[str, Any]], ...] = (
         ("total_bytes", "model and text", {"color": MEASURED_COLOUR, "lw": 2.2, "marker": "o", "ms": 4}),
         ("model_bytes", "model, coded", {"color": COLOURS[0], "lw": 1.6}),
-        ("data_bytes", "text, ideal, from a sample", {"color": COLOURS[1], "lw": 1.6, "ls": (0, (5, 2))}),
+        ("data_bytes", "text, projected from a sample", {"color": COLOURS[1], "lw": 1.6, "ls": (0, (5, 2))}),
     )
     for key, label, style in lines:
         axes.plot(bits, [record[key] / scale for record in records], label=label, **style)
@@ -105,12 +104,12 @@ def draw_precision(path: Path, records: list[Record]) -> None:
     save_figure(figure, path)
 
 
-def _table(title: str, records: list[Record]) -> str:
+def _block(title: str, records: list[Record]) -> Block:
     columns: list[Column] = [
         ("steps, factor", "factor", decimal),
         ("bits/weight", "bits_per_weight", decimal),
         ("model bytes", "model_bytes", count),
-        ("data bytes (ideal)", "data_bytes", count),
-        ("total bytes (ideal)", "total_bytes", count),
+        ("data bytes (projected)", "data_bytes", count),
+        ("total bytes (projected)", "total_bytes", count),
     ]
-    return to_rich([new_block(title, columns, records, _NOTES)], None)
+    return new_block(title, columns, records, _NOTES)

@@ -5,15 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.offline.baselines import BASELINES
-from eval.report.run_tables import load_reports
+from eval.report.record import WHOLE, flat_record, lengths, load_reports
 from eval.show.figures import loss_curve, online_curve, sparsity_per_layer
 from harness.data.order import Sequences
 from harness.errors import UsageError
 from harness.files import read_file
 from harness.run.directory import load_run_config, open_run_data
 from harness.run.ledger import read_online_code
-from harness.units import bits_from_bytes, bits_per_byte
 
 FIGURES_DIR = "figures"
 
@@ -40,14 +38,13 @@ def plot_run(run_dir: Path) -> list[Path]:
 
 def baseline_rates(report: dict) -> dict[str, float]:
     """Bits per byte of the whole-file compressors: of the corpus itself, or of the coded text where it is too large."""
-    on_corpus = report["online"]["baselines"]
-    sizes = on_corpus or report["baselines"]
-    raw_bytes = report["online" if on_corpus else "data"]["raw_bytes"]
+    known, on_corpus = lengths(flat_record(report)), bool(report["online"]["baselines"])
+    prefix, raw_bytes = ("corpus_" if on_corpus else ""), report["online" if on_corpus else "data"]["raw_bytes"]
     suffix = "" if on_corpus else f", rate on {report['data']['eval_split']}"
     return {
-        f"{baseline.program}{suffix}": bits_per_byte(bits_from_bytes(sizes[baseline.name]), raw_bytes)
-        for baseline in BASELINES
-        if baseline.convention == "whole" and baseline.name in sizes
+        f"{baseline.program}{suffix}": known[f"{prefix}{baseline.name}"].bits_per_byte(raw_bytes)
+        for baseline in WHOLE
+        if f"{prefix}{baseline.name}" in known
     }
 
 

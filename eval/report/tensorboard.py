@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from eval.report.record import load_reports
 from eval.report.run_figures import FIGURES_DIR
-from eval.report.run_tables import load_reports, render
+from eval.report.run_tables import render
 from harness.config.run import RunConfig, settings_of
 from harness.run.directory import load_run_config
 from harness.run.monitor import TENSORBOARD_DIR, add_scalar

@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich import box
@@ -29,8 +29,12 @@ class Block:
     is_number: list[bool]
     """For every column whether it stands right."""
     rows: list[list[str]]
-    emphasised_rows: list[bool]
-    notes: list[str]
+    emphasised_rows: list[bool] = field(default_factory=list)
+    """Empty: none."""
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.emphasised_rows = self.emphasised_rows or [False] * len(self.rows)
 
 
 def check_format(fmt: str, known: Sequence[str] = FORMATS) -> None:
@@ -49,16 +53,16 @@ def render(
     """
     check_format(fmt)
     renderers: dict[str, Callable[[], str]] = {
-        "rich": lambda: to_rich(blocks, width),
-        "md": lambda: to_markdown(blocks),
-        "latex": lambda: to_latex(blocks),
-        "csv": lambda: to_csv(record if isinstance(record, list) else [record]),
+        "rich": lambda: _to_rich(blocks, width),
+        "md": lambda: _to_markdown(blocks),
+        "latex": lambda: _to_latex(blocks),
+        "csv": lambda: _to_csv(record if isinstance(record, list) else [record]),
         "json": lambda: json.dumps(record, indent=2) + "\n",
     }
     return renderers[fmt]()
 
 
-def to_csv(records: Sequence[dict[str, Any]]) -> str:
+def _to_csv(records: Sequence[dict[str, Any]]) -> str:
     """A header and a line a record, full numbers; all records have the keys of the first."""
     out = io.StringIO()
     writer = csv.DictWriter(out, fieldnames=list(records[0]) if records else [], lineterminator="\n")
@@ -67,7 +71,7 @@ def to_csv(records: Sequence[dict[str, Any]]) -> str:
     return out.getvalue()
 
 
-def to_rich(blocks: list[Block], width: int | None) -> str:
+def _to_rich(blocks: list[Block], width: int | None) -> str:
     """Text for a terminal of `width` characters (default: this one); no digit is cut where they do not fit."""
     columns = width or shutil.get_terminal_size((120, 24)).columns
     written = io.StringIO()
@@ -91,7 +95,7 @@ def to_rich(blocks: list[Block], width: int | None) -> str:
     return "\n".join(line.rstrip() for line in written.getvalue().splitlines()).rstrip() + "\n"
 
 
-def to_markdown(blocks: list[Block]) -> str:
+def _to_markdown(blocks: list[Block]) -> str:
     """GitHub's tables."""
     lines = []
     for block in blocks:
@@ -111,7 +115,7 @@ def _escape_markdown(text: str) -> str:
     return "".join(f"\\{c}" if c in "\\`*_[]<>|#~$&" else c for c in text)
 
 
-def to_latex(blocks: list[Block]) -> str:
+def _to_latex(blocks: list[Block]) -> str:
     """Tables of the package booktabs."""
     lines = ["% needs \\usepackage{booktabs}"]
     for block in blocks:

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+from eval.length import Length
 from eval.show.blocks import Block
+from harness.units import bits_from_bytes, bits_per_byte
 
 Record = dict[str, Any]
 Column = tuple[str, str, Callable[[Any], str]]
@@ -27,12 +29,6 @@ def ratio(part: float | None, whole: float | None) -> float | None:
     return None if part is None or not whole else part / whole
 
 
-def total(*parts: float | None) -> float | None:
-    """The sum, None where a part is missing."""
-    known = [part for part in parts if part is not None]
-    return sum(known) if len(known) == len(parts) else None
-
-
 def in_words(value: Any) -> str:
     """Words in one line."""
     return "" if value is None else " ".join(str(value).split())
@@ -53,21 +49,33 @@ def percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f} %"
 
 
-def verdict(value: bool | str | None) -> str:
-    """Whether something was verified, or a word for why there was nothing to verify."""
-    return value if isinstance(value, str) else "-" if value is None else "yes" if value else "NO"
+def length_cells(length: Length | None, raw_bytes: float | None) -> Record:
+    """What tables say of a code length and of what it is worth, beside the bytes of its text; empty where it is None.
+
+    Keys: `model_bytes`, `data_bytes`, `total_bytes`, `bits_per_byte`, `data_bits_per_byte`, `of_raw`, `kind`.
+    """
+    if length is None:
+        return {}
+    return {
+        "model_bytes": length.model_bytes or None,
+        "data_bytes": length.data_bytes,
+        "total_bytes": length.total_bytes,
+        "bits_per_byte": length.bits_per_byte(raw_bytes) if raw_bytes else None,
+        "data_bits_per_byte": bits_per_byte(bits_from_bytes(length.data_bytes), raw_bytes) if raw_bytes else None,
+        "of_raw": ratio(length.total_bytes, raw_bytes),
+        "kind": length.kind,
+    }
 
 
-def checked(record: Record) -> bool | str | None:
-    """What `verdict` says of a flat record."""
-    return "ideal" if record["is_ideal"] else record["verified"]
-
-
-def shorter_codes(own: str, own_bytes: float | None, others: dict[str, float | None]) -> list[str]:
-    """A note that names the codes which are shorter than `own`, the shortest first; nothing where a size is missing."""
-    known = {name: size for name, size in others.items() if size is not None}
-    if not own_bytes or not known:
+def shorter_codes(own: str, length: Length | None, others: dict[str, Length]) -> list[str]:
+    """A note that names the codes which are shorter than `own`, the shortest first; nothing where there is no other."""
+    if length is None or not others:
         return []
-    shorter = sorted((size, name) for name, size in known.items() if size < own_bytes)
+    own_bytes = length.total_bytes
+    shorter = sorted((o.total_bytes, name) for name, o in others.items() if o.total_bytes < own_bytes)
     names = "; ".join(f"{name}, by {percent(1 - size / own_bytes)}" for size, name in shorter)
     return [f"Shorter than {own}: {names or 'none of the other compressors'}."]
+
+
+KIND: Column = ("kind", "kind", in_words)
+"""What a code length is worth: the column that stands in every table of them."""

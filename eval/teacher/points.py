@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from eval.codec.gaussian import gaussian_bits
+from eval.length import Length
 from eval.online.reached import ROOT
 from eval.teacher.archive import SMALLEST_SIGMA, target_bytes, write_archive
 from eval.teacher.experiment import TeacherConfig, make_data
@@ -57,9 +58,14 @@ class TeacherPoint:
     """Of the targets, as float32; a fresh process has decoded the same from the file."""
 
     @property
-    def coded_bytes(self) -> int:
-        """Weights and targets in the file."""
-        return self.weights_bytes + self.targets_bytes
+    def length(self) -> Length:
+        """Weights and targets in the file; a point is kept once a fresh process has decoded it."""
+        return Length(self.weights_bytes, self.targets_bytes, "decoded")
+
+    @property
+    def paper_length(self) -> Length:
+        """The published convention."""
+        return Length(0, self.paper_bytes, "ideal")
 
 
 def points_path(config: TeacherConfig, method: str, loss: str, num_targets: int) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 
 from eval.curves.area import OnlineLength
 from eval.curves.read import Curve
-from eval.length import Length, lengths
+from eval.length import Length
 from harness.config.run import RunConfig
 from harness.data.order import Sequences
 from harness.errors import UsageError
@@ -49,13 +49,18 @@ class Run:
     @property
     def report(self) -> dict:
         """What `report.json` says: sizes in bytes, code lengths in bits. Raises UsageError before `evaluate`."""
-        from eval.report.run_tables import load_reports
+        from eval.report.record import load_reports
 
         return load_reports([self.directory])[0]
 
     def lengths(self) -> dict[str, Length]:
-        """Every code of the report by name: `online`, `offline`, `projected`, and other compressors'."""
-        return lengths(self.report)
+        """Every code of the report by name: `online`, `offline`, `projected`, and other compressors'.
+
+        Of the training corpus are `online`, `projected` and names that begin with `corpus_`.
+        """
+        from eval.report.record import flat_record, lengths
+
+        return lengths(flat_record(self.report))
 
     def weights(self) -> dict[str, np.ndarray]:
         """The float32 weights after training, pruning and fine-tuning, by name."""
@@ -111,9 +116,7 @@ def compress(
 
     run_dir, config = Path(directory), load_run_config(Path(directory))
     data = open_run_data(run_dir, config)
-    report = offline.compress(run_dir, config, data, text, Path(output), threads or num_cores(), silent)
-    model_bytes = report.model_bytes + report.tokenizer_bytes
-    return Length(model_bytes, report.total_bytes - model_bytes, "coded")
+    return offline.compress(run_dir, config, data, text, Path(output), threads or num_cores(), silent).length
 
 
 @restoring_threads

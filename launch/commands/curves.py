@@ -1,6 +1,5 @@
 """Loss curves: `curve`, of others, and `crossover`, of a run beside its control on shuffled bytes."""
 
-import json
 import sys
 from argparse import Namespace
 from contextlib import redirect_stdout
@@ -83,7 +82,7 @@ def curve_command(options: Namespace) -> None:
 def crossover_command(options: Namespace) -> None:
     """Finish both runs, then measure, draw and print."""
     from eval.crossover.crossover_figure import draw_crossover
-    from eval.crossover.crossover_table import measure, record_of, render
+    from eval.crossover.crossover_table import measure, render
     from eval.report.run_figures import FIGURES_DIR
     from harness.files import write_file
     from launch.sweeps.states import finish_runs, state_of
@@ -101,7 +100,7 @@ def crossover_command(options: Namespace) -> None:
     run_dir = pair.runs[0].config.run_dir
     record, figure = run_dir / "crossover.json", run_dir / FIGURES_DIR / "crossover.png"
     draw_crossover(figure, text.curve, text.resampled, text.offline, text.crossover)
-    write_file(record, (json.dumps(record_of(text, control), indent=2) + "\n").encode())
+    write_file(record, render(text, control, "json").encode())
     print(render(text, control, options.format), end="")
     print(f"numbers are in {record}, the figure is {figure}", file=sys.stderr)
 

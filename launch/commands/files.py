@@ -43,9 +43,9 @@ def compress_command(options: Namespace) -> None:
         data = open_run_data(options.run_dir, config)
         report = compress(options.run_dir, config, data, text, output, options.threads, progress)
         print(
-            f"{options.output}: {report.total_bytes:,} bytes for {len(text):,} (header {report.header_bytes:,}, model "
-            f"{report.model_bytes:,}, tokenizer {report.tokenizer_bytes:,}, data {report.data_bytes:,}, checksum "
-            f"{report.checksum_bytes})"
+            f"{options.output}: {report.total_bytes:,} bytes for {len(text):,}, {report.kind} (header "
+            f"{report.header_bytes:,}, model {report.model_bytes:,}, tokenizer {report.tokenizer_bytes:,}, data "
+            f"{report.data_bytes:,}, checksum {report.checksum_bytes})"
         )
 
 

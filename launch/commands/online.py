@@ -144,15 +144,15 @@ def audit_command(options: Namespace) -> None:
 
 def describe(report: "SendReport", path: Path) -> str:
     """What a file consists of, for people."""
+    from eval.length import Length
     from eval.report.online_tables import SENT_PARTS
-    from harness.units import bits_from_bytes, bits_per_byte
 
-    file_bits = bits_from_bytes(report.file_bytes)
+    length = Length.of_file(report.file_bytes, is_decoded=False)
     parts = [(report.aulc_bits, "losses of the training steps (area under the loss curve)")]
     parts += [(getattr(report, f"{part}_bits"), words) for part, words in SENT_PARTS.items()]
     lines = [f"{bits:>+18,.1f} bits  {words}" for bits, words in parts]
-    rate = bits_per_byte(file_bits, report.raw_bytes)
-    total = f"{path}: {report.file_bytes:,} bytes for {report.raw_bytes:,} ({rate:.3f} bits/byte), of which"
+    size = f"{report.file_bytes:,} bytes for {report.raw_bytes:,}, {length.kind}"
+    total = f"{path}: {size} ({length.bits_per_byte(report.raw_bytes):.3f} bits/byte), of which"
     return "\n".join([total, *lines, describe_costs(report.costs)])
 
 

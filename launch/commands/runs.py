@@ -96,8 +96,9 @@ def train_command(options: Namespace) -> int:
 def eval_command(options: Namespace) -> None:
     """Write, decode and report offline codes."""
     from eval.offline.evaluate import ARCHIVE_FILE, evaluate
+    from eval.report.record import load_reports
     from eval.report.run_figures import plot_run
-    from eval.report.run_tables import load_reports, render
+    from eval.report.run_tables import render
     from eval.report.tensorboard import show_run
     from harness.files import write_file
 
@@ -129,7 +130,8 @@ def eval_command(options: Namespace) -> None:
 
 def table_command(options: Namespace) -> None:
     """Compare evaluated runs."""
-    from eval.report.run_tables import load_reports, render
+    from eval.report.record import load_reports
+    from eval.report.run_tables import render
 
     print(render(load_reports(options.runs), options.format), end="")
 

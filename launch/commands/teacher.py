@@ -117,19 +117,19 @@ def _run_jobs(config: "TeacherConfig", path: str | None, overrides: list[str], a
 
 
 def _write_results(config: "TeacherConfig") -> None:
-    from eval.show.blocks import to_markdown, to_rich
+    from eval.show.blocks import render
     from eval.teacher.figures import draw_totals
     from eval.teacher.points import read_points
-    from eval.teacher.tables import blocks, points_csv
+    from eval.teacher.tables import blocks, point_records
     from harness.files import write_file
 
     points = read_points(config)
     if not points:
         return
-    table = blocks(points, config.is_published)
-    write_file(config.directory / "table.md", to_markdown(table).encode())
-    write_file(config.directory / "points.csv", points_csv(points).encode())
+    table, records = blocks(points, config.is_published), point_records(points)
+    write_file(config.directory / "table.md", render(table, records, "md").encode())
+    write_file(config.directory / "points.csv", render(table, records, "csv").encode())
     draw_totals(config.directory / "totals.png", points)
-    print(to_rich(table, None), end="")
+    print(render(table, records, "rich"), end="")
     print(f"table.md, points.csv, totals.png and archives are in {config.directory}; a file decodes with")
     print("  python -m eval.teacher.decode FILE.cl -o TARGETS")

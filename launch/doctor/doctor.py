@@ -1,13 +1,12 @@
 """`codelength doctor`: what this machine has, what is missing for training, and the command that mends it."""
 
-import json
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from eval.show.blocks import Block, to_rich
+from eval.show.blocks import Block, render
 from harness.errors import RunFailure
 from harness.machine.progress import ProgressLine, is_terminal
 from launch.doctor import checks
@@ -33,11 +32,9 @@ def doctor(runs_dir: Path, as_json: bool) -> None:
         results[name] = (examined(check), time.perf_counter() - start)
     line.wipe()
     missing = [f"{name}: {f.found}; {f.remedy}" for name, (f, _) in results.items() if f.status == "missing"]
-    if as_json:
-        entries = [{"name": n, **asdict(f), "seconds": round(s, 3)} for n, (f, s) in results.items()]
-        print(json.dumps({"ok": not missing, "checks": entries}, indent=2))
-    else:
-        print(_table({name: finding for name, (finding, _) in results.items()}), end="")
+    entries = [{"name": n, **asdict(f), "seconds": round(s, 3)} for n, (f, s) in results.items()]
+    tables = [_block({name: finding for name, (finding, _) in results.items()})]
+    print(render(tables, {"ok": not missing, "checks": entries}, "json" if as_json else "rich"), end="")
     if missing:
         raise RunFailure("\n".join(missing))
 
@@ -83,8 +80,8 @@ def examined(check: Callable[[], Finding], seconds: float = CHECK_SECONDS) -> Fi
     return Finding("missing", f"no answer in {seconds:g} s", "end what keeps this machine busy, and try again")
 
 
-def _table(findings: dict[str, Finding]) -> str:
-    block = Block(
+def _block(findings: dict[str, Finding]) -> Block:
+    return Block(
         title="What this machine has",
         header=["check", "status", "found"],
         is_number=[False] * 3,
@@ -92,4 +89,3 @@ def _table(findings: dict[str, Finding]) -> str:
         emphasised_rows=[finding.status != "ok" for finding in findings.values()],
         notes=[f"{name}: {finding.remedy}" for name, finding in findings.items() if finding.remedy],
     )
-    return to_rich([block], None)

@@ -1,11 +1,10 @@
 """`codelength plan`: the numbers of a plan as tables, or as JSON."""
 
-import json
 from dataclasses import asdict
 
 import torch
 
-from eval.show.blocks import Block, to_rich
+from eval.show.blocks import Block, render
 from harness.config.run import load_config
 from harness.errors import UsageError
 from harness.machine.hardware import processor_name
@@ -21,7 +20,7 @@ def print_plan(path: str, overrides: list[str], question: Question, as_json: boo
     Raises UsageError where the configuration is wrong or cannot run on these devices.
     """
     plan = Plan(load_config(path, overrides), question)
-    print(json.dumps(record(plan), indent=2) if as_json else to_rich(blocks(plan), None).rstrip())
+    print(render(blocks(plan), record(plan), "json" if as_json else "rich"), end="")
     if refusal := plan.refusal():
         raise UsageError(refusal)
 
@@ -82,8 +81,6 @@ def _run_block(plan: Plan) -> Block:
         header=["what", "value"],
         is_number=[False, False],
         rows=rows,
-        emphasised_rows=[False] * len(rows),
-        notes=[],
     )
 
 
@@ -184,7 +181,6 @@ def _disk_block(plan: Plan) -> Block:
         header=["what", "GB"],
         is_number=[False, True],
         rows=[[name, _gb(size)] for name, size in sizes.items()],
-        emphasised_rows=[False] * len(sizes),
         notes=[
             f"ledger: about {LEDGER_BYTES_PER_TOKEN} bytes a token of the first epoch, as measured.",
             f"checkpoint: weights and state of all ranks; checkpoints: {kept} kept and one being written.",

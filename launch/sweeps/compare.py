@@ -2,8 +2,8 @@
 
 from eval.report.comparison import Entry, best_of, column_block, summary_block, winners
 from eval.report.comparison_figures import heldout_figure, totals_figure
-from eval.report.run_tables import flat_record, load_reports
-from eval.show.blocks import to_markdown, to_rich
+from eval.report.record import flat_record, load_reports
+from eval.show.blocks import render
 from harness.files import write_file
 from launch.sweeps.states import check_finished, finish_runs
 from launch.sweeps.sweep_file import Run, Sweep, repeated, with_file
@@ -67,9 +67,9 @@ def _write(sweep: Sweep, entries: list[Entry]) -> None:
     columns = _by_column(entries)
     blocks = [summary_block(entries, sweep.compared.published)]
     blocks += [column_block(column, own) for column, own in columns.items()]
-    write_file(sweep.directory / "comparison.md", to_markdown(blocks).encode())
+    write_file(sweep.directory / "comparison.md", render(blocks, [], "md").encode())
     for column, own in columns.items():
         totals_figure(sweep.directory / f"total-{column}.png", column, own)
     heldout_figure(sweep.directory / "heldout.png", entries)
-    print(to_rich(blocks, None), end="")
+    print(render(blocks, [], "rich"), end="")
     print(f"comparison.md, total-*.png and heldout.png are in {sweep.directory}", flush=True)

@@ -1,31 +1,31 @@
 """`codelength sweep`: train and evaluate every run of a sweep file, and compare them in one table."""
 
 from pathlib import Path
-from typing import Any
 
-from eval.report.run_tables import flat_record, load_reports
-from eval.show.blocks import Block, to_csv, to_markdown, to_rich
-from eval.show.cells import checked, verdict
+from eval.length import KIND_NOTE
+from eval.report.record import flat_record, load_reports, with_kind
+from eval.show.blocks import Block, render
+from eval.show.cells import KIND, Column, count, decimal, in_words, new_block
 from harness.errors import RunFailure, UsageError
 from harness.files import write_file
 from launch.sweeps.compare import compare
 from launch.sweeps.states import check_finished, finish_runs, state_of
 from launch.sweeps.sweep_file import Run, Sweep, read_sweep
 
-_COLUMNS = {
-    "online bits/byte": ("online_ideal_bits_per_byte", ".3f"),
-    "parameters": ("parameters", ",.0f"),
-    "non-zeros": ("nonzeros", ",.0f"),
-    "model bytes": ("model_bytes", ",.0f"),
-    "data bytes": ("data_bytes", ",.0f"),
-    "total bytes": ("total_bytes", ",.0f"),
-    "bits/byte": ("total_bits_per_byte", ".3f"),
-}
-"""Header, key of the flat record, and format."""
+_COLUMNS: list[Column] = [
+    ("online bits/byte (ideal)", "online_ideal_bits_per_byte", decimal),
+    ("parameters", "parameters", count),
+    ("non-zeros", "nonzeros", count),
+    ("model bytes", "model_bytes", count),
+    ("data bytes", "data_bytes", count),
+    ("total bytes", "total_bytes", count),
+    ("bits/byte", "total_bits_per_byte", decimal),
+    KIND,
+    ("best", "best", in_words),
+]
 _NOTES = [
     "online: the ideal code of the training corpus, the area under the loss curve; not a file.",
-    "other sizes: the file with weights and coded text; verified: a fresh process decoded it, compared by SHA-256, or "
-    "ideal: there is no file, the text counts as the sum of its ideal code lengths.",
+    f"other sizes: the file with weights and coded text. {KIND_NOTE}",
     "best: the smallest bits/byte of that file.",
 ]
 
@@ -59,10 +59,9 @@ def describe(path: Path, overrides: list[str], index: int | None) -> None:
         header=["index", "run", "state", "settings"],
         is_number=[True, False, False, False],
         rows=rows,
-        emphasised_rows=[False] * len(rows),
         notes=[f"all runs: {sweep.config_path} {' '.join(sweep.common)}".rstrip()],
     )
-    print(to_rich([block], None), end="")
+    print(render([block], [], "rich"), end="")
 
 
 def chosen_runs(sweep: Sweep, index: int | None) -> list[Run]:
@@ -77,26 +76,19 @@ def chosen_runs(sweep: Sweep, index: int | None) -> list[Run]:
 def _write_table(sweep: Sweep, runs: list[Run]) -> None:
     records = [flat_record(load_reports([run.config.run_dir])[0]) for run in runs]
     rates = [record["total_bits_per_byte"] for record in records]
-    is_best = [rate is not None and rate == min(r for r in rates if r is not None) for rate in rates]
-    block = Block(
-        title=f"Sweep {sweep.name}: {len(runs)} of {len(sweep.runs)} runs",
-        header=[*sweep.axes, *_COLUMNS, "verified", "best"],
-        is_number=[False] * len(sweep.axes) + [True] * len(_COLUMNS) + [False] * 2,
-        rows=[_cells(run, record, best) for run, record, best in zip(runs, records, is_best, strict=True)],
-        emphasised_rows=is_best,
-        notes=_NOTES,
-    )
-    write_file(sweep.directory / "table.md", to_markdown([block]).encode())
+    best = min((rate for rate in rates if rate is not None), default=None)
+    axes = {axis: f"axis_{axis}" for axis in sweep.axes}
     rows = [
-        {f"axis_{axis}": label for axis, label in zip(sweep.axes, run.labels, strict=True)} | record | {"is_best": best}
-        for run, record, best in zip(runs, records, is_best, strict=True)
+        dict(zip(axes.values(), run.labels, strict=True)) | record | {"is_best": rate is not None and rate == best}
+        for run, record, rate in zip(runs, records, rates, strict=True)
     ]
-    write_file(sweep.directory / "table.csv", to_csv(rows).encode())
-    print(to_rich([block], None), end="")
+    shown = [
+        with_kind(row) | {"best": "best" if row["is_best"] else "", "is_emphasised": row["is_best"]} for row in rows
+    ]
+    columns: list[Column] = [*((axis, key, in_words) for axis, key in axes.items()), *_COLUMNS]
+    title = f"Sweep {sweep.name}: {len(runs)} of {len(sweep.runs)} runs"
+    tables = [new_block(title, columns, shown, _NOTES)]
+    write_file(sweep.directory / "table.md", render(tables, rows, "md").encode())
+    write_file(sweep.directory / "table.csv", render(tables, rows, "csv").encode())
+    print(render(tables, rows, "rich"), end="")
     print(f"table.md, table.csv, logs and run directories are in {sweep.directory}", flush=True)
-
-
-def _cells(run: Run, record: dict[str, Any], best: bool) -> list[str]:
-    values = [(record[key], form) for key, form in _COLUMNS.values()]
-    cells = ["" if value is None else format(value, form) for value, form in values]
-    return [*run.labels, *cells, verdict(checked(record)), "best" if best else ""]

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +19,7 @@ from eval.crossover.crossing import (
     OfflineCode,
     OfflineLine,
     OnlineCurve,
+    archive_length,
     crossover_bands,
     curve_points,
     find_crossover,
@@ -29,7 +30,7 @@ from eval.crossover.crossing import (
     resampled_laws,
 )
 from eval.crossover.crossover_figure import draw_crossover
-from eval.crossover.crossover_table import verdict
+from eval.crossover.crossover_table import Measurement, render, verdict
 from eval.crossover.model_bits import (
     ModelBits,
     final_heldout_rate,
@@ -50,6 +51,8 @@ from harness.run.directory import mark_done, write_weights
 from harness.train import train_run
 from harness.units import bits_from_nats
 from launch.main import main
+from tests.support import reports
+from tests.support.kinds import tables, unlabelled
 from tests.support.ranks import rows
 
 C, A, B = 1.8, 40.0, 0.3
@@ -135,6 +138,30 @@ def test_at_each_size_the_best_of_several_precisions_counts():
 def test_a_precision_that_is_never_the_shortest_is_left_out():
     lines = [OfflineLine(fixed_bits=fixed, rate_bits_per_byte=rate) for fixed, rate in ((9, 2), (5, 3), (7, 3), (6, 4))]
     assert OfflineCode.of(lines).lines == (lines[0], lines[1])
+
+
+@pytest.mark.parametrize("changes", [{}, {"verified": False}, {"verified": None}, {"is_ideal": True}])
+def test_every_length_of_the_tables_says_what_it_is_worth(changes):
+    archive = reports.report(offline=changes)
+    curve, resampled = online_curves(ledger())
+    offline = OfflineCode.of([offline_line(archive)])
+    band, until_band = crossover_bands(resampled[:2], offline)
+    found = Measurement(
+        run="a",
+        bits=ModelBits(**{field.name: 2 for field in fields(ModelBits)}),
+        curve=curve,
+        resampled=resampled,
+        archive=archive_length(archive),
+        archive_line=offline_line(archive),
+        offline=offline,
+        crossover=find_crossover(curve, offline),
+        band=band,
+        until_band=until_band,
+    )
+    text = render(found, found, "md")
+    assert len(tables(text)) == 2 and unlabelled(text) == []
+    # Nothing else in these tables is a file.
+    assert ("(decoded)" in text) == (changes == {})
 
 
 def test_other_precisions_are_measured_by_the_archive():
@@ -374,6 +401,7 @@ def test_one_command_makes_the_control_and_finds_nothing_learnt_in_it(place, tra
     assert status == 0 and "2 of 2 runs are finished already" in err and "start " not in err
     assert "- control: no learnt information beyond byte frequencies." in out
     assert f"| {text['aulc_bits']:,.0f} | " in out and "**offline is shorter from**" in out
+    assert unlabelled(out) == [] and "(decoded)" in out
 
 
 def test_the_bits_of_a_run_are_those_of_its_ledger_and_archive(trained):

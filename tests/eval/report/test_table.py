@@ -8,7 +8,8 @@ import re
 
 import pytest
 
-from eval.report.run_tables import flat_record, load_reports, render
+from eval.report.record import flat_record, load_reports
+from eval.report.run_tables import render
 from eval.show.blocks import FORMATS
 from harness.errors import UsageError
 from tests.support.reports import REPORT, SIZES, report
@@ -50,7 +51,7 @@ def test_every_code_of_one_run_stands_in_order_of_size():
     # After seven whole-file compressors and three chunked ones.
     assert [row[0] for row in codes].index("codelength, rl1") == 10
     ours = codes[10]
-    assert ours[1:] == ["512 B chunk", "98,231", "72,011", "170,818", "5.338", "2.250", "66.7 %", "yes"]
+    assert ours[1:] == ["512 B chunk", "98,231", "72,011", "170,818", "5.338", "2.250", "66.7 %", "decoded"]
     assert {row[1] for row in codes} == {"512 B chunk", "whole file", ""}
 
 
@@ -93,7 +94,12 @@ def test_the_corpus_is_beside_other_compressors_and_the_program_of_its_receiver(
         "zpaq -m5 / whole file",
         "online code as sent, with the receiver's program",
     ]
-    assert rows["online code as sent, with the receiver's program"][:4] == ["file", "5,707,324", "1,185,999", "1.662"]
+    assert rows["online code as sent, with the receiver's program"][:4] == [
+        "decoded",
+        "5,707,324",
+        "1,185,999",
+        "1.662",
+    ]
     assert "Shorter than the online code as sent: none of the other compressors." in render([sent], "md")
     assert json.loads(render([sent], "json"))[0]["corpus_zpaq_whole_bytes"] == 1_179_151
     text = render([report(run="plain"), sent], "md")
@@ -118,7 +124,7 @@ def test_what_is_not_a_file_is_labelled(fmt, count):
 
 
 @pytest.mark.parametrize("fmt", FOR_PEOPLE)
-@pytest.mark.parametrize(("verified", "shown"), [(True, "yes"), (False, "NO"), (None, "-")])
+@pytest.mark.parametrize(("verified", "shown"), [(True, "decoded"), (False, "coded"), (None, "coded"), (1, "coded")])
 def test_what_does_not_decode_says_so(fmt, verified, shown):
     text = render([report(offline={"verified": verified})] * 2, fmt)
     row = next(line for line in text.splitlines() if "98,231" in line)
@@ -210,5 +216,5 @@ def test_files_of_online_codes_stand_side_by_side_with_what_both_ends_took():
     (row,) = [line for line in text.splitlines() if "1,138,355" in line]
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
     program = ["1,199,589", "1.681"]
-    assert cells == ["sent", "5,707,324", "1,138,355", "1.596", *program, "3,289", "4,932", "2,900", "4,307", "yes"]
+    assert cells == ["sent", "5,707,324", "1,138,355", "1.596", *program, "3,289", "4,932", "2,900", "4,307", "decoded"]
     assert "as files" not in render([report(run="a"), report(run="b")], "md")

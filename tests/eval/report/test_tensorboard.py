@@ -7,7 +7,7 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 from tensorboard.plugins.hparams import plugin_data_pb2
 from tensorboard.util.tensor_util import make_ndarray
 
-from eval.report.run_tables import load_reports
+from eval.report.record import load_reports
 from eval.report.tensorboard import TOTALS, show_run
 
 

@@ -288,7 +288,7 @@ def test_the_table_shows_the_strength_with_the_best_mean_beside_the_published_to
     (block,) = blocks(points, is_published=True)
     cells, others = (dict(zip(block.header, row, strict=True)) for row in block.rows)
     assert (others["method"], others["above best"], others["± sd (above)"]) == ("drr-adam", "9", "1")
-    assert (cells["alpha"], cells["coded bytes"], cells["± sd"], cells["published"]) == ("3", "62", "3", "182")
+    assert (cells["alpha"], cells["bytes (decoded)"], cells["± sd"], cells["published"]) == ("3", "62", "3", "182")
     (block,) = blocks(points, is_published=False)
     assert "published" not in block.header and not any("published:" in note for note in block.notes)
 

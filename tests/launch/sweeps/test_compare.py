@@ -9,7 +9,7 @@ import pytest
 from eval.offline.baseline_cache import measured
 from eval.offline.baselines import measure
 from eval.report.comparison import Entry, best_of, column_block, families, summary_block, winners
-from eval.report.run_tables import flat_record
+from eval.report.record import flat_record
 from harness.errors import UsageError
 from launch.sweeps.sweep_file import read_sweep
 from tests.support.commands import ROOT, run_command
@@ -164,8 +164,8 @@ def test_totals_in_each_convention_add_up():
     assert list(rows) == ["rl1+2", "rl1+1", "drr+1", "zstd -19 / 512 B chunk"]
     first = rows["rl1+2"]
     assert [first[f"total {key}"] for key in ("bytes", "csr", "paper")] == ["337", "377", "347"]
-    assert first["file"] == "ideal" and rows["rl1+1"]["file"] == "decoded"
-    assert first["held-out bits/byte"] == "2.000" and first["bits/byte"] == "2.696"
+    assert first["kind"] == "ideal" and rows["rl1+1"]["kind"] == "decoded"
+    assert first["held-out bits/byte (ideal)"] == "2.000" and first["bits/byte"] == "2.696"
     assert block.emphasised_rows == [True, False, False, False]
     assert block.notes == ["Shorter than rl1+2: none of the other compressors."]
     (note,) = column_block("a", [entry("a", "x+1", 100, 900)]).notes
@@ -177,8 +177,12 @@ def test_the_summary_names_the_best_of_each_family_for_each_data_set():
                                                           ("b", "y+1", 800))]  # fmt: skip
     block = summary_block(entries, {"x": [1, 2000]})
     rows = {row[0]: row for row in block.rows}
-    assert rows["x"] == ["x", "0.3", "0.9", "0.3", "0.9", "1.0", "2,000"]
-    assert rows["y"][:3] == ["y", "", "0.8"] and rows["zstd -19 / 512 B chunk"][1:3] == ["0.6", "0.6"]
+    assert rows["x"] == ["x", "ideal", "0.3", "0.9", "0.3", "0.9", "1.0", "2,000"]
+    assert rows["y"][:4] == ["y", "ideal", "", "0.8"] and rows["zstd -19 / 512 B chunk"][1:4] == [
+        "decoded",
+        "0.6",
+        "0.6",
+    ]
     assert block.emphasised_rows[:2] == [True, True] and not any(block.emphasised_rows[2:])
 
 
@@ -198,7 +202,7 @@ def test_totals_in_the_published_convention_are_means_too_and_have_the_tokenizer
 def test_a_family_that_was_repeated_counts_as_the_mean_of_its_seeds():
     labels = {"x+1": 40_000, "x+1, seed 1": 50_000, "x+2": 42_000, "y": 43_000}
     block = summary_block([entry("a", label, 20, data) for label, data in labels.items()], {})
-    totals = {row[0]: row[1] for row in block.rows[:2]}
+    totals = {row[0]: row[2] for row in block.rows[:2]}
     assert totals == {"x": "45.0", "y": "43.0"} and block.emphasised_rows[:2] == [False, True]
 
 
