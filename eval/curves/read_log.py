@@ -22,7 +22,7 @@ _HEAD, _CHECKSUM = struct.Struct("<QI"), struct.Struct("<I")
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Scalar:
-    """The points of one scalar, in order, and what a reader should know of them."""
+    """The points of one scalar, in order, with notes on what was left out."""
 
     tag: str
     steps: list[int]
@@ -61,7 +61,7 @@ class _Writer:
 
 
 def read_scalar(path: Path, tag: str | None, allow_damaged: bool) -> Scalar:
-    """The scalar `tag` (default: the only one) of an event file, or of all event files of a folder.
+    """Read the scalar `tag` (default: the only one) from an event file, or from all of a folder.
 
     Raises UsageError where there is no such scalar, where two writers were at work at a time, and, unless that is
     allowed, where a file is cut or damaged and no later writer has covered that.

@@ -56,12 +56,12 @@ def train_students(config: TeacherConfig, method: str, loss: str, num_targets: i
 
 
 def nat_of_all_targets(config: TeacherConfig, loss: str, num_targets: int) -> float:
-    """A nat of the code of all targets, in the mean loss; where that is a squared error, a nat is 2 noise^2 of it."""
+    """Convert a nat of the code of all targets to the mean loss; of a squared error it is 2 noise^2."""
     return (2 * config.noise**2 if loss == "mse" else 1.0) / num_targets
 
 
 def make_rule_config(config: TeacherConfig, method: str, alpha: float) -> RuleConfig:
-    """The rule and coupling that a method names."""
+    """Make the settings of the rule and coupling that a method names."""
     kind, _, coupling = method.partition("-")
     if method in (UNPRUNED, "none"):
         return RuleConfig(kind="none")
@@ -69,7 +69,7 @@ def make_rule_config(config: TeacherConfig, method: str, alpha: float) -> RuleCo
 
 
 def repeated(data: TeacherData, times: int) -> TeacherData:
-    """The data of all seeds again for each group of students."""
+    """Repeat the data of all seeds for each group of students."""
     return TeacherData(data.inputs.repeat(times, 1, 1), data.targets.repeat(times, 1))
 
 

@@ -27,7 +27,7 @@ class ReplaySchedule:
         self._walked, self._places = 0, np.zeros((config.replays, config.batch_sequences), dtype=np.int64)
 
     def replays(self, step: int) -> list[StepBatch]:
-        """Replays after `step`; each row reads what it has read at some full step up to this one, any as likely."""
+        """Choose the replays after `step`: each row reads again what it read at a full step drawn uniformly."""
         newest = step
         if len(self.batches.order.batch(step)) < self.config.batch_sequences:
             newest -= 1
@@ -37,7 +37,7 @@ class ReplaySchedule:
         return [self._read(row_steps) for row_steps in past]
 
     def training(self, step: int) -> Iterator[tuple[StepBatch, Phase]] | None:
-        """The steps of a training on all that was read up to `step`, one by one; None where none is due after it."""
+        """List the steps of a training on all that was read up to `step`; None where none is due after it."""
         if step + 1 not in self.retrain_steps:
             return None
         num_steps = max(1, round(self.config.retrain_epochs * (step + 1)))

@@ -36,7 +36,7 @@ def prune_layers(
 
 @torch.no_grad()
 def sparse_fit(weights: Tensor, second_moments: Tensor, alpha: float, steps: int) -> Tensor:
-    """Sparse weights (outputs, inputs) of a layer that compute nearly what `weights` do.
+    """Compute sparse weights (outputs, inputs) of a layer that give nearly the outputs of `weights`.
 
     With W = `weights` and inputs x, minimises over w and P in [0, 1]
 

@@ -25,7 +25,7 @@ UNITS = {"loss": "nats/token", "accuracy": "of the next tokens"}
 
 @dataclass(frozen=True, slots=True)
 class PruneReport:
-    """What a pruning did."""
+    """The report of a pruning."""
 
     threshold: float | None
     """Smallest magnitude that was kept; None without a threshold."""
@@ -45,7 +45,7 @@ class PruneReport:
     """Where an assumption of a method did not hold, with the numbers."""
 
     def lines(self, config: PruneConfig) -> Iterator[str]:
-        """What to tell the user."""
+        """Describe the pruning in lines for the user."""
         how = f"layerwise, alpha {config.alpha:g}," if self.threshold is None else f"|weight| >= {self.threshold:.3g}"
         before, after = (shown(loss, config.measure) for loss in (self.loss_before, self.loss_after))
         yield (

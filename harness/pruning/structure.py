@@ -46,7 +46,7 @@ class _Part:
 
 
 def find_dead(nonzero: Mapping[str, Tensor], heads: int) -> tuple[dict[str, Tensor], DeadStructure]:
-    """By tensor, which weights have influence (bool, in its shape), and counts of the parts that have none.
+    """Find the weights that have influence (bool, by tensor), and count the parts that have none.
 
     `nonzero` are the patterns (bool) of all tensors of a `Transformer` with `heads` attention heads a block. Zeroing
     what has no influence leaves nothing more to find.

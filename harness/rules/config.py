@@ -25,7 +25,7 @@ _OWN = {"beta": ("drr",), "l2": ("drr",), "layer_normalisation": ("drr",), "star
 
 @dataclass(kw_only=True, slots=True)
 class RuleConfig:
-    """The L0 method of the main phase."""
+    """Settings of the sparsity rule of the main phase."""
 
     kind: str = bounded("none", choices=RULES)
     """`none`, `rl1`, `drr`, `pmmp`, `fpp` or `admm`."""
@@ -64,7 +64,7 @@ class RuleConfig:
         return sum(rule.kept.values()) if rule else 0
 
     def strength(self, step: int, num_steps: int) -> float:
-        """Factor on alpha at `step` of a main phase of `num_steps`."""
+        """Compute the factor on alpha at `step` of a main phase of `num_steps`."""
         elapsed = step + 1 - self.warmup * num_steps
         return min(1.0, max(0.0, elapsed / (self.ramp * num_steps) if self.ramp else float(elapsed > 0)))
 
@@ -107,7 +107,7 @@ class RuleConfig:
 
 
 def make_rule(config: RuleConfig, betas: list[float], num_tokens: int) -> Rule | None:
-    """The rule that `config` names, or None; `num_tokens` are those of the training text, `betas` those of AdamW."""
+    """Make the rule that `config` names, or None, for a text of `num_tokens` and AdamW with `betas`."""
     if config.kind == "none":
         return None
     alpha = config.alpha or nats_from_bits(config.bits_per_weight) / max(1, num_tokens)
@@ -127,7 +127,7 @@ def make_rule(config: RuleConfig, betas: list[float], num_tokens: int) -> Rule |
 
 
 def kind_of_tensor(name: str, parameter: Tensor) -> str:
-    """Which of TENSORS a parameter of the model is."""
+    """Tell which of TENSORS a parameter of the model is."""
     if parameter.dim() < 2:
         return "vectors"
     return {"embed": "embedding", "head": "head"}.get(name.partition(".")[0], "matrices")

@@ -18,7 +18,7 @@ LONG_DRY_STEP_SECONDS = 20.0
 
 
 def seconds_of_a_step(step: Callable[[], object], ranks: Ranks, seconds: float = 1.0) -> float:
-    """The median of some calls of `step`, as many as `seconds` are enough for, after one to warm up.
+    """Time `step`: the median of some calls, as many as fit into `seconds`, after one to warm up.
 
     All ranks call it together, and it as often as the slowest has time for.
     """
@@ -31,7 +31,7 @@ def seconds_of_a_step(step: Callable[[], object], ranks: Ranks, seconds: float =
 def duration_line(
     dry_step: Callable[[], object], optimizers: list[Optimizer], ranks: Ranks, num_steps: int, first_seconds: float
 ) -> str:
-    """How long `num_steps` steps will take, and until when, at the rate of some more dry steps.
+    """Say how long `num_steps` steps will take, and until when, at the rate of some more dry steps.
 
     The first one took `first_seconds` on this rank; where that was long, it is taken for all.
     """
@@ -45,7 +45,7 @@ def duration_line(
 
 
 def freeze_learning_rates(optimizer: Optimizer) -> None:
-    """Learning rates of 0, so that steps on made-up tokens lead nowhere however many there are."""
+    """Set learning rates to 0, so that steps on made-up tokens leave the weights as they are."""
     for part in optimizer.parts:
         for group in part.param_groups:
             group["lr"] = 0.0

@@ -13,7 +13,7 @@ Labelled = list[tuple[str, Run]]
 
 
 def compare(sweep: Sweep, at_a_time: int, processes: int) -> list[str]:
-    """Repeat the best with other seeds, write the files of the best of all; then tables and pictures.
+    """Repeat the best runs with other seeds, code the best of all as files, then write tables and pictures.
 
     No run of the sweep must have failed. Returns a line per run that has failed since; raises Paused where one was
     stopped.
