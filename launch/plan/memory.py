@@ -147,8 +147,8 @@ def block_bytes(model: ModelConfig, kind: Arithmetic) -> int:
     log_sums = 0 if kind.by_blocks else FLOAT * heads
     if model.architecture == "published":
         return (2 * (FLOAT + kind.product) + 12 * kind.product) * width + 4 * FLOAT + log_sums
-    own = 14 if kind.by_blocks else 16  # two copies of queries and keys less
-    return (2 * kind.normalised + own * kind.product) * width + 2 * FLOAT + 2 * heads * kind.product + log_sums
+    products = 14 if kind.by_blocks else 16  # two copies of queries and keys less
+    return (2 * kind.normalised + products * kind.product) * width + 2 * FLOAT + 2 * heads * kind.product + log_sums
 
 
 def ends_bytes(model: ModelConfig, vocab_size: int, kind: Arithmetic) -> int:

@@ -70,13 +70,13 @@ def seconds_in_processes(config: RunConfig, vocab_size: int, processes: int, dev
     Raises RunFailure where they fail.
     """
     paths = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    own = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "PYTHONPATH": paths}
+    settings = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "PYTHONPATH": paths}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     command = [sys.executable, "-m", "launch.plan.pace"]
     # PyTorch's compiler, which DDP imports, makes a folder for what is compiled.
     with tempfile.TemporaryDirectory() as temporary, rank_environments(processes) as environments:
-        own["TMPDIR"] = temporary
-        ranks = [start_rank(command, environment | own, **pipes) for environment in environments]
+        settings["TMPDIR"] = temporary
+        ranks = [start_rank(command, environment | settings, **pipes) for environment in environments]
         try:
             for process in ranks:
                 assert process.stdin is not None

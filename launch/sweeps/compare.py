@@ -41,7 +41,7 @@ def compare(sweep: Sweep, at_a_time: int, processes: int) -> list[str]:
 
 
 def _best_of_columns(sweep: Sweep, runs: Labelled) -> list[Entry]:
-    return [best_of(own) for own in _by_column(_entries(sweep, runs)).values()]
+    return [best_of(entries) for entries in _by_column(_entries(sweep, runs)).values()]
 
 
 def _run_of(sweep: Sweep, runs: Labelled, entry: Entry) -> tuple[str, Run]:
@@ -66,10 +66,10 @@ def _by_column(entries: list[Entry]) -> dict[str, list[Entry]]:
 def _write(sweep: Sweep, entries: list[Entry]) -> None:
     columns = _by_column(entries)
     blocks = [summary_block(entries, sweep.compared.published)]
-    blocks += [column_block(column, own) for column, own in columns.items()]
+    blocks += [column_block(column, those) for column, those in columns.items()]
     write_file(sweep.directory / "comparison.md", to_markdown(blocks).encode())
-    for column, own in columns.items():
-        totals_figure(sweep.directory / f"total-{column}.png", column, own)
+    for column, those in columns.items():
+        totals_figure(sweep.directory / f"total-{column}.png", column, those)
     heldout_figure(sweep.directory / "heldout.png", entries)
     print(to_rich(blocks, None), end="")
     print(f"comparison.md, total-*.png and heldout.png are in {sweep.directory}", flush=True)
