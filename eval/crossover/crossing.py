@@ -128,18 +128,18 @@ def offline_code(report: dict, points: list[GridPoint]) -> OfflineCode:
     Their rates are from a sample of the text, in proportion to what the sample says of the archive's own grid. Raises
     UsageError where the report does not say that.
     """
-    own, offline = offline_line(report), report["offline"]
+    archive, offline = offline_line(report), report["offline"]
     if "sampled_data_bytes" not in offline:
         problem = "its report is by an older version, without sampled_data_bytes"
         raise UsageError(f"run {report['run']}: {problem}; evaluate it again with `codelength eval`")
     others = [
         OfflineLine(
-            fixed_bits=own.fixed_bits + bits_from_bytes(point.model_bytes - offline["model_bytes"]),
-            rate_bits_per_byte=own.rate_bits_per_byte * point.data_bytes / offline["sampled_data_bytes"],
+            fixed_bits=archive.fixed_bits + bits_from_bytes(point.model_bytes - offline["model_bytes"]),
+            rate_bits_per_byte=archive.rate_bits_per_byte * point.data_bytes / offline["sampled_data_bytes"],
         )
         for point in points
     ]
-    return OfflineCode.of([own, *others])
+    return OfflineCode.of([archive, *others])
 
 
 def online_curves(online: OnlineCode) -> tuple[OnlineCurve, list[OnlineCurve]]:

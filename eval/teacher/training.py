@@ -117,10 +117,10 @@ def _pruned(config: TeacherConfig, group: Tensor, data: TeacherData, tolerance: 
     pruned = []
     for seed, weights in enumerate(group):
         student = Students(config.student, [weights[None]])
-        own = TeacherData(data.inputs[seed : seed + 1], data.targets[seed : seed + 1])
+        seed_data = TeacherData(data.inputs[seed : seed + 1], data.targets[seed : seed + 1])
         # A rule may have left nothing to prune.
         if weights.any():
-            tamade(student, functools.partial(_error, student, own), PruneConfig(tolerance=tolerance))
+            tamade(student, functools.partial(_error, student, seed_data), PruneConfig(tolerance=tolerance))
         pruned.append(student.groups[0].detach()[0])
     return torch.stack(pruned)
 

@@ -144,8 +144,8 @@ class DeepSpeedBackend:
         """Number of weights that are not zero; padding is zero."""
         with self.partitions():
             groups = self.optimizer.parts[0].param_groups
-            own = int(torch.stack([p.count_nonzero() for group in groups for p in group["params"]]).sum())
-        return int(self.ranks.sum(own)[0]) if self.config.zero_stage else own
+            nonzeros = int(torch.stack([p.count_nonzero() for group in groups for p in group["params"]]).sum())
+        return int(self.ranks.sum(nonzeros)[0]) if self.config.zero_stage else nonzeros
 
     def close(self) -> None:
         """End the group that one process needed for DeepSpeed alone."""

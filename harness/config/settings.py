@@ -43,10 +43,10 @@ def resolved(settings: list[tuple[str, object]], problems: list[str], kind: type
             setattr(section, name, expand_home(value) if dotted in PATHS and isinstance(value, str) else value)
         except ValueError as error:
             problems.append(f"{dotted}={shown(value)}: {error}")
-    own = config.problems()
-    problems.extend(own)
+    refused = config.problems()
+    problems.extend(refused)
     # Sections bound what has a reason of its own; all other numbers are bounded here.
-    named = {problem.partition("=")[0] for problem in own}
+    named = {problem.partition("=")[0] for problem in refused}
     problems.extend(text for text in number_problems(config) if text.partition("=")[0] not in named)
     if problems:
         raise UsageError("\n".join(problems))

@@ -100,7 +100,7 @@ class Ranks:
     def agreed(self, values: dict[str, str]) -> dict[str, str]:
         """Merge the `values` of all ranks: where ranks differ, as machines of a cluster may, all of theirs by rank."""
         everyone = self.gather(values)
-        columns = {key: [own[key] for own in everyone] for key in values}
+        columns = {key: [answer[key] for answer in everyone] for key in values}
         return {key: column[0] if len(set(column)) == 1 else ", ".join(column) for key, column in columns.items()}
 
 

@@ -156,8 +156,8 @@ def _damage(checkpoint: Path, ranks: Ranks, other_damage: Callable[[dict[str, An
         digests = json.loads(read_file(checkpoint / MARKER))
         if STATE_FILE not in digests:
             return f"{MARKER} is incomplete", ""
-        own = sorted(digests)[ranks.rank :: ranks.world_size]
-        for name in {STATE_FILE, *own}:
+        names = sorted(digests)[ranks.rank :: ranks.world_size]
+        for name in {STATE_FILE, *names}:
             if with_retries(functools.partial(sha256, checkpoint / name)) != digests[name]:
                 return f"{name} is not what was written", ""
         return other_damage(json.loads(read_file(checkpoint / STATE_FILE))), ""

@@ -153,11 +153,11 @@ def run_base(run_dir: Path, config: RunConfig) -> Path:
 
     This folder, the one that the run was started in, or the one that its runs were moved to together with its data.
     """
-    bases, own, absolute = [Path.cwd()], config.run_dir, run_dir.absolute()
+    bases, recorded, absolute = [Path.cwd()], config.run_dir, run_dir.absolute()
     with suppress(OSError, ValueError, KeyError, TypeError):
         bases.append(Path(json.loads((run_dir / ENVIRONMENT_FILE).read_text())["folder"]))
-    if not own.is_absolute() and absolute.parts[-len(own.parts) :] == own.parts:
-        bases.append(Path(*absolute.parts[: -len(own.parts)]))
+    if not recorded.is_absolute() and absolute.parts[-len(recorded.parts) :] == recorded.parts:
+        bases.append(Path(*absolute.parts[: -len(recorded.parts)]))
     for base in bases:
         with suppress(OSError), chdir(base):
             if data_directory(config).exists():

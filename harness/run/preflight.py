@@ -29,7 +29,7 @@ def derived_numbers(
     steps, tokens = ", ".join(f"{p.name} {p.num_steps:,}" for p in phases), batch * config.model.context
     backend = config.backend.name + (f" ZeRO-{config.backend.zero_stage}" if config.backend.name == "deepspeed" else "")
     num_parameters = _count(groups[0])
-    counts = [(_count(own), _count(own, "muon")) for own in groups]
+    counts = [(_count(model_groups), _count(model_groups, "muon")) for model_groups in groups]
     saved_bytes = checkpoint_bytes(config, counts, _count(groups[0], "regularised"))
     saved_bytes += ranks.world_size * mixture_bytes(config.online, shard.num_tokens)
     return [
