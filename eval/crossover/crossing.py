@@ -21,7 +21,7 @@ BAND = (0.05, 0.95)
 FARTHEST_BYTES = 1e18
 """Beyond an exabyte nothing is looked for."""
 _SEED = 0
-_FIRST_SHARE_LEFT_OUT = 0.1
+_FIRST_FRACTION_LEFT_OUT = 0.1
 _MAX_POINTS = 400
 _MIN_POINTS = 8
 _BLOCKS = 20
@@ -160,7 +160,7 @@ def curve_points(raw_bytes: np.ndarray, bits: np.ndarray) -> tuple[np.ndarray, n
 
     Raises UsageError where too few steps are left to fit and resample.
     """
-    ends = np.flatnonzero(raw_bytes >= _FIRST_SHARE_LEFT_OUT * raw_bytes[-1])
+    ends = np.flatnonzero(raw_bytes >= _FIRST_FRACTION_LEFT_OUT * raw_bytes[-1])
     if len(ends) <= _MIN_POINTS:
         remedy = "lower train.batch_sequences or take more text"
         raise UsageError(f"the ledger has {len(raw_bytes) - 1} steps: too few for a law of the loss; {remedy}")

@@ -31,7 +31,7 @@ class PruneReport:
     """Smallest magnitude that was kept; None without a threshold."""
     loss_before: float
     loss_after: float
-    """Nats/token, or, with `prune.measure=accuracy`, the share of tokens not predicted."""
+    """Nats/token, or, with `prune.measure=accuracy`, the fraction of tokens not predicted."""
     evaluations: int
     """How often that was measured for it."""
     parameters: int

@@ -14,7 +14,7 @@ class Sample:
     """Measures means over a fixed sample; ranks divide the work and get the same numbers."""
 
     def __init__(self, learner: Learner, micro_batches: list[MicroBatch]):
-        """`micro_batches` are this rank's share."""
+        """`micro_batches` are this rank's part."""
         self.learner, self.ranks, self._micro_batches = learner, learner.ranks, micro_batches
 
     def mean_loss(self, model: nn.Module) -> float:

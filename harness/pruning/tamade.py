@@ -13,7 +13,7 @@ from harness.optim.optimizer import is_regularised
 
 # The scan ends at this many halvings of the largest weight; the search by halves goes on from there.
 SCAN_HALVINGS = 16
-# Falls of the loss below this share of it are rounding: of float32 sums, or of bf16 products over thousands of tokens.
+# Falls of the loss below this fraction are rounding: of float32 sums, or of bf16 products over thousands of tokens.
 ROUNDING = 1e-5
 
 

@@ -114,7 +114,7 @@ def check_done(run_dir: Path) -> None:
 
 def write_weights(run_dir: Path, weights: dict[str, Tensor], grid_steps: dict[str, float]) -> None:
     """Write the float32 weights, with the step of the grid that a tensor lies on."""
-    # Adding zero turns -0.0 into 0.0, as gathering shares does: the file is the same on every backend.
+    # Adding zero turns -0.0 into 0.0, as gathering parts does: the file is the same on every backend.
     tensors = {name: tensor.float().add(0.0).cpu().contiguous() for name, tensor in weights.items()}
     with replacing(run_dir / WEIGHTS_FILE) as file:
         try:
