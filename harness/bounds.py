@@ -28,7 +28,7 @@ class Bound:
     """What a bad value is answered with, in place of the usual words."""
 
     def allows(self, value: Any) -> bool:
-        """Whether a value is within."""
+        """Whether a value is within the bound."""
         if value is None:
             return True
         if self.choices:
@@ -50,12 +50,12 @@ class Bound:
 
 
 def bounded(default: Any, **bound: Any) -> Any:
-    """A field of a dataclass with a default and a `Bound`."""
+    """Declare a field of a dataclass with a default and a `Bound`."""
     return field(default=default, metadata={_BOUND: Bound(**bound)})
 
 
 def bound_problems(section: "DataclassInstance", prefix: str) -> list[str]:
-    """A line for every field of a section that is outside of its own bound, with the key that `prefix` begins."""
+    """List the fields of a section that are out of bounds, a line each; `prefix` begins their keys."""
     problems = []
     for part in fields(section):
         bound, value = part.metadata.get(_BOUND), getattr(section, part.name)
@@ -65,7 +65,7 @@ def bound_problems(section: "DataclassInstance", prefix: str) -> list[str]:
 
 
 def number_problems(section: "DataclassInstance | type[DataclassInstance]", prefix: str = "") -> list[str]:
-    """A line for every number of a configuration, sections and lists included, that is no number or without measure."""
+    """List the numbers of a configuration that are NaN, infinite or beyond all use, a line each."""
     problems = []
     for part in fields(section):
         key, value = f"{prefix}{part.name}", getattr(section, part.name)

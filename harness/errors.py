@@ -35,7 +35,7 @@ class RunFailure(CodelengthError):
 
 
 class OtherRankFailed(RunFailure):
-    """What another rank failed of, which it says itself."""
+    """The failure of another rank, which prints it itself."""
 
 
 def prints_error(error: BaseException) -> bool:

@@ -24,7 +24,7 @@ SECONDS_BETWEEN_TRIES = (0.1, 0.4, 1.5, 4.0)
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of `path` when the context ends, durably; after an error all is as it was.
+    """Replace `path` durably when the context ends; after an error all is as it was.
 
     It gets the mode of what it replaces; a link stays, and its target is replaced. Raises OSError.
     """
@@ -64,7 +64,7 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def reason(error: OSError) -> str:
-    """What the system says, with the remedy where there is no room."""
+    """Give the words of an OSError, with the remedy where the disk is full."""
     words = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{words}: free disk space, or use another folder"
@@ -80,7 +80,7 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def temporary_path(path: Path) -> Path:
-    """A hidden name beside `path` that nothing else has, on any machine."""
+    """Make up a hidden name beside `path` that nothing else has, on any machine."""
     return path.with_name(f".{path.name[:_KEPT_NAME_CHARACTERS]}.{secrets.token_hex(6)}.tmp")
 
 
@@ -103,7 +103,7 @@ def sync_directory(directory: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits.
+    """Compute the SHA-256 of a file, in hexadecimal digits.
 
     Raises OSError.
     """
@@ -112,7 +112,7 @@ def sha256(path: Path) -> str:
 
 
 def read_file(path: Path) -> bytes:
-    """Content of a file, read with patience.
+    """Read a file, again where the file system was away for a moment.
 
     Raises OSError.
     """
@@ -122,7 +122,7 @@ def read_file(path: Path) -> bytes:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Names the file in an OSError that does not: those of reading and writing an open file."""
+    """Add the name of the file to errors of reading and writing an open one, which lack it."""
     try:
         yield
     except OSError as error:
@@ -132,7 +132,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def with_retries(work: Callable[[], T]) -> T:
-    """The result of `work`, which only reads, tried again where the file system was away for a moment.
+    """Call `work`, which only reads, again where the file system was away for a moment; returns its result.
 
     Raises the last OSError.
     """
@@ -147,5 +147,5 @@ def with_retries(work: Callable[[], T]) -> T:
 
 
 def user_cache() -> Path:
-    """Where this user keeps what can be made again; it may not be there, and not be writable."""
+    """Find the user's folder of caches; it may be missing, or not writable."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "codelength"

@@ -11,7 +11,7 @@ from harness.machine.ranks import Ranks, joined_ranks
 
 @contextmanager
 def joined_job(config: RunConfig) -> Iterator[Ranks]:
-    """This process among the ranks of its job, computing deterministically.
+    """Join the ranks of this job for the length of the context, and compute deterministically.
 
     Raises RunFailure where contact or memory is lost.
     """

@@ -30,7 +30,7 @@ SECONDS_BETWEEN_LOOKS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who has a lock."""
+    """The process that holds a lock."""
 
     host: str
     pid: int
@@ -69,7 +69,7 @@ class DirectoryLock:
         return message
 
     def wait(self, tell: Callable[[str], object]) -> str:
-        """`acquire`, once nobody else has it; `tell` is called with the reason where it has to wait."""
+        """Wait until the lock is free and acquire it; `tell` takes the reason for waiting."""
         has_told = False
         while True:
             try:
@@ -81,7 +81,7 @@ class DirectoryLock:
                 time.sleep(SECONDS_BETWEEN_LOOKS)
 
     def check(self) -> None:
-        """Raises RunFailure where somebody has taken the lock over, as from a process that was suspended for long."""
+        """Check that nobody has taken the lock over, as after a long suspension; else raises RunFailure."""
         # A file system that does not answer is an error of its own, and no other process.
         if with_retries(lambda: _read_holder(self.path)) != self._me:
             raise RunFailure(f"{self.path}: another process has taken this directory over; this one stops")
@@ -199,7 +199,7 @@ class DirectoryLock:
 
 @contextmanager
 def locked(directory: Path) -> Iterator[DirectoryLock]:
-    """The lock of a directory for the length of the context; says on stdout where it was taken over.
+    """Lock a directory for the length of the context; says on stdout where the lock was taken over.
 
     Raises UsageError where somebody else has it.
     """

@@ -16,25 +16,25 @@ Amount = TypeVar("Amount", float, "np.ndarray")
 
 
 def bits_from_nats(nats: Amount) -> Amount:
-    """Code length in bits of `nats` (a float or an array of floats)."""
+    """Convert `nats` (a float or an array of floats) to bits."""
     return nats / NATS_PER_BIT
 
 
 def nats_from_bits(bits: Amount) -> Amount:
-    """Inverse of `bits_from_nats`."""
+    """Convert bits to nats."""
     return bits * NATS_PER_BIT
 
 
 def bytes_from_bits(bits: float) -> float:
-    """Ideal (not rounded) length in bytes of `bits`."""
+    """Convert `bits` to bytes, not rounded."""
     return bits / BITS_PER_BYTE
 
 
 def bits_from_bytes(num_bytes: float) -> float:
-    """Number of bits in `num_bytes`."""
+    """Convert bytes to bits."""
     return num_bytes * BITS_PER_BYTE
 
 
 def bits_per_byte(bits: float, raw_bytes: float) -> float:
-    """Code length per byte of raw data; zero bytes cost nothing by convention."""
+    """Divide a code length by the bytes of raw data; of zero bytes it is 0 by convention."""
     return bits / raw_bytes if raw_bytes else 0.0

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def extra_with(module: str | None) -> str:
-    """The extra of this package that brings a module with it, as pip takes it; nothing where none does."""
+    """Find the extra of this package that installs a module, as pip takes it; nothing where none does."""
     wanted = (module or "").partition(".")[0].lower()
     for line in metadata.requires("codelength") or []:
         match = re.match(r"([\w.-]+).*extra == ['\"](.+?)['\"]", line)

@@ -51,7 +51,7 @@ class Finding:
 
 
 def settings(batch_sequences: int) -> list[Setting]:
-    """What is compared; the first is the reference, the second the same again."""
+    """List the settings to compare: the first is the reference, the second repeats it."""
     settings = [Setting("reference: 1 thread, 1 process"), Setting("the same again")]
     settings += [Setting(f"{n} threads", {"OMP_NUM_THREADS": str(n)}) for n in (2, 4)]
     settings += [Setting("1 lane", lanes=0.0), Setting("twice the lanes", lanes=2.0)]
@@ -66,7 +66,7 @@ def settings(batch_sequences: int) -> list[Setting]:
 def audit(
     config: RunConfig, arguments: list[str], compared: list[Setting], report: Callable[[str], None]
 ) -> list[Finding]:
-    """Compare settings with the first; `arguments` are those that made `config`, `report` is told what is going on.
+    """Compare every setting with the first; `arguments` made `config`, and `report` takes lines of progress.
 
     Raises RunFailure where not even the first can be computed.
     """
@@ -83,7 +83,7 @@ def audit(
 
 
 def block(findings: list[Finding]) -> Block:
-    """The findings as a table."""
+    """Show the findings as a table."""
     rows = [
         [finding.name, f"impossible: {finding.error}", "", "", ""]
         if finding.error

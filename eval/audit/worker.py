@@ -36,7 +36,7 @@ GRID_LEVELS = 64
 
 
 def main(folder: Path, lanes: int, config: RunConfig) -> None:
-    """Take the step on all ranks; the first one leaves weights, tables and what it computed with."""
+    """Train one step on all ranks; the first one writes weights, tables and its environment."""
     vocab_size = ByteTokenizer.vocab_size if config.tokenizer.kind == "bytes" else config.tokenizer.vocab_size
     with joined_job(config) as ranks:
         learner = Learner(config, vocab_size, ranks, resolve_precision(config.train.precision, ranks.device))

@@ -28,7 +28,7 @@ _ENTRY = struct.Struct("<4sQ")
 
 
 def pack_sections(sections: dict[str, bytes]) -> bytes:
-    """A whole file from sections with 4-letter names."""
+    """Pack sections with 4-letter names into a file."""
     prefix = _PREFIX.pack(MAGIC, VERSION, len(sections))
     table = b"".join(_ENTRY.pack(name.encode(), len(payload)) for name, payload in sections.items())
     body = b"".join([prefix, table, *sections.values()])
@@ -36,12 +36,12 @@ def pack_sections(sections: dict[str, bytes]) -> bytes:
 
 
 def framing_bytes(num_sections: int) -> int:
-    """Bytes of magic, version and section table."""
+    """Count the bytes of magic, version and section table."""
     return _PREFIX.size + num_sections * _ENTRY.size
 
 
 def read_sections(path: Path) -> dict[str, bytes]:
-    """The sections of a file.
+    """Read the sections of a file.
 
     Raises UsageError for files that are missing, foreign, damaged, truncated, of another version or larger than memory.
     """
@@ -83,12 +83,12 @@ def _who_reads(version: int) -> str:
 
 
 def pack_json(content: dict[str, Any]) -> bytes:
-    """Compact JSON, deflated."""
+    """Pack a value as compact JSON, deflated."""
     return zlib.compress(json.dumps(content, separators=(",", ":")).encode(), 9)
 
 
 def unpack_json(payload: bytes, source: Path) -> dict[str, Any]:
-    """Inverse of `pack_json`; at most 1 MiB of JSON.
+    """Unpack what `pack_json` packed, at most 1 MiB of JSON.
 
     Raises UsageError where the payload is something else.
     """

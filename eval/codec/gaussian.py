@@ -34,7 +34,7 @@ _FIRST, _LAST = 0x00800000, 0xFF7FFFFF
 
 
 def ordered_integers(values: np.ndarray) -> np.ndarray:
-    """Finite float32 (n,) -> int64 in [0, 2^32), in the order of the numbers, -0.0 just below 0.0."""
+    """Number all finite float32 (n,) in their order, as int64 in [0, 2^32); -0.0 stands just below 0.0."""
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32).astype(np.int64)
     return np.where(bits >> 31, 0xFFFFFFFF - bits, bits + (1 << 31))
 
@@ -46,7 +46,7 @@ def from_ordered(integers: np.ndarray) -> np.ndarray:
 
 
 def lower_edges(integers: np.ndarray) -> np.ndarray:
-    """Where the cells of ordered integers (any shape, up to 2^32) begin, float64 and exact; outermost: -inf, +inf."""
+    """Find where the cells of ordered integers (any shape, up to 2^32) begin: exact float64, outermost infinite."""
     above = from_ordered(np.clip(integers, _FIRST, _LAST).reshape(-1)).astype(np.float64)
     below = from_ordered(np.clip(integers - 1, _FIRST, _LAST).reshape(-1)).astype(np.float64)
     middle = ((below + above) / 2).reshape(integers.shape)
@@ -54,13 +54,13 @@ def lower_edges(integers: np.ndarray) -> np.ndarray:
 
 
 def cell_widths(values: np.ndarray) -> np.ndarray:
-    """Width of the cell of each float32 (n,), float64; infinite for the two largest numbers."""
+    """Measure the cell of each float32 (n,), float64; that of the two largest numbers is infinite."""
     integers = ordered_integers(values)
     return lower_edges(integers + 1) - lower_edges(integers)
 
 
 def gaussian_bits(values: np.ndarray, means: np.ndarray, sigma: float) -> float:
-    """Ideal length of float32 `values` (n,): -log2 of density times width of the cell, summed.
+    """Sum the ideal code length of float32 `values` (n,): -log2 of density times width of the cell.
 
     This is the Gaussian loss, (y - mean)^2 / (2 sigma^2 ln 2) + log2(2 pi sigma^2) / 2, minus log2 of the width. Of
     cells wider than sigma it is no length.
@@ -71,7 +71,7 @@ def gaussian_bits(values: np.ndarray, means: np.ndarray, sigma: float) -> float:
 
 
 def encode_values(values: np.ndarray, means: np.ndarray, sigma: float) -> bytes:
-    """Stream of finite float32 `values` (n,) under Gaussians with `means` (n,) float64; any value can be coded."""
+    """Code finite float32 `values` (n,) under Gaussians with `means` (n,) float64; any value can be coded."""
     encoder, integers = RangeEncoder(), ordered_integers(values)
     for digit in range(DIGITS):
         rest_bits = BITS_PER_BYTE * (DIGITS - 1 - digit)
@@ -81,7 +81,7 @@ def encode_values(values: np.ndarray, means: np.ndarray, sigma: float) -> bytes:
 
 
 def decode_values(stream: bytes, means: np.ndarray, sigma: float) -> np.ndarray:
-    """Inverse of `encode_values`: float32 (n,).
+    """Decode what `encode_values` has coded: float32 (n,).
 
     Raises UsageError where the stream cannot have been coded with these means, or does not end with the values.
     """
@@ -93,7 +93,7 @@ def decode_values(stream: bytes, means: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def digit_tables(prefixes: np.ndarray, digit: int, means: np.ndarray, sigma: float) -> np.ndarray:
-    """Tables (n, 256) of digit number `digit` after the digits in `prefixes` (n,): integers as float64."""
+    """Compute tables (n, 256) of digit number `digit`, given the digits before it in `prefixes` (n,)."""
     rest_bits = BITS_PER_BYTE * (DIGITS - 1 - digit)
     tables = np.ones((len(prefixes), DIGIT_SIZE))
     ends = lower_edges((prefixes[:, None] + np.arange(2)) << (rest_bits + BITS_PER_BYTE))

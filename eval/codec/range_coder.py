@@ -29,7 +29,7 @@ _SMALLEST = float(np.finfo(np.float32).smallest_subnormal)
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What a stream needs of the probabilities of symbols that are known: 16 bytes a symbol in place of a table."""
+    """Intervals of symbols that are known beforehand: 16 bytes a symbol in place of a table of probabilities."""
 
     probabilities: np.ndarray
     """Probabilities of the symbols, float64 (positions, lanes)."""
@@ -38,12 +38,12 @@ class Known:
 
     @classmethod
     def empty(cls, positions: int, lanes: int, alphabet: int) -> "Known":
-        """Room for so many symbols."""
+        """Make room for so many symbols."""
         digits = 1 if alphabet <= MAX_TABLE else 2
         return cls(np.ones((positions, lanes)), np.zeros((positions, digits, lanes, 2), dtype=np.int32))
 
     def keep(self, lanes: slice, positions: slice, symbols: np.ndarray, probabilities: np.ndarray) -> None:
-        """`symbols` (lanes, positions) with `probabilities` (lanes, positions, alphabet) as an encoder takes them."""
+        """Keep the intervals of `symbols` (lanes, positions) under `probabilities` (lanes, positions, alphabet)."""
         shape, alphabet = symbols.shape, probabilities.shape[2]
         symbols, table = symbols.reshape(-1), probabilities.reshape(-1, alphabet)
         self.probabilities[positions, lanes] = _probabilities(symbols, table).reshape(shape).T
@@ -51,7 +51,7 @@ class Known:
         self.intervals[positions, :, lanes] = np.stack(digits).reshape(-1, *shape, 2).transpose(2, 0, 1, 3)
 
     def bits(self, active: np.ndarray) -> np.ndarray:
-        """What the symbols of each lane that are `active` (positions, lanes) take of a stream: float64 (lanes,).
+        """Sum the code length of the `active` symbols (positions, lanes) of each lane: bits, float64 (lanes,).
 
         Raises UsageError where the model overflows.
         """
@@ -74,7 +74,7 @@ class RangeEncoder:
         """-log2 of the float probabilities of the symbols so far; one that underflowed counts as 2^-149."""
 
     def encode(self, symbols: np.ndarray, probabilities: np.ndarray) -> None:
-        """`symbols` (n,) with `probabilities` (n, alphabet); alphabets over 256 become two digits.
+        """Append `symbols` (n,) with `probabilities` (n, alphabet); alphabets over 256 become two digits.
 
         Probabilities are float32, or any multiples of them that are integers, in float64: these code alike everywhere.
         """
@@ -86,7 +86,7 @@ class RangeEncoder:
             self._coder.encode(np.ascontiguousarray(digit, dtype=np.int32), _FAMILY, table)
 
     def encode_known(self, known: Known, active: np.ndarray) -> None:
-        """The symbols of `known` that are `active` (positions, lanes), as `encode` takes a position after another."""
+        """Append the `active` symbols (positions, lanes) of `known`, as `encode` would position by position."""
         for position, lanes in enumerate(active):
             self.ideal_bits -= float(np.log2(known.probabilities[position, lanes]).sum())
             for interval in known.intervals[position]:
@@ -103,13 +103,13 @@ class RangeEncoder:
         self._coder.encode(symbols.astype(np.int32), _FAMILY, table)
 
     def encode_bytes(self, content: bytes) -> None:
-        """Bytes as they are, 8 bits each."""
+        """Append bytes as they are, 8 bits each."""
         self.ideal_bits += BITS_PER_BYTE * len(content)
         self.quantised_bits += BITS_PER_BYTE * len(content)
         self._coder.encode(np.frombuffer(content, dtype=np.uint8).astype(np.int32), _BYTES)
 
     def stream(self) -> bytes:
-        """The finished stream, little-endian 32-bit words."""
+        """Finish the stream: little-endian 32-bit words."""
         return _finished(self._coder)
 
 
@@ -128,7 +128,7 @@ class RangeDecoder:
         self._again = ac.queue.RangeEncoder()
 
     def decode(self, probabilities: np.ndarray) -> np.ndarray:
-        """Symbols (n,) int64 for `probabilities` (n, alphabet) of the type that they were coded with."""
+        """Read symbols (n,) int64, given `probabilities` (n, alphabet) of the type that they were coded with."""
         if not len(probabilities):
             return np.zeros(0, dtype=np.int64)
         if probabilities.shape[1] <= MAX_TABLE:
@@ -139,7 +139,7 @@ class RangeDecoder:
         return high * base + self._decode_table(_low_table(digits, high))
 
     def decode_bytes(self, count: int) -> bytes:
-        """Inverse of `RangeEncoder.encode_bytes` for `count` bytes."""
+        """Read `count` bytes that `RangeEncoder.encode_bytes` has appended."""
         self._check_length(BITS_PER_BYTE * count)
         return self._decode(_BYTES, count=count).astype(np.uint8).tobytes()
 
@@ -169,7 +169,7 @@ class RangeDecoder:
 
 
 def most_symbols(stream_bytes: int, alphabet: int) -> int:
-    """How many symbols a stream can hold at most: even a sure one leaves each other symbol a frequency."""
+    """Bound the symbols that a stream can hold: even a sure one leaves each other symbol a frequency."""
     base = _digit_base(alphabet)
     others = [alphabet - 1] if alphabet <= MAX_TABLE else [-(-alphabet // base) - 1, base - 1]
     bits_per_symbol = -sum(math.log2(1 - other / 2**PRECISION_BITS) for other in others)
@@ -181,7 +181,7 @@ def _finished(coder: ac.queue.RangeEncoder) -> bytes:
 
 
 def quantised_bits(symbols: np.ndarray, table: np.ndarray) -> float:
-    """-log2 of the frequencies that constriction gives `symbols` (n,) in `table` (n, alphabet), float64."""
+    """Compute -log2 of the frequencies that constriction gives `symbols` (n,) in `table` (n, alphabet), float64."""
     return _interval_bits(_intervals(symbols, table))
 
 
@@ -237,7 +237,7 @@ def _as_table(probabilities: np.ndarray) -> np.ndarray:
 
 
 def coding_tables(probabilities: np.ndarray) -> np.ndarray:
-    """All integer frequencies that constriction would use for rows of `probabilities` (n, alphabet): int64 (n, m).
+    """Compute the integer frequencies that constriction uses for rows of `probabilities` (n, alphabet): int64 (n, m).
 
     Those of alphabets over 256 are the frequencies of the first digit, then of the second after each first one.
     """

@@ -12,17 +12,17 @@ MAX_WAITING_BYTES = 1 << 25
 
 
 class Coder(Protocol):
-    """What happens to the symbols of one position."""
+    """Codes symbols, position by position: a sender appends them, a receiver reads them."""
 
     knows_symbols: bool
     """Whether symbols are known before they are coded."""
 
     def code(self, symbols: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-        """The symbols (n,) that the text has there, given `symbols` and `probabilities` (n, vocabulary)."""
+        """Code `symbols` (n,) with `probabilities` (n, vocabulary); returns those that the text has there."""
 
 
 class Sending:
-    """Appends to a stream.
+    """Appends symbols to a stream.
 
     Symbols with tables of one width wait for others, since a call of the encoder takes longer than a few of them.
     Larger alphabets have two digits, and a call codes all first ones before the second ones: there each call is the
@@ -58,7 +58,7 @@ class Sending:
 
 
 class Receiving:
-    """Reads from a stream.
+    """Reads symbols from a stream.
 
     One that was coded with other probabilities must not stop this rank alone: it goes on with zeros, and says so.
     """
@@ -69,7 +69,7 @@ class Receiving:
         self.decoder, self.has_failed = RangeDecoder(stream), False
 
     def code(self, symbols: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-        """What the stream holds."""
+        """Read the symbols from the stream."""
         try:
             return symbols if self.has_failed else self.decoder.decode(probabilities)
         except UsageError:
@@ -77,7 +77,7 @@ class Receiving:
             return symbols
 
     def finish(self) -> None:
-        """A stream that goes on, or ends before the text, has failed too."""
+        """Check that the stream ends with the text: one that goes on, or ends before it, has failed too."""
         try:
             self.decoder.check_end()
         except UsageError:
@@ -85,7 +85,7 @@ class Receiving:
 
 
 class Digesting:
-    """Takes a digest of the probabilities."""
+    """Digests the probabilities of symbols that nobody codes."""
 
     knows_symbols = True
 

@@ -1,14 +1,6 @@
 """From how many bytes of a text on its offline code is shorter than its online code.
 
-Up to the N bytes of the training corpus online(n) is measured, the running sum of the ledger; beyond it the integral of
-a power law l(n) = c + a n^-b is added, fitted to the loss at first visits. offline(n) is what an archive holds besides
-data, and n times the rate of its data: projected, since only the held-out text was coded. The archive rounds weights as
-is best for that text; for more text finer weights pay, so at each n the best of several precisions counts. The
-crossover is the smallest n with online(n) >= offline(n). Where the online rate falls below the offline rates before
-that, there is none.
-
-The loss is fitted in nats/byte over bytes. The first tenth of the corpus is left out: no power law holds while the
-learning rate warms up and byte frequencies are learnt.
+How both codes are continued beyond the corpus is told in docs/online.md ("How a crossover is found").
 """
 
 import math
@@ -31,7 +23,7 @@ BAND = (0.05, 0.95)
 FARTHEST_BYTES = 1e18
 """Beyond an exabyte nothing is looked for."""
 _SEED = 0
-_FIRST_SHARE_LEFT_OUT = 0.1
+_FIRST_FRACTION_LEFT_OUT = 0.1
 _MAX_POINTS = 400
 _MIN_POINTS = 8
 _BLOCKS = 20
@@ -47,7 +39,7 @@ class OfflineLine:
     """Coded data of the held-out text over its raw bytes."""
 
     def bits(self, raw_bytes: Amount) -> Amount:
-        """Code length of `raw_bytes` bytes."""
+        """Compute the code length in bits of `raw_bytes` bytes."""
         return self.fixed_bits + self.rate_bits_per_byte * raw_bytes
 
     def length(self, raw_bytes: float) -> Length:
@@ -58,14 +50,14 @@ class OfflineLine:
 
 @dataclass(frozen=True, slots=True)
 class OfflineCode:
-    """The shortest of several precisions at each size."""
+    """The projected offline code: at each size of the text the shortest of several precisions."""
 
     lines: tuple[OfflineLine, ...]
     """By ascending rate, so by falling fixed part: none is longer than another at every size."""
 
     @classmethod
     def of(cls, lines: list[OfflineLine]) -> "OfflineCode":
-        """The code that chooses among `lines`."""
+        """Make the code that takes the shortest of `lines`."""
         useful: list[OfflineLine] = []
         for line in sorted(lines, key=lambda line: (line.rate_bits_per_byte, line.fixed_bits)):
             if not useful or line.fixed_bits < useful[-1].fixed_bits:
@@ -73,11 +65,11 @@ class OfflineCode:
         return cls(tuple(useful))
 
     def bits(self, raw_bytes: Amount) -> Amount:
-        """Code length of `raw_bytes` bytes."""
+        """Compute the code length in bits of `raw_bytes` bytes."""
         return np.min([line.bits(raw_bytes) for line in self.lines], axis=0)
 
     def best_at(self, raw_bytes: float) -> OfflineLine:
-        """The line that is the shortest there."""
+        """Find the line that is the shortest at a size."""
         return min(self.lines, key=lambda line: line.bits(raw_bytes))
 
 
@@ -94,7 +86,7 @@ class OnlineCurve:
 
     @property
     def measured_bytes(self) -> float:
-        """N, where measuring ends and the law begins."""
+        """Size of the corpus in bytes: up to it the code is measured, beyond it the law counts."""
         return float(self.raw_bytes[-1])
 
     def bits_at(self, raw_bytes: float) -> float:
@@ -140,34 +132,34 @@ def archive_length(report: dict) -> Length:
 
 
 def offline_line(report: dict) -> OfflineLine:
-    """The line through the archive of a report."""
+    """Read the projected line of the archive from a report."""
     archive = archive_length(report)
     rate = bits_per_byte(bits_from_bytes(archive.data_bytes), report["data"]["raw_bytes"])
     return OfflineLine(fixed_bits=bits_from_bytes(archive.fixed_bytes), rate_bits_per_byte=rate)
 
 
 def offline_code(report: dict, points: list[GridPoint]) -> OfflineCode:
-    """The archive of a report, and lines for the same weights on other grids.
+    """Read the offline code from a report: the archive, and the same weights on other grids.
 
     Their rates are from a sample of the text, in proportion to what the sample says of the archive's own grid. Raises
     UsageError where the report does not say that.
     """
-    own, offline = offline_line(report), report["offline"]
+    archive, offline = offline_line(report), report["offline"]
     if "sampled_data_bytes" not in offline:
         problem = "its report is by an older version, without sampled_data_bytes"
         raise UsageError(f"run {report['run']}: {problem}; evaluate it again with `codelength eval`")
     others = [
         OfflineLine(
-            fixed_bits=own.fixed_bits + bits_from_bytes(point.model_bytes - offline["model_bytes"]),
-            rate_bits_per_byte=own.rate_bits_per_byte * point.data_bytes / offline["sampled_data_bytes"],
+            fixed_bits=archive.fixed_bits + bits_from_bytes(point.model_bytes - offline["model_bytes"]),
+            rate_bits_per_byte=archive.rate_bits_per_byte * point.data_bytes / offline["sampled_data_bytes"],
         )
         for point in points
     ]
-    return OfflineCode.of([own, *others])
+    return OfflineCode.of([archive, *others])
 
 
 def online_curves(online: OnlineCode) -> tuple[OnlineCurve, list[OnlineCurve]]:
-    """The curve with the law fitted to all of it, and `RESAMPLES` with laws fitted to resamples of its blocks.
+    """Fit the law to the whole curve, and to `RESAMPLES` resamples of its blocks.
 
     What was measured is the same in all of them: it is a fact about this text. Raises UsageError for too short runs.
     """
@@ -180,11 +172,11 @@ def online_curves(online: OnlineCode) -> tuple[OnlineCurve, list[OnlineCurve]]:
 
 
 def curve_points(raw_bytes: np.ndarray, bits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean loss in nats/byte of at most `_MAX_POINTS` stretches of steps after the first tenth, and their middles.
+    """Average the loss (nats/byte) over at most `_MAX_POINTS` stretches after the first tenth, with their middles.
 
     Raises UsageError where too few steps are left to fit and resample.
     """
-    ends = np.flatnonzero(raw_bytes >= _FIRST_SHARE_LEFT_OUT * raw_bytes[-1])
+    ends = np.flatnonzero(raw_bytes >= _FIRST_FRACTION_LEFT_OUT * raw_bytes[-1])
     if len(ends) <= _MIN_POINTS:
         remedy = "lower train.batch_sequences or take more text"
         raise UsageError(f"the ledger has {len(raw_bytes) - 1} steps: too few for a law of the loss; {remedy}")
@@ -194,7 +186,7 @@ def curve_points(raw_bytes: np.ndarray, bits: np.ndarray) -> tuple[np.ndarray, n
 
 
 def resampled_laws(positions: np.ndarray, rates: np.ndarray, count: int, seed: int) -> list[Law]:
-    """Laws fitted to moving-block resamples of the points: blocks of neighbours, since their deviations go together."""
+    """Fit laws to moving-block resamples of the points: neighbours stay together, since their deviations do."""
     generator = np.random.default_rng(seed)
     block = max(1, len(positions) // _BLOCKS)
     num_blocks = -(-len(positions) // block)
@@ -207,7 +199,7 @@ def resampled_laws(positions: np.ndarray, rates: np.ndarray, count: int, seed: i
 
 
 def find_crossover(curve: OnlineCurve, offline: OfflineCode) -> Crossover:
-    """The smallest size at which offline is not longer than online, and whether online becomes shorter again.
+    """Find the smallest size at which offline is not longer than online, and where online becomes shorter again.
 
     Offline is shorter where any of its lines is.
     """
@@ -263,7 +255,7 @@ def _line_crossover(curve: OnlineCurve, offline: OfflineLine) -> Crossover:
 
 
 def crossover_bands(curves: list[OnlineCurve], offline: OfflineCode) -> tuple[Band, Band]:
-    """The bands of `Crossover.raw_bytes` and `until_bytes` over resampled curves."""
+    """Compute the bands of `Crossover.raw_bytes` and `until_bytes` over resampled curves."""
     crossovers = [find_crossover(curve, offline) for curve in curves]
     return _band([each.raw_bytes for each in crossovers]), _band([each.until_bytes for each in crossovers])
 
@@ -280,7 +272,7 @@ def _band(ends: list[float | None]) -> Band:
 
 
 def online_band(curves: list[OnlineCurve], raw_bytes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """5 and 95 % quantiles of the code length in bits at each of the sizes `raw_bytes`."""
+    """Compute the 5 and 95 % quantiles of the code length in bits at each of the sizes `raw_bytes`."""
     bits = np.array([[curve.bits_at(size) for size in raw_bytes] for curve in curves])
     low, high = np.quantile(bits, BAND, axis=0)
     return low, high

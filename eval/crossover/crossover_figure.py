@@ -29,7 +29,7 @@ _FARTHEST_FACTOR = 1e4
 def draw_crossover(
     path: Path, curve: OnlineCurve, resampled: list[OnlineCurve], offline: OfflineCode, crossover: Crossover
 ) -> None:
-    """Code length so far over text so far, in bits/byte, against the text in bytes; `path` is replaced in one step.
+    """Draw both codes in bits/byte against the size of the text in bytes; `path` is replaced in one step.
 
     Divided by the size, lines that cross at a small angle can be told apart, and they cross at the same place.
     """
@@ -81,6 +81,6 @@ def _draw_online(axes: Axes, curve: OnlineCurve, resampled: list[OnlineCurve], l
 
 
 def size_text(raw_bytes: float) -> str:
-    """A size with three digits and a prefix, such as 8.12 MB."""
+    """Format a size with three digits and a prefix, such as 8.12 MB."""
     factor, prefix = si_prefix(raw_bytes)
     return f"{raw_bytes / factor:.3g} {prefix}B"

@@ -1,21 +1,6 @@
 """How many bits of a corpus a model has taken in, read off one run without a second one.
 
-With n the raw bytes of the training corpus, AULC the area under its loss curve (the sum of the first visits) and r a
-final rate of the model in bits/byte, n r is the residual that the model leaves, and AULC - n r, the excess description
-length, is what it has learnt on the way: the "information in the weights" (Blier and Ollivier 2018, Whitney et al.
-2020). Three rates are measured:
-
-- held-out: the mean loss of the final float32 weights over the whole held-out text, in sequences like those of
-  training. This is the rate that counts.
-- archive: the ideal length of the archive's text over its size. Its weights are rounded to the grid at which that
-  archive is smallest; for a small text that is a coarse one, and the excess may even be negative.
-- training: the mean loss over the last steps of the ledger that hold at least 5 % of the corpus. In a run of one epoch
-  these are first visits, so a held-out loss almost; with further epochs or fine-tuning they are later visits, and a
-  model that only knows its text by heart shows a low rate: random labels then look learnt.
-
-The rate of the byte frequencies is what the held-out text costs under the frequencies of the training text (half a
-count added to each, so that no byte is impossible). It is not the entropy of the training text: the two splits differ
-in their frequencies, and that difference is nothing that a model has learnt.
+What each of the three rates shows is told in docs/online.md ("Final rates, and what a model has learnt").
 """
 
 from dataclasses import dataclass
@@ -44,7 +29,7 @@ _NUM_BYTE_VALUES = 256
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluatedRun:
-    """What a run has left that is trained and evaluated on its held-out text."""
+    """A run that was trained and evaluated on its held-out text, as its directory holds it."""
 
     run_dir: Path
     config: RunConfig
@@ -74,7 +59,7 @@ class ModelBits:
 
     @property
     def residual_bits(self) -> float:
-        """What the corpus would take at the final held-out rate."""
+        """Bits of the corpus at the final held-out rate: n r."""
         return self.raw_bytes * self.heldout_bits_per_byte
 
     @property
@@ -104,7 +89,7 @@ class ModelBits:
 
 
 def open_run(run_dir: Path) -> EvaluatedRun:
-    """Read what is needed of an evaluated run.
+    """Read an evaluated run from its directory.
 
     Raises UsageError where it is not trained and evaluated, or not on its held-out text.
     """
@@ -135,7 +120,7 @@ def model_bits(run: EvaluatedRun) -> ModelBits:
 
 
 def final_heldout_rate(run: EvaluatedRun) -> float:
-    """Bits per byte of the held-out text under the final weights, in float32."""
+    """Measure the bits per byte of the held-out text under the final weights, in float32."""
     data, config = run.data, run.config
     weights, _ = load_weights(run.run_dir, config, data.tokenizer.vocab_size)
     model = Transformer(config.model, data.tokenizer.vocab_size).eval()
@@ -152,7 +137,7 @@ def final_heldout_rate(run: EvaluatedRun) -> float:
 
 
 def final_training_rate(run_dir: Path, corpus_bytes: int) -> float:
-    """Bits per byte of the last steps, first visits or not, that read `FINAL_SHARE` of the corpus or just more."""
+    """Average the bits per byte of the last steps, as many as read `FINAL_SHARE` of the corpus."""
     columns = ["step", "raw_bytes", "nats_sum"]
     tables = list(read_rows(run_dir, columns))
     step, raw_bytes, nats = (np.concatenate([table[name].to_numpy() for table in tables]) for name in columns)
@@ -165,7 +150,7 @@ def final_training_rate(run_dir: Path, corpus_bytes: int) -> float:
 
 
 def byte_counts(data: Data, shard: Shard) -> np.ndarray:
-    """How often each byte value occurs in the text of a split, int64 of shape (256,)."""
+    """Count each byte value in the text of a split: int64 (256,)."""
     counts = np.zeros(_NUM_BYTE_VALUES, dtype=np.int64)
     for start in range(0, shard.num_tokens, _BLOCK_TOKENS):
         text = data.tokenizer.decode(shard.tokens[start : start + _BLOCK_TOKENS])
@@ -174,6 +159,6 @@ def byte_counts(data: Data, shard: Shard) -> np.ndarray:
 
 
 def frequency_rate(train_counts: np.ndarray, heldout_counts: np.ndarray) -> float:
-    """Bits per byte of a text with `heldout_counts` under the frequencies of one with `train_counts`."""
+    """Compute the bits per byte of a text with `heldout_counts` under the byte frequencies of `train_counts`."""
     probabilities = (train_counts + 0.5) / (train_counts.sum() + 0.5 * len(train_counts))
     return float(-(heldout_counts @ np.log2(probabilities)) / heldout_counts.sum())

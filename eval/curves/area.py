@@ -40,29 +40,29 @@ class Law:
 
     @property
     def a_nats(self) -> float:
-        """a, which is what the law has above c at the first token."""
+        """The law's coefficient a: its nats above c at the first token."""
         return self.scale_nats * self.reference_tokens**self.exponent
 
     def loss_nats(self, tokens: np.ndarray | float) -> np.ndarray | float:
-        """Loss per token after `tokens`, which are above 0."""
+        """Compute the loss per token after `tokens`, which are above 0."""
         return self.c_nats + self.scale_nats * (tokens / self.reference_tokens) ** -self.exponent
 
     def integral_nats(self, start: float, end: float) -> float:
-        """Length of the tokens from `start` (above 0) to `end`."""
+        """Integrate the law from `start` (above 0) to `end`."""
         at_start = self.scale_nats * (start / self.reference_tokens) ** -self.exponent
         at_end = self.scale_nats * (end / self.reference_tokens) ** -self.exponent
         power = power_integral(start, end, at_start, at_end) if self.scale_nats else 0.0
         return self.c_nats * (end - start) + float(power)
 
     def clipped_integral_nats(self, start: float, end: float, lowest: float, highest: float) -> float:
-        """The same with the law kept between two losses, of which `highest` may be infinite."""
+        """Integrate the law kept between two losses, of which `highest` may be infinite."""
         below_highest = min(max(self.crossing(highest), start), end)
         below_lowest = min(max(self.crossing(lowest), below_highest), end)
         total = self.integral_nats(below_highest, below_lowest) + lowest * (end - below_lowest)
         return total + highest * (below_highest - start) if below_highest > start else total
 
     def crossing(self, loss_nats: float) -> float:
-        """Tokens from which on the law is at most `loss_nats`; infinite where it never is."""
+        """Find the tokens from which on the law is at most `loss_nats`; infinite where it never is."""
         excess = loss_nats - self.c_nats
         if not self.scale_nats or not self.exponent:
             return 0.0 if excess >= self.scale_nats else math.inf
@@ -74,7 +74,7 @@ class Law:
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class BoundedLength:
-    """A code length in nats of some tokens, with what a curve that never rises says for certain."""
+    """A code length in nats, between the bounds that hold for every curve that never rises."""
 
     tokens: float
     estimate_nats: float
@@ -127,7 +127,7 @@ class OnlineLength:
 
 
 def online_length(curve: Curve, num_tokens: float | None, vocab_size: float | None) -> OnlineLength:
-    """Area under the curve from the first token to `num_tokens` (default: the last point).
+    """Compute the area under the curve from the first token to `num_tokens` (default: the last point).
 
     `num_tokens` is the number of different tokens of the dataset: later points belong to further epochs, whose tokens
     the receiver has, and are not looked at. `vocab_size` bounds the loss before the first point by its logarithm, the
@@ -159,7 +159,7 @@ def power_integral(
     start_loss: np.ndarray | float,
     end_loss: np.ndarray | float,
 ) -> np.ndarray:
-    """Integral from `start` to `end` (above 0) of the power law through both losses (above 0); elementwise.
+    """Integrate the power law through both losses (above 0) from `start` to `end` (above 0), elementwise.
 
     With u = ln(end/start) and v = ln(end * end_loss / (start * start_loss)), the integral is
     start * start_loss * u * (e^v - 1)/v. It is regular where v = 0, which is the law a/t.
@@ -171,7 +171,7 @@ def power_integral(
 
 
 def fit_law(tokens: np.ndarray, loss_nats: np.ndarray) -> Law:
-    """The law of least squares through at least two points; through two unequal ones the pure power law, c = 0.
+    """Fit the law of least squares to at least two points; two unequal ones give the pure power law, c = 0.
 
     For a given exponent the best c and a are linear, not negative and unique, so only b is searched: on a grid first,
     because the error can have several minima in it. A curve without a descent gives its mean as c, a = 0 and b = 0.
@@ -239,6 +239,6 @@ def _tail(law: Law, last_tokens: float, last_loss: float, end: float) -> Bounded
 
 
 def two_part_length(num_tokens: float, final_loss_nats: float, num_parameters: float, bits_per_weight: float) -> Length:
-    """Offline code: `num_tokens` tokens at the final loss, and the weights that the receiver needs first."""
+    """Compute a two-part code: `num_tokens` tokens at the final loss, and the weights that the receiver needs first."""
     data_bits, model_bits = bits_from_nats(num_tokens * final_loss_nats), num_parameters * bits_per_weight
     return Length(bytes_from_bits(model_bits), bytes_from_bits(data_bits), KIND)

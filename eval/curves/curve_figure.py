@@ -25,7 +25,7 @@ def check_figure_path(path: Path) -> None:
 
 
 def draw_curve(path: Path, curve: Curve, online: OnlineLength) -> None:
-    """Losses in nats per token against tokens, both logarithmic; `path` is replaced in one step."""
+    """Draw losses in nats per token against tokens, both logarithmic; `path` is replaced in one step."""
     figure, axes = new_figure("Loss curve and online code length")
     axes.set_xscale("log")
     axes.set_yscale("log")

@@ -63,7 +63,7 @@ _SMALLEST = {"tokens": 1, "vocab_size": 2, "raw_bytes": 1, "parameters": 1}
 
 
 def read_amounts(texts: dict[str, str | None]) -> Amounts:
-    """Numbers as users write them (1400000000000, 1.4e12); raises UsageError for one that cannot be meant."""
+    """Read numbers as users write them (1400000000000, 1.4e12); raises UsageError for one that cannot be meant."""
     numbers = {}
     for name, text in texts.items():
         if text is None:
@@ -185,7 +185,7 @@ def _ends_of_intervals(steps: list[float]) -> bool:
 
 
 def check_unit(unit: str | None) -> str:
-    """The unit; raises UsageError for one that is missing or unknown: a number alone does not tell nats from bits."""
+    """Check the unit; raises UsageError where it is missing or unknown: a number alone does not tell nats from bits."""
     if unit is None or unit not in UNITS:
         problem = "is missing" if unit is None else f"{unit}: is unknown"
         raise UsageError(f"--unit {problem}; choose nats or bits (per token), as the source of the curve says")
@@ -193,7 +193,7 @@ def check_unit(unit: str | None) -> str:
 
 
 def nats_of(loss: Amount, unit: str) -> Amount:
-    """A loss in nats, given in one of `UNITS`."""
+    """Convert a loss in one of `UNITS` to nats."""
     return nats_from_bits(loss) if unit == "bits" else loss
 
 

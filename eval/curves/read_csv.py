@@ -38,7 +38,7 @@ class _Rows:
 
 
 def read_table(path: Path, columns: str | None, skip_nan: bool) -> Table:
-    """x and loss of every row; `columns` names the two, "X,LOSS", where there are more.
+    """Read x and loss of every row; `columns` names the two, "X,LOSS", where there are more.
 
     Raises UsageError for what cannot be read, with its line.
     """
@@ -56,7 +56,7 @@ def read_table(path: Path, columns: str | None, skip_nan: bool) -> Table:
 
 
 def is_number(cell: str) -> bool:
-    """Whether a cell is one for Python."""
+    """Whether Python reads a cell as a number."""
     try:
         float(cell)
     except ValueError:

@@ -22,7 +22,7 @@ _HEAD, _CHECKSUM = struct.Struct("<QI"), struct.Struct("<I")
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Scalar:
-    """The points of one scalar, in order, and what a reader should know of them."""
+    """The points of one scalar, in order, with notes on what was left out."""
 
     tag: str
     steps: list[int]
@@ -61,7 +61,7 @@ class _Writer:
 
 
 def read_scalar(path: Path, tag: str | None, allow_damaged: bool) -> Scalar:
-    """The scalar `tag` (default: the only one) of an event file, or of all event files of a folder.
+    """Read the scalar `tag` (default: the only one) from an event file, or from all of a folder.
 
     Raises UsageError where there is no such scalar, where two writers were at work at a time, and, unless that is
     allowed, where a file is cut or damaged and no later writer has covered that.
@@ -69,16 +69,16 @@ def read_scalar(path: Path, tag: str | None, allow_damaged: bool) -> Scalar:
     writers = sorted((_read(file) for file in _event_files(path)), key=lambda writer: (writer.started, writer.path))
     tag = _chosen_tag(path, writers, tag, allow_damaged)
     # Writers of other scalars, such as of an evaluation, have nothing to say about this one.
-    own = [writer for writer in writers if tag in writer.points or tag in writer.vectors]
-    for writer in own:
+    writers_of_tag = [writer for writer in writers if tag in writer.points or tag in writer.vectors]
+    for writer in writers_of_tag:
         if tag in writer.vectors:
             raise UsageError(f"--tag {tag}: {writer.path}: {writer.vectors[tag]}; choose a scalar with --tag")
-    _check_one_at_a_time(own, tag)
+    _check_one_at_a_time(writers_of_tag, tag)
     notes = _damage_notes(writers, tag, allow_damaged)
     kept: list[_Point] = []
     restarts: list[int] = []
     num_points = 0
-    for writer in own:
+    for writer in writers_of_tag:
         for point in sorted([*writer.starts, *writer.points[tag]], key=lambda point: point.place):
             num_points += point.value is not None
             num_before = len(kept)

@@ -13,7 +13,7 @@ _AHEAD = 8192
 
 @unlocked
 def embed(table, tokens, x):
-    """Rows of `table` (symbols, width) for `tokens` (lanes, count), to `x` (count, width, lanes)."""
+    """Write the rows of `table` (symbols, width) of `tokens` (lanes, count) to `x` (count, width, lanes)."""
     count, width, lanes = x.shape
     for t in range(count):
         for lane in range(lanes):
@@ -24,7 +24,7 @@ def embed(table, tokens, x):
 
 @unlocked
 def add_scores(query, keys, place, end, scores):
-    """Products of a query (head width, 16) with the keys of positions before `end`, to `scores` (length, 16).
+    """Write the products of a query (head width, 16) with the keys before `end` to `scores` (length, 16).
 
     `place` is where the head's keys begin in the cache.
     """
@@ -58,7 +58,7 @@ def add_scores(query, keys, place, end, scores):
 
 @unlocked
 def mix(weights, values, place, end, mixed):
-    """Sums (head width, 16) of the values of positions before `end` times `weights` (length, 16), to `mixed`."""
+    """Write the sums of the values before `end` times `weights` (length, 16) to `mixed` (head width, 16)."""
     like, size = mixed.dtype.type(0), len(mixed) * WIDTH
     zero, whole = spread(like), end // 4 * 4
     for i in range(0, size, WIDTH):
@@ -85,7 +85,7 @@ def mix(weights, values, place, end, mixed):
 
 @unlocked
 def transposed(x, y):
-    """`x` (count, symbols, lanes) to `y` (lanes, count, symbols)."""
+    """Transpose `x` (count, symbols, lanes) to `y` (lanes, count, symbols)."""
     count, symbols, lanes = x.shape
     for t in range(count):
         for first in range(0, symbols, WIDTH):

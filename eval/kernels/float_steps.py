@@ -25,7 +25,7 @@ _ZERO, _ONE = np.float32(0), np.float32(1)
 
 @unlocked
 def power_of_e(x):
-    """exp of a vector of numbers that are not positive; those below -87 count as -87."""
+    """Compute exp of a vector of numbers that are not positive; those below -87 count as -87."""
     x = greater(x, spread(_SMALLEST_EXPONENT))
     n = nearest(x * spread(_LOG2_E))
     x = multiply_add(n, spread(_LN2_LOW), multiply_add(n, spread(_LN2_HIGH), x))
@@ -39,7 +39,7 @@ def power_of_e(x):
 
 @unlocked
 def rms_normed(x, y):
-    """RMS norm of `x` (count, width, lanes), to `y`."""
+    """Write the RMS norm of `x` (count, width, lanes) to `y`."""
     count, width, lanes = x.shape
     for t in range(count):
         for lane in range(0, lanes, WIDTH):
@@ -51,7 +51,7 @@ def rms_normed(x, y):
 
 @unlocked
 def layer_normed(x, gain, bias, y):
-    """LayerNorm of `x` (count, width, lanes) with `gain` and `bias` (width,), to `y`."""
+    """Write the LayerNorm of `x` (count, width, lanes) with `gain` and `bias` (width,) to `y`."""
     count, width, lanes = x.shape
     inverse = spread(_ONE / np.float32(width))
     for t in range(count):
@@ -73,7 +73,7 @@ def layer_normed(x, gain, bias, y):
 
 @unlocked
 def squared_relu(x):
-    """max(x, 0)^2 in place."""
+    """Replace x by max(x, 0)^2."""
     for at in range(0, x.size, WIDTH):
         positive = greater(load(_ZERO, x, at), spread(_ZERO))
         store(positive * positive, x, at)
@@ -81,7 +81,7 @@ def squared_relu(x):
 
 @unlocked
 def attend(qkv, cache, cos, sin, start, out):
-    """Mixed values of `qkv` (count, 3 * width, lanes), to `out` (count, width, lanes).
+    """Write the attention of `qkv` (count, 3 * width, lanes) to `out` (count, width, lanes).
 
     `cache` are keys and values, int16 (tiles, heads, length, head width, 16), and the units of both, float32 (tiles,
     heads, length, 16): read before position `start`, and written from there on. Queries and keys are normalised and
@@ -115,7 +115,7 @@ def attend(qkv, cache, cos, sin, start, out):
 
 @unlocked
 def softmax(logits, out):
-    """Probabilities of `logits` (count, vocabulary, lanes), which are overwritten, to `out` (lanes, count, ...)."""
+    """Write the softmax of `logits` (count, vocabulary, lanes), which are overwritten, to `out` (lanes, count, ...)."""
     count, symbols, lanes = logits.shape
     for t in range(count):
         for lane in range(0, lanes, WIDTH):

@@ -75,7 +75,7 @@ def turn(qkv, scales, norm, cos, sin, start):
 
 @unlocked
 def biased(sums, scale, bias, limit, y):
-    """`sums` (count, features, lanes) in the unit of `bias` (features,), at most `limit` in magnitude, to `y`."""
+    """Add `bias` (features,) to `sums` (count, features, lanes) in its unit, cut to `limit`, and write that to `y`."""
     count, features, lanes = sums.shape
     for row in range(count * features):
         for at in range(row * lanes, (row + 1) * lanes, WIDTH):
@@ -85,7 +85,7 @@ def biased(sums, scale, bias, limit, y):
 
 @unlocked
 def attend(qkv, keys, values, start, factor, levels, table, multiple, out):
-    """Mixed values of `qkv` (count, 3, heads, head width, lanes), integers, to `out` (count, width, lanes).
+    """Write the integer attention of `qkv` (count, 3, heads, head width, lanes) to `out` (count, width, lanes).
 
     `keys` and `values` (tiles, heads, length, head width, 16) are read before position `start` and written from there
     on. `factor`, `levels` and `table` as in `eval.portable.Mixer`; `out` is in 1 / `multiple` of the values' unit.
@@ -116,7 +116,7 @@ def attend(qkv, keys, values, start, factor, levels, table, multiple, out):
 
 @unlocked
 def squared(sums, scale, limit, y):
-    """Squares of positive `sums` times `scale`, rounded, at most `limit`, to `y` (float64)."""
+    """Write the squares of positive `sums` times `scale`, rounded and cut to `limit`, to `y` (float64)."""
     like = sums.dtype.type(0)
     for at in range(0, sums.size, WIDTH):
         x = greater(nearest(load(like, sums, at) * spread(scale)), spread(like))
@@ -148,7 +148,7 @@ def add_output(sums, scale, bias, limit, x):
 
 @unlocked
 def symbol_weights(sums, factor, table, out):
-    """Entries of `table` for the distances of `sums` (count, symbols, lanes) to the largest, to (lanes, count, ...)."""
+    """Look up the weights of symbols in `table`, by the distances of `sums` (count, symbols, lanes) to the largest."""
     count, symbols, lanes = sums.shape
     distances = np.empty((symbols, lanes))
     last = spread(np.float64(len(table) - 1))

@@ -39,7 +39,7 @@ class Matrix:
             outputs.addmm_(self._dense, inputs)
 
     def times(self, x: np.ndarray, room: "Room") -> np.ndarray:
-        """Products (count, outputs, lanes), in an array of `room`."""
+        """Multiply into an array of `room`: (count, outputs, lanes)."""
         y = room.array("products", (len(x), self.num_outputs, x.shape[2]), self.dtype)
         y[:] = 0
         self.add(x, y)
@@ -47,7 +47,7 @@ class Matrix:
 
 
 class Room:
-    """Arrays that a block of lanes uses at each step anew: to make them takes as long as some of the work."""
+    """Arrays that a block of lanes reuses at each step: allocating them would take as long as some of the work."""
 
     def __init__(self) -> None:
         self._arrays: dict[tuple, np.ndarray] = {}

@@ -32,7 +32,7 @@ class _VectorModel(models.PrimitiveModel):
 
 @intrinsic
 def spread(_context, number):
-    """The number in all entries."""
+    """Put a number into all entries."""
 
     def generate(context, builder, signature, args):
         vector = context.get_value_type(signature.return_type)
@@ -43,7 +43,7 @@ def spread(_context, number):
 
 @intrinsic
 def load(_context, like, array, place):
-    """16 entries of a contiguous `array` from `place` in its flattened form, as floats of the type of `like`."""
+    """Load 16 entries of a contiguous `array` from flat index `place` on, as floats of the type of `like`."""
 
     def generate(context, builder, signature, args):
         loaded = builder.load(_pointer(context, builder, array, args[1], args[2]))
@@ -55,7 +55,7 @@ def load(_context, like, array, place):
 
 @intrinsic
 def store(_context, vector, array, place):
-    """Write to where `load` reads; integers, and floats that are representable, into arrays of smaller types."""
+    """Store where `load` reads; into arrays of smaller types go integers, and floats that these represent."""
 
     def generate(context, builder, signature, args):
         value = _converted(context, builder, args[0], vector.dtype, array.dtype)
@@ -67,7 +67,7 @@ def store(_context, vector, array, place):
 
 @intrinsic
 def fetch(_context, array, place):
-    """Have the memory that holds `place` on its way to the processor; `place` may lie behind the end."""
+    """Prefetch the memory at `place`, which may lie behind the end."""
 
     def generate(context, builder, signature, args):
         data = context.make_array(array)(context, builder, args[0]).data
@@ -84,7 +84,7 @@ def fetch(_context, array, place):
 
 @intrinsic
 def cast(_context, like, vector):
-    """The vector's entries rounded to the type of `like`."""
+    """Round the vector's entries to the type of `like`."""
 
     def generate(context, builder, signature, args):
         return _converted(context, builder, args[1], vector.dtype, like)
@@ -94,25 +94,25 @@ def cast(_context, like, vector):
 
 @intrinsic
 def multiply_add(_context, a, b, c):
-    """a * b + c, rounded once."""
+    """Compute a * b + c, rounded once."""
     return a(a, b, c), _call("fma", a)
 
 
 @intrinsic
 def root(_context, vector):
-    """Square roots, correctly rounded."""
+    """Compute square roots, correctly rounded."""
     return vector(vector), _call("sqrt", vector)
 
 
 @intrinsic
 def nearest(_context, vector):
-    """The nearest integers; halves go to the even ones."""
+    """Round to the nearest integers; halves go to the even ones."""
     return vector(vector), _call("roundeven", vector)
 
 
 @intrinsic
 def greater(_context, a, b):
-    """The larger of two numbers in each place."""
+    """Take the larger of two numbers in each place."""
 
     def generate(context, builder, signature, args):
         return builder.select(builder.fcmp_ordered(">", *args), *args)
@@ -122,7 +122,7 @@ def greater(_context, a, b):
 
 @intrinsic
 def smaller(_context, a, b):
-    """The smaller of two numbers in each place."""
+    """Take the smaller of two numbers in each place."""
 
     def generate(context, builder, signature, args):
         return builder.select(builder.fcmp_ordered("<", *args), *args)
@@ -132,7 +132,7 @@ def smaller(_context, a, b):
 
 @intrinsic
 def power_of_two(_context, vector):
-    """2 to integers between -126 and 127, float32."""
+    """Compute 2 to the power of integers between -126 and 127, float32."""
 
     def generate(context, builder, signature, args):
         integers = ir.VectorType(ir.IntType(32), WIDTH)

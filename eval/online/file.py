@@ -34,7 +34,7 @@ Tokenizer = ByteTokenizer | SentencePieceTokenizer
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OnlineHead:
-    """What a receiver must know before the first symbol."""
+    """The head of an online code: what a receiver must know before the first symbol."""
 
     settings: dict[str, object]
     """Dotted keys of the configuration that differ from the defaults."""
@@ -66,7 +66,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Some optimizer steps."""
+    """The coded tokens of some optimizer steps."""
 
     weights: bytes
     """Digest of the weights after it, 8 bytes."""
@@ -76,7 +76,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class FileSizes:
-    """Where the bytes of a file went; they add up to it."""
+    """The sizes of a file's sections in bytes; they add up to the file."""
 
     header_bytes: int
     tokenizer_bytes: int
@@ -88,7 +88,7 @@ class FileSizes:
 
 
 def sent_settings(config: RunConfig) -> dict[str, object]:
-    """The settings that a receiver needs."""
+    """Select the settings that a receiver needs."""
     return {
         key: value
         for key, value in settings_of(config).items()
@@ -121,7 +121,7 @@ def write_online_file(path: Path, head: OnlineHead, tokenizer: Tokenizer, segmen
 
 
 def read_online_file(path: Path) -> tuple[OnlineHead, RunConfig, Tokenizer, list[Segment]]:
-    """Inverse of `write_online_file`.
+    """Read what `write_online_file` has written.
 
     Raises UsageError for files that are missing, foreign, damaged, or made to mislead.
     """

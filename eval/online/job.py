@@ -28,7 +28,7 @@ _LONGEST_NAME = 255
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What sending or receiving has taken, stops and new starts included."""
+    """Time and memory that sending or receiving has taken, over all starts of the job."""
 
     seconds: float
     """From the making of the models, compilation included; of what a stopped job did, the part that was kept."""
@@ -43,7 +43,7 @@ Progress = Callable[[int, int], None]
 
 
 class OnlineJob:
-    """The segments of a job that are still to be done, with checkpoints and an ear for Ctrl-C."""
+    """The work of sending or receiving, segment by segment, with checkpoints, so that a stopped job goes on."""
 
     def __init__(self, lockstep: Lockstep, output: Path, identity: dict[str, str], progress: Progress):
         """`identity` is what a job that goes on must share with the stopped one, besides its environment.
@@ -61,7 +61,7 @@ class OnlineJob:
         self._stop = StopRequest(self.folder)
 
     def close(self) -> None:
-        """Let others at the folder."""
+        """Release the lock of the folder."""
         if self._lock:
             self._lock.release()
 
@@ -86,13 +86,13 @@ class OnlineJob:
         return rank_state["job"] if checkpoint else None
 
     def segments(self) -> Iterator[tuple[int, int, int]]:
-        """Index, first step and end step of each segment that is left."""
+        """Iterate over the segments that are still to be done: index, first step and end step."""
         for index, (first_step, end_step) in enumerate(self.lockstep.segments):
             if first_step >= self._state.step:
                 yield index, first_step, end_step
 
     def report(self, num_tokens: int) -> None:
-        """Count the tokens of a step.
+        """Count the tokens of a step and show the progress.
 
         Raises Stopped where a rank was asked to stop.
         """
@@ -103,7 +103,7 @@ class OnlineJob:
             raise Stopped(f"stopped; the same command goes on from step {self._state.step:,} ({self.folder})")
 
     def save(self, end_step: int, progress: dict) -> None:
-        """Keep what has been done up to `end_step`; after the last segment there is nothing left to go on with."""
+        """Save a checkpoint of what was done up to `end_step`; after the last segment none is needed."""
         self._state.step = end_step
         if end_step < self.lockstep.num_steps:
             content = {"lockstep": self.lockstep.state(), "tokens_done": self._tokens_done, "job": progress}
@@ -111,12 +111,12 @@ class OnlineJob:
             save_checkpoint(self.folder, self._state, content, self.ranks, KEPT_CHECKPOINTS)
 
     def costs(self) -> Costs:
-        """So far; on all ranks."""
+        """Measure time and memory so far; called on all ranks together."""
         (memory_bytes,) = self.ranks.sum(peak_memory_bytes(self.ranks.device))
         return Costs(self._seconds(), self.lockstep.learning_seconds, int(memory_bytes))
 
     def finish(self) -> None:
-        """Remove what was kept."""
+        """Remove the checkpoints."""
         on_first_rank(self.ranks, self._remove)
 
     def _seconds(self) -> float:
@@ -140,7 +140,7 @@ class OnlineJob:
 
 
 def part_folder(output: Path) -> Path:
-    """OUTPUT.part, or a shorter name where this one would be too long for a file system."""
+    """Name the folder of checkpoints: OUTPUT.part, or a shorter name where a file system would refuse it."""
     name = f"{output.name}.part"
     if len(name.encode()) > _LONGEST_NAME:
         name = f"{output.name[:40]}.{hashlib.sha256(output.name.encode()).hexdigest()[:16]}.part"

@@ -62,12 +62,12 @@ class Sums:
     """-log2 of the coder's integer frequencies."""
 
     def over_all(self, ranks: Ranks) -> "Sums":
-        """Sums over ranks."""
+        """Add up the sums of all ranks."""
         return Sums(*ranks.sum(*asdict(self).values()))
 
 
 class Lockstep:
-    """Predictor and learner in lockstep, over one epoch of the sequences of a text."""
+    """Predicts and learns a text in lockstep, over one epoch of its sequences: the same at both ends of a code."""
 
     def __init__(self, config: RunConfig, source: Text, vocab_size: int, ranks: Ranks):
         # So that the number of threads is nothing to agree on; speed comes from more ranks.
@@ -102,7 +102,7 @@ class Lockstep:
         return [(first, min(first + length, self.num_steps)) for first in range(0, self.num_steps, length)]
 
     def probe(self) -> str:
-        """Digest of a training step and of what the predictors say after it, on made-up tokens; leaves no trace.
+        """Digest a training step on made-up tokens and the probabilities after it; leaves no trace.
 
         To be called once, before the first segment.
         """
@@ -157,7 +157,7 @@ class Lockstep:
         self.learning_seconds = rank_state["learning_seconds"]
 
     def close(self) -> None:
-        """Let go of what the backends hold."""
+        """Release what the backends hold."""
         self.ensemble.close()
 
     def _code(self, micro_batches: list[MicroBatch], coder: Coder) -> float:

@@ -30,7 +30,7 @@ _ENTRIES = (
 
 
 def receiver_sources() -> list[Path]:
-    """All modules of this project that receiving imports, directly or through others, in alphabetical order."""
+    """List all modules of this project that receiving imports, directly or not, in alphabetical order."""
     finder = ModuleFinder(path=[str(ROOT)])
     finder.run_script(str(RECEIVER))
     return sorted(set(module_files(finder).values()))
@@ -38,12 +38,12 @@ def receiver_sources() -> list[Path]:
 
 @cache
 def receiver_sha256() -> str:
-    """Digest of these sources, which sender and receiver must share."""
+    """Digest the sources of `receiver_sources`, which sender and receiver must have in common."""
     return code_sha256(receiver_sources())
 
 
 def program_bytes(config: RunConfig) -> int:
-    """Bytes of the program that receives what `config` sends, each file after its name, as `xz -9e` packs them.
+    """Count the bytes of the program that receives what `config` sends, as `xz -9e` packs it.
 
     They are counted once for all sources that may be part of it, and kept in the user's cache: counting takes seconds.
     """
@@ -63,7 +63,7 @@ def program_bytes(config: RunConfig) -> int:
 
 
 def receiver_program(config: RunConfig) -> dict[str, str]:
-    """The sources of a program that receives what `config` sends with this version, by path; it runs as it is."""
+    """Extract the program that receives what `config` sends, as sources by path; it runs as it is."""
     program = Reached(_ENTRIES, _left_out(config)).sources()
     # The program has other bytes than the sources whose digest a file names.
     path = str(Path(__file__).relative_to(ROOT))

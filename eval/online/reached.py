@@ -16,7 +16,7 @@ _PLAIN_DECORATORS = {"property", "staticmethod", "classmethod", "cached_property
 
 
 def module_files(finder: ModuleFinder) -> dict[str, Path]:
-    """Sources of the modules that were found, by their names."""
+    """Map the names of the modules found to their files."""
     files = {name: vars(module)["__file__"] for name, module in finder.modules.items()}
     return {name: Path(file) for name, file in files.items() if file}
 
@@ -42,7 +42,7 @@ class _Module:
 
 
 class Reached:
-    """What running some functions can reach, without some modules: by names, so rather more than less."""
+    """Finds the code that some functions can reach, leaving out some modules: by names, so rather more than less."""
 
     def __init__(self, entries: tuple[tuple[str, str], ...], left_out: set[str]):
         """Reach the `entries`, a module and a name in it each."""
@@ -61,7 +61,7 @@ class Reached:
             self.need(*entry)
 
     def need(self, module: str, name: str) -> None:
-        """Reach a name of a module."""
+        """Mark a name of a module, and all that it names, as reached."""
         self._touch(module)
         if module not in self._modules or (module, name) in self._needed:
             return
@@ -73,7 +73,7 @@ class Reached:
             self._import(*self._modules[module].imports[name])
 
     def sources(self) -> dict[str, str]:
-        """What was reached, by path."""
+        """Write the sources that were reached, by path."""
         texts = {}
         for name in sorted(self._touched):
             module = self._modules[name]

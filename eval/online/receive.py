@@ -29,7 +29,7 @@ from harness.machine.ranks import Ranks, on_first_rank
 def open_file(
     path: Path, processes: int, max_memory_bytes: int | None
 ) -> tuple[OnlineHead, RunConfig, Tokenizer, list[Segment]]:
-    """The parts of an online code that `processes` on this machine are to receive.
+    """Open an online code that `processes` on this machine are to receive.
 
     Raises UsageError where it is foreign, damaged or made to mislead, or needs more memory than is free or allowed.
     """
@@ -43,7 +43,7 @@ def open_file(
 
 
 def receive(path: Path, output: Path, ranks: Ranks, progress: Progress, max_memory_bytes: int | None = None) -> Costs:
-    """Rebuild the text of an online code at `output`; on all ranks, of which there must be as many as have sent.
+    """Decode an online code to `output`; called on all ranks, as many as have sent.
 
     Raises UsageError where the file is foreign or damaged, or this machine computes otherwise than the sender's; no
     output is written then. Raises RunFailure where the work fails, and Stopped where it was asked to.

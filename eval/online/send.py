@@ -38,7 +38,7 @@ BLOCK_TOKENS = 1 << 24
 
 @dataclass(frozen=True, slots=True)
 class SendReport:
-    """A file, and how its bits come about: the parts from `aulc_bits` on add up to 8 * file_bytes."""
+    """The report of a sent file: its parts from `aulc_bits` on add up to 8 * file_bytes."""
 
     file_bytes: int
     raw_bytes: int
@@ -61,7 +61,7 @@ class SendReport:
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """What is sent."""
+    """The text to send, with its tokenizer and digests."""
 
     tokenizer: Tokenizer
     source: Text
@@ -70,7 +70,7 @@ class Input:
 
 
 def open_input(config: RunConfig, path: Path | None, ranks: Ranks) -> Input:
-    """The text of a file, or without one the training corpus of the configuration; on all ranks.
+    """Open the text of a file, or without one the training corpus of the configuration; called on all ranks.
 
     Raises UsageError where it cannot be read, or no tokenizer can be trained on it.
     """

@@ -55,7 +55,7 @@ def check_receiver(
 
 
 def memory_bytes(head: OnlineHead, config: RunConfig, tokenizer: Tokenizer) -> int:
-    """What a rank takes at most: weights with their optimizers, activations, the mixture, text and tokens."""
+    """Bound the memory of a rank in bytes: weights with optimizers, activations, the mixture, text and tokens."""
     lanes, vocab_size = config.train.micro_batch(head.world_size), tokenizer.vocab_size
     context, models = config.model.context, config.expert_models()
     total = _BASE_BYTES + (16 + 4 * head.world_size) * head.num_tokens + 3 * head.raw_bytes

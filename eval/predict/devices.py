@@ -9,7 +9,7 @@ SMALLEST_ON_GPU = 20_000_000
 
 
 def choose_devices(wanted: str, num_parameters: int) -> list[str]:
-    """Devices by name for `eval.device`: the processor, or all GPUs; raises UsageError where there is none."""
+    """Choose the devices of `eval.device`: the processor, or all GPUs; raises UsageError where there is none."""
     gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     if wanted == "cuda" and not gpus:
         raise UsageError("eval.device=cuda: this machine has no GPU; use auto or cpu")
@@ -18,5 +18,5 @@ def choose_devices(wanted: str, num_parameters: int) -> list[str]:
 
 
 def device_name(device: str) -> str:
-    """What a device is called where its last bits matter."""
+    """Name a device by what its last bits depend on."""
     return "cpu" if device == "cpu" else torch.cuda.get_device_name(device)

@@ -23,13 +23,13 @@ Grids = Mapping[str, "Grid"]
 
 
 class Grid:
-    """A tensor of integers; 1 stands for `step`."""
+    """A tensor of integers, in units of `step`."""
 
     def __init__(self, name: str, integers: np.ndarray, step: np.float32 | float):
         self.name, self.integers, self.step = name, integers.astype(np.int64, copy=False), float(step)
 
     def values(self, bits: int) -> Tensor:
-        """Values (float64) in units of 2^-bits: exact, since 21 bits and 24 fit into 53."""
+        """Convert to float64 in units of 2^-bits: exact, since 21 bits and 24 fit into 53."""
         return torch.from_numpy(self.integers.astype(np.float64) * math.ldexp(self.step, bits))
 
     def matrix(self, dtype: torch.dtype) -> Tensor:
@@ -45,7 +45,7 @@ class Grid:
         return max(1, int(np.abs(self.integers).sum(axis=1).max()))
 
     def too_large(self) -> UsageError:
-        """That sums of these integers are not exact."""
+        """Make the error that says that sums of these integers are not exact."""
         return UsageError(
             f"{self.name}: integers too large for exact sums; use a coarser grid, or eval.predictor=float"
         )
@@ -117,7 +117,7 @@ def inverse_norm(x: Tensor, scale: float, epsilon: float) -> Tensor:
 
 
 def square_root(number: int) -> float:
-    """Square root of an integer, from integer arithmetic."""
+    """Compute the square root of an integer in integer arithmetic."""
     return math.ldexp(math.isqrt(number << 80), -40)
 
 

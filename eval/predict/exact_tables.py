@@ -14,7 +14,7 @@ _FRACTION_BITS = 128
 
 
 def exp_table(bits: int, steps: int) -> np.ndarray:
-    """round(2^bits * exp(-i / steps)) for i = 0, 1, ... (float64), as long as it is not 0."""
+    """Tabulate round(2^bits * exp(-i / steps)) for i = 0, 1, ... (float64), as long as it is not 0."""
     with localcontext(prec=_DIGITS):
         ratio = _fraction((Decimal(-1) / steps).exp())
     values, value = [], 1 << _FRACTION_BITS
@@ -25,7 +25,7 @@ def exp_table(bits: int, steps: int) -> np.ndarray:
 
 
 def circle_tables(length: int, half_width: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """round(2^bits * cos) and the sines (length, half_width), float64, of position * 10000^(-i / half_width)."""
+    """Tabulate cosines and sines (length, half_width) of position * 10000^(-i / half_width), rounded at 2^-bits."""
     with localcontext(prec=_DIGITS):
         exponent = -Decimal(10000).ln() / half_width
         angles = [_fraction((exponent * i).exp()) for i in range(half_width)]
@@ -43,7 +43,7 @@ def circle_tables(length: int, half_width: int, bits: int) -> tuple[np.ndarray, 
 
 
 def normal_table(bits: int, steps: int, reach: int) -> np.ndarray:
-    """round(2^bits * Phi(i / steps)) for i = -reach * steps ... reach * steps (float64), Phi the normal distribution.
+    """Tabulate round(2^bits * Phi(i / steps)) for |i| <= reach * steps (float64), Phi the normal distribution.
 
     Phi(x) = 1/2 + phi(x) * (x + x^3/3 + x^5/15 + ...) (Abramowitz & Stegun 26.2.11).
     """

@@ -19,7 +19,7 @@ from harness.model.transformer import ModelConfig, rotary_tables, sinusoidal_pos
 
 
 class FloatModel:
-    """Steps lanes with weights that can be replaced."""
+    """The transformer in floats, token by token for many sequences side by side."""
 
     def __init__(self, config: ModelConfig, vocab_size: int, weights: Iterable[tuple[str, Tensor]]):
         """`weights` are names and tensors of a `Transformer`, all of them."""
@@ -50,7 +50,7 @@ class FloatModel:
         return Cache(layers)
 
     def step(self, tokens: np.ndarray, cache: Cache) -> np.ndarray:
-        """Probabilities (lanes, count, vocab_size), float32, after reading `tokens` (lanes, count); advances `cache`.
+        """Read `tokens` (lanes, count) into `cache`; returns probabilities (lanes, count, vocab_size), float32.
 
         The lanes are a multiple of 16.
         """

@@ -13,7 +13,7 @@ from harness.model.transformer import ModelConfig, rotary_tables, sinusoidal_pos
 
 
 class TorchFloatModel:
-    """Steps lanes on a device."""
+    """The transformer in PyTorch's operations, token by token on a device."""
 
     def __init__(self, config: ModelConfig, vocab_size: int, weights: Iterable[tuple[str, Tensor]], device: str):
         """`weights` are names and tensors of a `Transformer`, all of them."""
@@ -31,7 +31,7 @@ class TorchFloatModel:
         return Cache([tuple(torch.zeros(shape, device=self.device) for _ in range(2)) for _ in layers])
 
     def step(self, tokens: np.ndarray, cache: Cache) -> np.ndarray:
-        """Probabilities (lanes, count, vocab_size), float32, after `tokens` (lanes, count); advances `cache`."""
+        """Read `tokens` (lanes, count) into `cache`; returns probabilities (lanes, count, vocab_size), float32."""
         columns = torch.from_numpy(tokens).to(self.device).unbind(1)
         return torch.stack([self._step(column, cache) for column in columns], dim=1).cpu().numpy()
 

@@ -1,17 +1,7 @@
 """The transformer in integers: the same weights of symbols on every machine, in whatever order it sums.
 
-Activations are integers on a grid. A product of matrices of integers is exact in any order, fused or not, as long as no
-partial sum reaches 2^24 in float32 or 2^53 in float64; that is proved for each product from its integer weights when
-the model is built, and what no bound holds back saturates. All else is elementwise: one IEEE 754 addition, product,
-division, square root or rounding a number, or a table (`eval.predict.exact_tables`). On processors square roots are
-numpy's, since torch's root is a vector library's on some machines; CUDA's are correctly rounded. Divisors are tensors,
-since torch's scalar / tensor multiplies by an inverse.
-
 Here are the proofs and the model in torch's operations, for any device; on processors, `eval.predict.portable_steps`
-computes the same integers several times as fast.
-
-What no test on one machine can show: that a library keeps float32 products in float32. Those that are told to use
-bfloat16 do not, and the archive's fingerprint refuses them.
+computes the same integers several times as fast. Why they are the same is told in docs/offline.md ("Who predicts").
 """
 
 import math
@@ -54,13 +44,13 @@ EXP_STEPS, SYMBOL_BITS = 256, 32
 
 
 def cache_dtype(config: ModelConfig, length: int) -> torch.dtype:
-    """What keys and values are kept in: float32 where queries are normalised and sequences short, for their speed."""
+    """Choose the type of keys and values: float32, which is fast, for normalised queries and short sequences."""
     narrow = config.architecture == "modern" and length <= LONGEST_FLOAT32
     return torch.float32 if narrow else torch.float64
 
 
 class PortableModel:
-    """Steps lanes as `FloatModel` does, and gives each symbol an integer weight of at least 1."""
+    """The transformer in integers, token by token: each symbol gets an integer weight of at least 1."""
 
     def __init__(
         self,
@@ -86,7 +76,7 @@ class PortableModel:
         self.device = torch.device("cpu")
 
     def to(self, device: str) -> "PortableModel":
-        """This model, with all its tensors on a device."""
+        """Move all tensors of the model to a device."""
         self.device = torch.device(device)
         _move(self, self.device)
         return self
@@ -100,7 +90,7 @@ class PortableModel:
         )
 
     def step(self, tokens: np.ndarray, cache: Cache) -> np.ndarray:
-        """Weights (lanes, count, vocab_size), float64, after reading `tokens` (lanes, count); advances `cache`."""
+        """Read `tokens` (lanes, count); returns weights of symbols (lanes, count, vocab_size), and advances `cache`."""
         columns = torch.from_numpy(tokens).to(self.device).unbind(1)
         return torch.stack([self._step(column, cache) for column in columns], dim=1).cpu().numpy()
 
@@ -149,7 +139,7 @@ class Mixer:
 
 
 class ModernAttention:
-    """Normalised and rotated queries and keys."""
+    """Attention of the modern architecture: queries and keys are normalised and rotated."""
 
     def __init__(self, grids: Grids, block: str, config: ModelConfig, mixer: Mixer, circle: tuple[Tensor, Tensor]):
         self.mixer, self.circle = mixer, circle
@@ -189,7 +179,7 @@ class ModernAttention:
 
 
 class PublishedAttention:
-    """Queries, keys and values with biases, in units of 2^-12."""
+    """Attention of the published architecture: queries, keys and values have biases, in units of 2^-12."""
 
     def __init__(self, grids: Grids, block: str, config: ModelConfig, mixer: Mixer):
         self.mixer = mixer

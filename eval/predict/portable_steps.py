@@ -20,7 +20,7 @@ _NONE = np.zeros(0)
 
 
 class CompiledPortableModel:
-    """Steps lanes as `FloatModel` does, and gives each symbol an integer weight of at least 1."""
+    """The transformer in integers as compiled loops, token by token; computes what `PortableModel` does."""
 
     def __init__(self, model: PortableModel):
         self.config, self.vocab_size, self.begin = model.config, model.vocab_size, model.begin
@@ -42,7 +42,7 @@ class CompiledPortableModel:
         return Cache([tuple(np.zeros(shape, self._cache_type) for _ in range(2)) for _ in self._blocks])
 
     def step(self, tokens: np.ndarray, cache: Cache) -> np.ndarray:
-        """Weights (lanes, count, vocab_size), float64, after reading `tokens` (lanes, count); advances `cache`.
+        """Read `tokens` (lanes, count); returns weights of symbols (lanes, count, vocab_size), and advances `cache`.
 
         The lanes are a multiple of 16.
         """
@@ -86,7 +86,7 @@ class _Output:
 
     @property
     def dtype(self) -> np.dtype:
-        """Type of what it takes."""
+        """Type of the inputs."""
         return self._matrix.dtype
 
     def add(self, inputs: np.ndarray, x: np.ndarray, room: Room) -> None:

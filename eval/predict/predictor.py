@@ -26,7 +26,7 @@ Handler = Callable[[slice, slice, np.ndarray], None]
 
 
 class Predictor:
-    """Steps `blocks` x `lanes` sequences side by side."""
+    """Predicts the next tokens of `blocks` x `lanes` sequences side by side."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Predictor:
             cache.position = 0
 
     def step(self, tokens: np.ndarray) -> np.ndarray:
-        """What the model gives each next token (n, vocabulary) after reading `tokens` (n,) int64, n <= width.
+        """Read `tokens` (n,) int64, n <= width; returns the weights of each next token (n, vocabulary).
 
         Only the blocks that hold the first n lanes are computed.
         """
@@ -73,7 +73,7 @@ class Predictor:
         return (rows[0] if len(rows) == 1 else np.concatenate(rows))[: len(tokens), 0]
 
     def read(self, tokens: np.ndarray, handle: Handler) -> None:
-        """Read whole sequences `tokens` (n, length) from their begin on, and have what `step` would give handled.
+        """Read whole sequences `tokens` (n, length), and hand on what `step` would give for each position.
 
         `handle` is called from several threads at once; for the lanes of a block in the order of their positions.
         """
@@ -94,7 +94,7 @@ class Predictor:
         list(self._pool.map(read_block, range(len(parts)), parts))
 
     def fingerprint(self) -> str:
-        """SHA-256 of the probabilities of a fixed sequence: differs where this machine computes otherwise."""
+        """Digest the probabilities of a fixed sequence by SHA-256: it differs where this machine computes otherwise."""
         digest = hashlib.sha256()
         self.start()
         tokens = np.full(self.lanes, self.model.begin)
@@ -118,6 +118,6 @@ def _step(model: SteppingModel, tokens: np.ndarray, cache: Cache) -> np.ndarray:
 
 
 def block_count(num_sequences: int, lanes: int, cache_bytes_per_lane: int, max_cache_bytes: int) -> int:
-    """Blocks of a wave: enough for all sequences, as far as memory for keys and values allows; at least 1."""
+    """Choose the blocks that run side by side: enough for all sequences, as far as memory allows; at least 1."""
     affordable = max_cache_bytes // (cache_bytes_per_lane * lanes)
     return max(1, min(affordable, -(-num_sequences // lanes)))

@@ -22,7 +22,7 @@ class Cache:
 
 
 class SteppingModel(Protocol):
-    """`eval.float_model.FloatModel`, or one of those for portable archives and for other devices."""
+    """A model that predicts token by token: in floats or integers, compiled or on a device."""
 
     config: "ModelConfig"
     vocab_size: int
@@ -33,12 +33,12 @@ class SteppingModel(Protocol):
         """An empty cache for `lanes` sequences of at most `length` tokens."""
 
     def step(self, tokens: np.ndarray, cache: Cache) -> np.ndarray:
-        """Probabilities (lanes, count, vocab_size), or multiples of them, after `tokens` (lanes, count).
+        """Read `tokens` (lanes, count); returns probabilities (lanes, count, vocab_size), or multiples of them.
 
         `lanes` is what the cache was made for, a multiple of 16; `cache` advances by `count`.
         """
 
 
 def tiles_of(lanes: int) -> int:
-    """Vectors that hold as many lanes."""
+    """Count the vectors that hold so many lanes."""
     return -(-lanes // WIDTH)

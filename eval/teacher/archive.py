@@ -34,7 +34,7 @@ Layers = dict[str, np.ndarray]
 
 @dataclass(frozen=True, slots=True)
 class TeacherSizes:
-    """What an archive consists of, in bytes; the parts add up to the file."""
+    """Sizes of the parts of an archive in bytes; they add up to the file."""
 
     header_bytes: int
     """Framing, header and checksum: the same for every student of a shape."""
@@ -67,7 +67,7 @@ def write_archive(
 
 
 def read_archive(path: Path, max_memory_bytes: int | None = None) -> np.ndarray:
-    """The targets (n,) float32 of an archive, bit by bit those that were coded.
+    """Decode the targets (n,) float32 of an archive, bit by bit those that were coded.
 
     Raises UsageError for files that are missing, damaged, no archives of targets, or need more memory than is free or
     allowed.
@@ -97,7 +97,7 @@ def read_archive(path: Path, max_memory_bytes: int | None = None) -> np.ndarray:
 
 
 def predict(layers: Layers, inputs: np.ndarray) -> np.ndarray:
-    """Outputs (n,) float64 of a student for `inputs` (n, width) float32, the same bits on every machine.
+    """Compute outputs (n,) float64 of a student for `inputs` (n, width) float32, the same bits on every machine.
 
     Sums run over the inputs of a layer in their order, one elementwise product and addition at a time.
     """
@@ -112,7 +112,7 @@ def predict(layers: Layers, inputs: np.ndarray) -> np.ndarray:
 
 
 def target_bytes(targets: np.ndarray) -> bytes:
-    """Targets as little-endian float32: what digests are of."""
+    """Convert targets to little-endian float32, the bytes that digests are taken of."""
     return targets.astype("<f4").tobytes()
 
 

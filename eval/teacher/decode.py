@@ -16,7 +16,7 @@ from harness.machine.output import print_anything
 
 
 def main() -> int:
-    """Decode; returns the exit status: 0, or 1 or 2 with one line of what is wrong."""
+    """Decode archives; returns the exit status: 0, or 1 or 2 with one line of what is wrong."""
     print_anything()
     parser = argparse.ArgumentParser(prog="python -m eval.teacher.decode", description=__doc__)
     parser.add_argument("archives", nargs="+", type=Path, metavar="FILE")

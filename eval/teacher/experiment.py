@@ -115,7 +115,7 @@ class TeacherConfig:
 
 @dataclass(frozen=True, slots=True)
 class TeacherData:
-    """The data of some seeds, float32."""
+    """Inputs and targets of some seeds, float32."""
 
     inputs: Tensor
     """Shape (seeds, width, targets)."""
@@ -124,7 +124,7 @@ class TeacherData:
 
 
 class Students(nn.Module):
-    """Networks of one shape side by side: a parameter a group, (students, weights), and a sigma a student.
+    """Networks of one shape side by side, in groups of one parameter (students, weights); each has its sigma.
 
     A group shares its strength of the rule. Weights are multiplied by a mask (all students, weights), at first ones.
     """
@@ -166,7 +166,7 @@ def gaussian_nats(mse: Tensor, log_sigma: Tensor) -> Tensor:
 
 
 def make_data(config: TeacherConfig, num_targets: int) -> TeacherData:
-    """Inputs and noisy targets of all seeds."""
+    """Draw the inputs and noisy targets of all seeds."""
     inputs = [make_inputs(seed, num_targets, config.teacher[0]) for seed in range(config.seeds)]
     x = torch.from_numpy(np.stack(inputs)).transpose(1, 2).contiguous()
     generators = [torch.Generator().manual_seed(seed) for seed in range(config.seeds)]
@@ -177,7 +177,7 @@ def make_data(config: TeacherConfig, num_targets: int) -> TeacherData:
 
 
 def first_students(config: TeacherConfig) -> Tensor:
-    """Initial weights (seeds, weights), a student a seed."""
+    """Draw initial weights (seeds, weights), one student for each seed."""
     generators = [torch.Generator().manual_seed(MAX_SEEDS + seed) for seed in range(config.seeds)]
     return torch.stack([torch.cat(_uniform_layers(config.student, generator)) for generator in generators])
 
@@ -202,5 +202,5 @@ def _uniform_layers(widths: list[int], generator: torch.Generator) -> list[Tenso
 
 
 def all_jobs(config: TeacherConfig) -> list[tuple[str, str]]:
-    """Method and loss of each job: one process, all numbers of targets."""
+    """List the jobs: a process for each method and loss, with all numbers of targets."""
     return list(product(config.methods, config.losses))

@@ -15,7 +15,7 @@ _DASHES = {"adam": "-", "decoupled": (0, (3, 1.5))}
 
 
 def draw_totals(path: Path, points: list[TeacherPoint]) -> None:
-    """Weights and targets as coded, mean over seeds, with the Gaussian loss (or, without it, the other); a row an N.
+    """Draw the coded totals, mean over seeds, a row for each number of targets; of the Gaussian loss, if any.
 
     At each strength the best tolerance counts. `path` is replaced in one step.
     """

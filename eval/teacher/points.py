@@ -69,17 +69,17 @@ class TeacherPoint:
 
 
 def points_path(config: TeacherConfig, method: str, loss: str, num_targets: int) -> Path:
-    """Where the finished points of a method, loss and number of targets lie."""
+    """Path of the finished points of a method, loss and number of targets."""
     return config.directory / "points" / f"{method}_{loss}_{num_targets}.json"
 
 
 def is_measured(config: TeacherConfig, method: str, loss: str) -> bool:
-    """Whether a job has nothing left to do."""
+    """Whether all points of a job are measured."""
     return all(points_path(config, method, loss, num_targets).exists() for num_targets in config.targets)
 
 
 def measure(config: TeacherConfig, method: str, loss: str) -> None:
-    """Do what is not finished of a job; a line for each number of targets.
+    """Train and measure what is not finished of a job; prints a line for each number of targets.
 
     Raises RunFailure where training fails or a file does not decode.
     """
@@ -99,7 +99,7 @@ def measure(config: TeacherConfig, method: str, loss: str) -> None:
 
 
 def read_points(config: TeacherConfig) -> list[TeacherPoint]:
-    """All finished points, in the order of the configuration."""
+    """Read all finished points, in the order of the configuration."""
     places = [(m, loss, n) for n in config.targets for m in config.methods for loss in config.losses]
     paths = [points_path(config, *place) for place in places]
     return [TeacherPoint(**record) for path in paths if path.exists() for record in json.loads(path.read_text())]
@@ -119,7 +119,7 @@ def verify(archives: list[Path], digests: list[str]) -> None:
 
 
 def paper_bytes(nonzeros: int, num_targets: int, mse: float) -> float:
-    """Published convention, as far as its figures show: 4 bytes a non-zero, targets in cells of 2^-32 under a Gaussian.
+    """Count bytes by the published convention: 4 for each non-zero, targets in cells of 2^-32 under a Gaussian.
 
     Positions and sigma are free.
     """

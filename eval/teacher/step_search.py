@@ -22,7 +22,7 @@ _SMALLEST_RMS = 1e-20
 
 @dataclass(frozen=True, slots=True)
 class RoundedStudent:
-    """A student on its grids and what it leaves to be said about the targets."""
+    """A student with rounded weights, and the bits of the targets given its outputs."""
 
     integers: Layers
     steps: dict[str, np.float32]
@@ -34,7 +34,7 @@ class RoundedStudent:
 
 
 def choose_grids(layers: Layers, inputs: np.ndarray, targets: np.ndarray) -> RoundedStudent:
-    """The rounded student with the smallest total for `targets` (n,), given `inputs` (n, width), float32."""
+    """Round a student so that weights and `targets` (n,), given `inputs` (n, width), are shortest together."""
     base = {name: FIRST_STEP * _rms(layer) for name, layer in layers.items()}
     tried: dict[tuple[float, ...], RoundedStudent] = {}
 
@@ -79,7 +79,7 @@ def _rounded(layers: Layers, steps: dict[str, np.float32], inputs: np.ndarray, t
 
 
 def fast_predictions(layers: Layers, inputs: np.ndarray) -> np.ndarray:
-    """What `predict` computes but for the last bits, a good deal faster: enough for a search."""
+    """Compute what `predict` does but for the last bits, faster: enough for a search."""
     units = inputs.astype(np.float64)
     for index, layer in enumerate(layers.values()):
         units = units @ layer[:, :-1].T + layer[:, -1]

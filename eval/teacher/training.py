@@ -57,12 +57,12 @@ def train_students(config: TeacherConfig, method: str, loss: str, num_targets: i
 
 
 def nat_of_all_targets(config: TeacherConfig, loss: str, num_targets: int) -> float:
-    """A nat of the code of all targets, in the mean loss; where that is a squared error, a nat is 2 noise^2 of it."""
+    """Convert a nat of the code of all targets to the mean loss; of a squared error it is 2 noise^2."""
     return (2 * config.noise**2 if loss == "mse" else 1.0) / num_targets
 
 
 def make_rule_config(config: TeacherConfig, method: str, alpha: float) -> RuleConfig:
-    """The rule and coupling that a method names."""
+    """Make the settings of the rule and coupling that a method names."""
     kind, _, coupling = method.partition("-")
     if method in (UNPRUNED, "none"):
         return RuleConfig(kind="none")
@@ -70,7 +70,7 @@ def make_rule_config(config: TeacherConfig, method: str, alpha: float) -> RuleCo
 
 
 def repeated(data: TeacherData, times: int) -> TeacherData:
-    """The data of all seeds again for each group of students."""
+    """Repeat the data of all seeds for each group of students."""
     return TeacherData(data.inputs.repeat(times, 1, 1), data.targets.repeat(times, 1))
 
 
@@ -119,10 +119,10 @@ def _pruned(config: TeacherConfig, group: Tensor, data: TeacherData, tolerance: 
     pruned = []
     for seed, weights in enumerate(group):
         student = Students(config.student, [weights[None]])
-        own = TeacherData(data.inputs[seed : seed + 1], data.targets[seed : seed + 1])
+        seed_data = TeacherData(data.inputs[seed : seed + 1], data.targets[seed : seed + 1])
         # A rule may have left nothing to prune.
         if weights.any():
-            tamade(student, functools.partial(_error, student, own), PruneConfig(tolerance=tolerance))
+            tamade(student, functools.partial(_error, student, seed_data), PruneConfig(tolerance=tolerance))
         pruned.append(student.groups[0].detach()[0])
     return torch.stack(pruned)
 

@@ -24,7 +24,7 @@ MAX_TIMEOUT_SECONDS = 2_000_000
 
 @dataclass(kw_only=True, slots=True)
 class BackendConfig:
-    """How ranks share the work."""
+    """Settings of the backend: how ranks divide the work."""
 
     name: str = bounded("ddp", choices=BACKENDS)
     """`ddp`: weights on every rank, gradients averaged; `deepspeed`: ZeRO, which shares them out."""
@@ -59,7 +59,7 @@ class BackendConfig:
 
 
 class Backend(Protocol):
-    """All that the loop knows about distribution; methods without another word are called on all ranks together."""
+    """The interface of a backend; its methods are called on all ranks together, unless they say otherwise."""
 
     @property
     def packages(self) -> tuple[str, ...]:
@@ -67,22 +67,22 @@ class Backend(Protocol):
 
     @property
     def shares_out(self) -> bool:
-        """Whether each rank's partitions are its own; else they are the same on all."""
+        """Whether ranks hold different partitions; else they are the same on all."""
 
     def make_parts(self, groups: list[dict], config: OptimizerConfig) -> list[Ruled]:
-        """The torch optimizers that this backend can work with."""
+        """Make the torch optimizers that this backend can work with."""
 
     def prepare(self, model: nn.Module, optimizer: Optimizer) -> None:
-        """Take both; the weights of rank 0 become those of all ranks."""
+        """Take model and optimizer; the weights of rank 0 become those of all ranks."""
 
     def backward(self, compute_loss: Callable[[nn.Module], Tensor], last: bool) -> None:
         """Accumulate the gradient of `compute_loss(module)`; average over ranks with the `last` one of a step."""
 
     def step(self) -> None:
-        """One optimizer step on the averaged gradients."""
+        """Take one optimizer step on the averaged gradients."""
 
     def partitions(self) -> AbstractContextManager:
-        """Inside it, the optimizer's parameter groups hold this rank's partitions."""
+        """Put this rank's partitions into the optimizer's parameter groups for the length of the context."""
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Name and float32 weights of one tensor after another, in full, on every rank; not to be written to."""
@@ -97,18 +97,18 @@ class Backend(Protocol):
         """Number of weights that are not zero."""
 
     def close(self) -> None:
-        """Let go of what the backend holds; called on each rank by itself."""
+        """Release what the backend holds; called on each rank by itself."""
 
 
 def all_partitions(optimizer: Optimizer) -> list[tuple[Tensor, dict]]:
-    """Every partition of this rank with its state; inside `Backend.partitions()`."""
+    """List this rank's partitions with the optimizer's state of each; inside `Backend.partitions()`."""
     groups = [(part, group) for part in optimizer.parts for group in part.param_groups]
     return [(p, part.state[p]) for part, group in groups for p in group["params"]]
 
 
 @torch.no_grad()
 def local_state(backend: Backend, optimizer: Optimizer) -> dict:
-    """Partitions and their state of this rank, by reference: what a checkpoint holds."""
+    """Collect this rank's partitions and their state for a checkpoint, by reference."""
     with backend.partitions():
         partitions = all_partitions(optimizer)
         return {"partitions": [p.detach() for p, _ in partitions], "state": [dict(state) for _, state in partitions]}
@@ -116,7 +116,7 @@ def local_state(backend: Backend, optimizer: Optimizer) -> dict:
 
 @torch.no_grad()
 def load_local_state(backend: Backend, optimizer: Optimizer, saved: dict) -> None:
-    """Inverse of `local_state`, in place.
+    """Load what `local_state` has collected, in place.
 
     Raises ValueError where `saved` is the state of something else.
     """
@@ -137,7 +137,7 @@ def load_local_state(backend: Backend, optimizer: Optimizer, saved: dict) -> Non
 
 @torch.no_grad()
 def reset(backend: Backend, optimizer: Optimizer, weights: dict[str, Tensor]) -> None:
-    """Back to before the first step: `weights`, and an optimizer that has seen nothing."""
+    """Go back to before the first step: these `weights`, and an optimizer without state."""
     backend.set_weights(weights)
     with backend.partitions():
         for _, state in all_partitions(optimizer):
@@ -148,7 +148,7 @@ def reset(backend: Backend, optimizer: Optimizer, weights: dict[str, Tensor]) ->
 
 @torch.no_grad()
 def gather_state(backend: Backend, optimizer: Optimizer, key: str, missing: float) -> dict[str, Tensor]:
-    """A tensor of the optimizer's state in full, by parameter, on every rank; `missing` where a partition has none.
+    """Gather a tensor of the optimizer's state, by parameter, on every rank; `missing` where a partition has none.
 
     It travels in the place of the weights, so that every backend that gathers weights gathers any state.
     """

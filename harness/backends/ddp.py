@@ -26,7 +26,7 @@ class DDPBackend:
         return torch_parts(groups, config, self.muon_dtype, self.ranks.rank, self.ranks.world_size)
 
     def prepare(self, model: nn.Module, optimizer: Optimizer) -> None:
-        """Take both; the weights of rank 0 become those of all ranks."""
+        """Take model and optimizer; the weights of rank 0 become those of all ranks."""
         self.model, self.optimizer = model, optimizer
         self.module = model
         if self.ranks.world_size > 1:
@@ -39,7 +39,7 @@ class DDPBackend:
             compute_loss(self.module).backward()
 
     def step(self) -> None:
-        """One optimizer step on the averaged gradients."""
+        """Take one optimizer step on the averaged gradients."""
         self.optimizer.step()
 
     @contextmanager
@@ -65,5 +65,5 @@ class DDPBackend:
         return int(torch.stack([p.count_nonzero() for p in self.model.parameters()]).sum())
 
     def close(self) -> None:
-        """Let go of the reducer, which would otherwise outlive its process group and wait for it."""
+        """Release the reducer, which would otherwise outlive its process group and wait for it."""
         self.module = self.model

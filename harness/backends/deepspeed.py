@@ -51,7 +51,7 @@ class DeepSpeedBackend:
         self.deepspeed = import_deepspeed(ranks.device)
 
     def make_parts(self, groups: list[dict], config: OptimizerConfig) -> list[Ruled]:
-        """A single optimizer, as an engine needs it: AdamW, or DeepSpeed's Muon with an AdamW of its own."""
+        """Make a single optimizer, as an engine needs it: AdamW, or DeepSpeed's Muon with an AdamW of its own."""
         if config.kind == "adamw":
             return torch_parts(groups, config)
         for group in groups:
@@ -65,7 +65,7 @@ class DeepSpeedBackend:
         return [_ruled_muon(self.muon_dtype)(groups)]
 
     def prepare(self, model: nn.Module, optimizer: Optimizer) -> None:
-        """Take both; the weights of rank 0 become those of all ranks.
+        """Take model and optimizer; the weights of rank 0 become those of all ranks.
 
         Raises RunFailure where DeepSpeed runs another stage than the one that it was told to.
         """
@@ -95,7 +95,7 @@ class DeepSpeedBackend:
         self.engine.backward(compute_loss(self.engine), scale_wrt_gas=False)
 
     def step(self) -> None:
-        """One optimizer step on the averaged gradients."""
+        """Take one optimizer step on the averaged gradients."""
         self.engine.step()
 
     @contextmanager
@@ -144,8 +144,8 @@ class DeepSpeedBackend:
         """Number of weights that are not zero; padding is zero."""
         with self.partitions():
             groups = self.optimizer.parts[0].param_groups
-            own = int(torch.stack([p.count_nonzero() for group in groups for p in group["params"]]).sum())
-        return int(self.ranks.sum(own)[0]) if self.config.zero_stage else own
+            nonzeros = int(torch.stack([p.count_nonzero() for group in groups for p in group["params"]]).sum())
+        return int(self.ranks.sum(nonzeros)[0]) if self.config.zero_stage else nonzeros
 
     def close(self) -> None:
         """End the group that one process needed for DeepSpeed alone."""
@@ -177,14 +177,14 @@ def _local_rank() -> Iterator[None]:
 
 
 def bucket_elements(total: int, block: int) -> int:
-    """Elements that are reduced or gathered in one piece, for `total` weights, `block` of them in each block."""
+    """Choose how many elements are reduced or gathered at a time, of `total` weights, `block` in each block."""
     return min(total, max(BUCKET_ELEMENTS, block))
 
 
 def engine_settings(
     config: BackendConfig, clip_norm: float | None, micro_batch: int, bucket: int, on_gpu: bool
 ) -> dict:
-    """DeepSpeed's own configuration; it ignores keys that it does not know, so all of them come from here.
+    """Make DeepSpeed's configuration; it ignores keys that it does not know, so all of them come from here.
 
     `bucket` is in elements.
     """
@@ -215,7 +215,7 @@ def engine_settings(
 
 
 def import_deepspeed(device: torch.device) -> ModuleType:
-    """The package for this kind of device, quiet, and with nothing that it would have to compile.
+    """Import DeepSpeed for this kind of device: quiet, and without anything that it would compile.
 
     Raises UsageError where it is not installed.
     """

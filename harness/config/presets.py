@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def product_folder(name: str) -> Path:
-    """A folder of files that come with the product: in a clone at its root, else in the installed package."""
+    """Find a folder of files that come with the product: at the root of a clone, or in the installed package."""
     root = Path(__file__).parents[2]
     if (root / "pyproject.toml").exists():
         return root / name
@@ -15,12 +15,12 @@ def product_folder(name: str) -> Path:
 
 
 def preset_names() -> list[str]:
-    """Names of the configurations that come with the product, in alphabetical order."""
+    """List the names of the configurations that come with the product, in alphabetical order."""
     return sorted(path.stem for path in product_folder("configs").glob("*.yaml"))
 
 
 def preset_path(text: str | Path) -> Path:
-    """The file of a configuration: a path as it is, or the preset of that name.
+    """Find the file of a configuration: a path as it is, or the preset of that name.
 
     A word that is neither stays as it is, so that reading it says that there is no such file.
     """

@@ -53,5 +53,5 @@ class PruneConfig:
         return problems
 
     def limit(self, before: float) -> float:
-        """The largest tolerated loss, or fraction of tokens not predicted, where it was `before`."""
+        """Compute the largest tolerated loss (or fraction of tokens not predicted), given that `before` pruning."""
         return before + self.tolerance if self.measure == "accuracy" else (1 + self.tolerance) * before

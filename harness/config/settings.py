@@ -31,7 +31,7 @@ _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 
 
 def resolved(settings: list[tuple[str, object]], problems: list[str], kind: type[T]) -> T:
-    """Defaults with `settings`, dotted keys with values, one after another; `problems` are those found before.
+    """Apply `settings`, dotted keys with values, to the defaults; `problems` are lines from before.
 
     Raises UsageError with a line for each of them and for each one found here.
     """
@@ -43,10 +43,10 @@ def resolved(settings: list[tuple[str, object]], problems: list[str], kind: type
             setattr(section, name, expand_home(value) if dotted in PATHS and isinstance(value, str) else value)
         except ValueError as error:
             problems.append(f"{dotted}={shown(value)}: {error}")
-    own = config.problems()
-    problems.extend(own)
+    refused = config.problems()
+    problems.extend(refused)
     # Sections bound what has a reason of its own; all other numbers are bounded here.
-    named = {problem.partition("=")[0] for problem in own}
+    named = {problem.partition("=")[0] for problem in refused}
     problems.extend(text for text in number_problems(config) if text.partition("=")[0] not in named)
     if problems:
         raise UsageError("\n".join(problems))
@@ -54,12 +54,12 @@ def resolved(settings: list[tuple[str, object]], problems: list[str], kind: type
 
 
 def setting(key: str, value: object) -> str:
-    """`key=value` that reads back as the same value."""
+    """Write a setting as `key=value` that reads back as the same value."""
     return f"{key}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
 
 
 def leaves(tree: dict, prefix: str = "") -> list[tuple[str, object]]:
-    """Dotted keys of a tree of mappings with what is not a mapping itself."""
+    """List the leaves of a tree of mappings with their dotted keys."""
     pairs: list[tuple[str, object]] = []
     for key, value in tree.items():
         dotted = f"{prefix}{key}"
@@ -68,14 +68,14 @@ def leaves(tree: dict, prefix: str = "") -> list[tuple[str, object]]:
 
 
 def shown(value: object) -> str:
-    """A value as an error line shows it: on one line, and not all of it where it is long."""
+    """Shorten a value to what an error line shows of it."""
     text = str(value)
     text = text if text.isprintable() else ascii(text)
     return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]}..."
 
 
 def name_problems(name: str) -> list[str]:
-    """A line where `name`, in bytes of UTF-8 at most 200 long, cannot name a directory inside another one."""
+    """Say what is wrong where `name` cannot name a directory inside another one, of at most 200 bytes of UTF-8."""
     is_plain = name.isprintable() and name == name.strip() and 0 < len(name.encode()) <= MAX_NAME_BYTES
     if is_plain and "/" not in name and name not in (".", "..") and not name.startswith("-"):
         return []
@@ -132,7 +132,7 @@ def _typed(value: object, annotation: Any) -> object:
 
 
 def as_text(value: object) -> str:
-    """`value` if it is text that a setting may hold; raises ValueError with what it must be."""
+    """Check that `value` is text that a setting may hold; raises ValueError with what it must be."""
     if not isinstance(value, str):
         raise ValueError("must be text, and is something else to YAML; put it in quotes")
     if "\0" in value or "${" in value or any("\ud800" <= character <= "\udfff" for character in value):
@@ -173,7 +173,7 @@ def _real(value: object) -> float:
 
 
 def expand_home(path: str) -> str:
-    """A path whose leading `~` is a home directory."""
+    """Expand the leading `~` of a path to the home directory."""
     if not path.startswith("~"):
         return path
     try:

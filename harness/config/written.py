@@ -30,7 +30,7 @@ _MISREAD = re.compile(r"[-+]?(0[0-9_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)"
 
 
 def load_settings(kind: type[T], path: Path | str | None, overrides: list[str] | tuple[str, ...] = ()) -> T:
-    """An object of the dataclass `kind`, which has `problems()`: its defaults, then a YAML file, then `key=value`.
+    """Load an object of the dataclass `kind`, which has `problems()`: its defaults, a YAML file, then `key=value`.
 
     A top-level `include:` of a file lists other files, relative to it, that are read before it. Raises UsageError with
     one line per problem: unknown keys, wrong types and bad values of all sections together.
@@ -44,7 +44,7 @@ def load_settings(kind: type[T], path: Path | str | None, overrides: list[str] |
 
 
 def read_yaml(path: Path, what: str, content_words: str, remedy: str) -> dict:
-    """The mapping in a YAML file; `what` the file is and `content_words` what it holds go into the errors.
+    """Read the mapping in a YAML file; `what` it is and `content_words` of what it holds go into errors.
 
     Raises UsageError where it is missing, not YAML, not a mapping, or has numbers that YAML misreads.
     """

@@ -74,7 +74,7 @@ class Corpus:
             self._front = self._cut_off_tail(self._documents(self.listings[0]))
 
     def train(self) -> Iterator[bytes]:
-        """Documents of the training split, cut to `subset_bytes`, as UTF-8 bytes, in file order, streamed.
+        """Stream the documents of the training split, cut to `subset_bytes`, as UTF-8 bytes, in file order.
 
         The last may be a piece of a document where a cut falls inside it; a plain file or shuffled split comes in
         blocks. Raises UsageError, while iterating, where the corpus is empty, too small or damaged.
@@ -82,11 +82,11 @@ class Corpus:
         return self._finished(self._train(), "train")
 
     def heldout(self) -> Iterator[bytes]:
-        """Documents of the held-out split; where it is cut off the end, what is left of `train` is read first."""
+        """Stream the documents of the held-out split; where it is the end of the text, `train` is read first."""
         return self._finished(self._heldout(), "heldout")
 
     def record(self) -> dict:
-        """What was read so far, for a file: each source with its reader and bytes, what was left out, and why."""
+        """Record what was read so far: each source with its reader and bytes, and what was left out and why."""
         sources = [source for listing in self.listings for source in listing.taken]
         return {
             "summary": self.what_was_read(),
@@ -95,7 +95,7 @@ class Corpus:
         }
 
     def what_was_read(self) -> list[str]:
-        """Lines for people about the files that were read and those that were left out."""
+        """Describe the files that were read and those that were left out, in lines for people."""
         return [line for listing in self.listings for line in describe(listing)]
 
     def _train(self) -> Iterator[bytes]:
@@ -166,7 +166,7 @@ class Corpus:
 
 
 def list_corpus(config: CorpusConfig) -> list[Listing]:
-    """What the files and folders of `corpus.kind=files` hold.
+    """List the files of text that `corpus.kind=files` names.
 
     Raises UsageError where one is missing or has no text.
     """
@@ -175,7 +175,7 @@ def list_corpus(config: CorpusConfig) -> list[Listing]:
 
 
 def documents(config: CorpusConfig, split: str) -> Iterator[bytes]:
-    """Documents of one split, "train" or "heldout", alone: those of `Corpus`.
+    """Read the documents of one split of `Corpus`, "train" or "heldout".
 
     Raises UsageError, also while iterating, if the corpus is missing, empty, too small or damaged.
     """

@@ -60,7 +60,7 @@ def encode_pieces(folder: Path, texts: list[Path]) -> None:
 def tokens_of_pieces(
     folder: Path, split: str, count: int, tokenizer: ByteTokenizer | SentencePieceTokenizer
 ) -> Iterator[Piece]:
-    """The tokens of the pieces of a split, in their order.
+    """Read the tokens of the pieces of a split, in their order.
 
     Raises RunFailure where one is missing or damaged.
     """
@@ -73,7 +73,7 @@ def tokens_of_pieces(
 
 
 def tokens_identity(tokenizer: ByteTokenizer | SentencePieceTokenizer, text: Piece) -> bytes:
-    """What the tokens of a piece follow from."""
+    """Digest what decides the tokens of a piece."""
     return hashlib.sha256(hashlib.sha256(tokenizer.model_bytes()).digest() + text.digest).digest()
 
 
@@ -85,7 +85,7 @@ def _text(path: Path) -> Piece:
 
 
 def main(arguments: list[str]) -> int:
-    """Returns the exit status."""
+    """Prepare one part of a text; returns the exit status."""
     # Ctrl-C is for the process that has started this one, which then ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":

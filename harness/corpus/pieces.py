@@ -20,7 +20,7 @@ _TEXT_IDENTITY = bytes(32)
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some documents, one after another: their text, or their tokens."""
+    """A run of documents: their text, or their tokens."""
 
     lengths: np.ndarray
     """Bytes or tokens of each document, uint64."""
@@ -46,7 +46,7 @@ def write_piece(path: Path, identity: bytes, lengths: list[int], content: bytes,
 
 
 def read_piece(path: Path, identity: bytes) -> Piece | None:
-    """A piece; None where there is none of this identity, or it is damaged."""
+    """Read a piece; None where there is none of this identity, or it is damaged."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -84,7 +84,7 @@ def write_text_pieces(folder: Path, split: str, documents: Iterator[bytes]) -> i
 
 
 def documents_of(piece: Piece) -> Iterator[bytes]:
-    """The documents of a piece of text."""
+    """Split a piece of text into its documents."""
     start = 0
     for length in piece.lengths.tolist():
         yield piece.content[start : start + length]
@@ -92,17 +92,17 @@ def documents_of(piece: Piece) -> Iterator[bytes]:
 
 
 def text_path(folder: Path, split: str, number: int) -> Path:
-    """Where a piece of text lies."""
+    """Path of a piece of text."""
     return folder / f"{split}-{number:06d}.text"
 
 
 def tokens_path(folder: Path, split: str, number: int) -> Path:
-    """Where the tokens of a piece of text lie."""
+    """Path of the tokens of a piece of text."""
     return folder / f"{split}-{number:06d}.tokens"
 
 
 def read_text(path: Path) -> Piece | None:
-    """A piece of text; None where it is damaged."""
+    """Read a piece of text; None where it is damaged."""
     return read_piece(path, _TEXT_IDENTITY)
 
 

@@ -39,7 +39,7 @@ Tell = Callable[[str], object]
 
 
 def prepare(corpus: CorpusConfig, tokenizer: TokenizerConfig, work: Path, tell: Tell) -> Path:
-    """A folder in `work` that holds tokenizer, shards and what they were made from; `tell` says what was read.
+    """Prepare tokenizer and shards in a folder of `work`; `tell` takes lines about what was read.
 
     What an earlier preparation left in `work` is used where it is complete. Raises UsageError where the corpus cannot
     be read, and RunFailure where the work fails.
@@ -63,7 +63,7 @@ def prepare(corpus: CorpusConfig, tokenizer: TokenizerConfig, work: Path, tell: 
 
 
 def clear(work: Path) -> None:
-    """Remove what preparations have left, but not their lock."""
+    """Remove all files of preparations but their lock."""
     for path in work.iterdir():
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

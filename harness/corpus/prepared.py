@@ -22,7 +22,7 @@ from harness.machine.stop import keeping
 
 
 class TextSettings(Protocol):
-    """What decides the prepared data; a run's whole configuration is one."""
+    """The settings that decide the prepared data; a run's whole configuration has them."""
 
     corpus: CorpusConfig
     tokenizer: TokenizerConfig
@@ -40,7 +40,7 @@ class Data:
 
 
 def data_directory(config: TextSettings) -> Path:
-    """Where the shards of this corpus and tokenizer lie; local source files count with size and time of change."""
+    """Name the directory of the shards by corpus and tokenizer; local files count with size and time of change."""
     corpus = asdict(config.corpus)
     if corpus["on_null"] == "fail":
         # As it was before there was a choice.
@@ -55,7 +55,7 @@ def data_directory(config: TextSettings) -> Path:
 
 
 def work_directory(directory: Path) -> Path:
-    """Where the data of a directory are prepared."""
+    """Name the folder in which the data of a directory are prepared."""
     return directory.with_suffix(".tmp")
 
 
@@ -161,7 +161,7 @@ def _task() -> str:
 
 
 def tell(message: str) -> None:
-    """Say something about the preparation; stdout is for results."""
+    """Print a line about the preparation to stderr; stdout is for results."""
     print(message, file=sys.stderr, flush=True)
 
 

@@ -83,12 +83,12 @@ class Source:
     """Whether the text begins with a mark of UTF-16: it is taken as the bytes that it is all the same."""
 
     def record(self) -> dict[str, object]:
-        """What was read, for a file."""
+        """Record what was read of the file."""
         told = {"path": str(self.path), "reader": self.reader, "packing": self.packing, "raw_bytes": self.raw_bytes}
         return told | {"nulls": self.nulls}
 
     def documents(self, field: str, on_null: str) -> Iterator[bytes]:
-        """The texts in the file, as UTF-8 bytes; a plain text comes in blocks.
+        """Read the texts in the file, as UTF-8 bytes; a plain text comes in blocks.
 
         Raises UsageError naming file and line or row where something is damaged, foreign or not a text.
         """
@@ -117,14 +117,14 @@ class Source:
 
 
 def format_of(name: str) -> tuple[str | None, str]:
-    """Reader and packing that the endings of a file's name stand for, in any case; None where it is no known text."""
+    """Tell reader and packing from the endings of a file's name, in any case; None where they are unknown."""
     path = PurePath(name.lower())
     packing = PACKINGS.get(path.suffix, "")
     return READERS.get(PurePath(path.stem).suffix if packing else path.suffix), packing
 
 
 def reader_of_json(path: Path, packing: str, field: str) -> str | None:
-    """How a file that is called JSON is read: as an array, as lines (which often end so too), or None: not at all."""
+    """Tell whether a file that is called JSON is an array or JSON lines; None where it is neither."""
     with readable(path), unpacked(path, packing) as file:
         line = b""
         while line.isspace() or not line:
@@ -142,7 +142,7 @@ def reader_of_json(path: Path, packing: str, field: str) -> str | None:
 
 @contextmanager
 def unpacked(path: Path, packing: str) -> Iterator[io.BufferedReader]:
-    """The decoded bytes of a file."""
+    """Open a file as a stream of unpacked bytes."""
     with path.open("rb") as file:
         if packing == "gzip":
             yield io.BufferedReader(gzip.GzipFile(fileobj=file), RAW_BLOCK_BYTES)
@@ -275,7 +275,7 @@ def _parquet(path: Path, packing: str, field: str) -> Iterator[tuple[str, object
 
 
 def parquet_texts(path: Path, field: str) -> Iterator[tuple[str, object]]:
-    """Where each text of a Parquet file stands, as `FILE, row N` from 1 on, and the text, which may be anything.
+    """Read the texts of a Parquet file, each with its place, `FILE, row N` from 1 on.
 
     Raises UsageError where the file is damaged or has no such field.
     """
@@ -285,7 +285,7 @@ def parquet_texts(path: Path, field: str) -> Iterator[tuple[str, object]]:
 
 
 def text_bytes(source: str, text: object, on_null: str) -> bytes | None:
-    """`text` as UTF-8 bytes; lone surrogates, which JSON can hold, are kept as their three bytes.
+    """Encode `text` as UTF-8; lone surrogates, which JSON can hold, are kept as their three bytes.
 
     None for a null where `on_null` is skip. Raises UsageError for any other thing that is not a text.
     """
@@ -301,18 +301,18 @@ def text_bytes(source: str, text: object, on_null: str) -> bytes | None:
 
 
 def no_field(source: str, field: str, names: list[str]) -> str:
-    """What is wrong where a record has other fields."""
+    """Say what is wrong where a record has other fields."""
     return f"{source}: no field corpus.text_field={field}; set it to one of: {', '.join(names)}"
 
 
 def first_line(error: Exception) -> str:
-    """What a library says, as one line."""
+    """Cut what a library says to one line."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turns what the system or a decoder says about a file into one line."""
+    """Turn errors of the system or a decoder about a file into UsageError of one line."""
     try:
         yield
     # pyarrow's errors are ValueError or OSError; gzip and bz2 raise OSError, EOFError or zlib's own.

@@ -13,7 +13,7 @@ _NUM_BYTE_VALUES = 256
 
 
 def shuffled(stream: Iterable[bytes], seed: int) -> Iterator[bytes]:
-    """The bytes of `stream` in one of all orders, each equally likely; the same stream and seed give the same order.
+    """Permute the bytes of `stream`, all orders being equally likely; stream and seed decide the order.
 
     The bytes are counted, and then drawn from an urn with these counts without putting any back, so memory does not
     grow with the stream. Raises UsageError where it holds more than `MAX_BYTES`.

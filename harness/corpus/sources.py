@@ -16,7 +16,7 @@ _NAMES_SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What a file or folder holds."""
+    """The files of text in a folder, and what was left out."""
 
     taken: list[Source]
     """In the order in which they are read: sorted by their path in the folder."""
@@ -27,7 +27,7 @@ class Listing:
 
 
 def list_sources(key: str, path: str, field: str) -> Listing:
-    """The text in a file or below a folder; links are followed, each file is taken once.
+    """List the files of text at a path or below it; links are followed, each file is taken once.
 
     A file that is named itself is plain text where its ending says nothing else. Raises UsageError naming `key` where
     there is no text, or a link to a text leads nowhere.
@@ -61,7 +61,7 @@ def list_sources(key: str, path: str, field: str) -> Listing:
 
 
 def describe(listing: Listing) -> list[str]:
-    """Lines that say what was read, by reader, and what was left out."""
+    """Describe what was read, by reader, and what was left out, in lines."""
     kinds = Counter(f"{source.reader}{f' in {source.packing}' * bool(source.packing)}" for source in listing.taken)
     total = sum(source.raw_bytes for source in listing.taken)
     files = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
@@ -98,7 +98,7 @@ class _Walk:
         """Real files and folders, and the first names that led there."""
 
     def folder(self, folder: Path, prefix: str) -> None:
-        """Go through a folder whose path in the first one is `prefix`."""
+        """List a folder whose path from the first one is `prefix`."""
         self._seen[os.path.realpath(folder)] = prefix or "the folder itself"
         try:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)

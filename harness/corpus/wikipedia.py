@@ -31,7 +31,7 @@ _FOLDER_REMEDY = "use a folder of train*.parquet and validation*.parquet with fi
 
 @functools.cache
 def wiki_mini() -> list[bytes]:
-    """Bodies of the 206 `<text>` elements of the dump that gensim ships, XML entities left as they are."""
+    """Read the 206 `<text>` elements of the dump that gensim ships, XML entities left as they are."""
     # Finding the package without importing it saves seconds.
     package = importlib.util.find_spec("gensim")
     if package is None or not package.submodule_search_locations:
@@ -43,7 +43,7 @@ def wiki_mini() -> list[bytes]:
 
 
 def wiki40b_from_hub(split: str, field: str, on_null: str) -> Iterator[bytes]:
-    """Articles of one split ("train" or "heldout") of Wiki-40B (en) from the Hugging Face hub.
+    """Stream the articles of a split ("train" or "heldout") of Wiki-40B (en) from the Hugging Face hub.
 
     Raises UsageError where they cannot be read.
     """
@@ -54,7 +54,7 @@ def wiki40b_from_hub(split: str, field: str, on_null: str) -> Iterator[bytes]:
 
 
 def wiki40b_articles(listing: Listing, field: str, on_null: str) -> Iterator[bytes]:
-    """Articles of the files that `list_wiki40b` found.
+    """Read the articles of files that `list_wiki40b` has listed.
 
     Raises UsageError where one cannot be read.
     """
@@ -72,7 +72,7 @@ def wiki40b_articles(listing: Listing, field: str, on_null: str) -> Iterator[byt
 
 
 def list_wiki40b(folder: Path, split: str) -> Listing:
-    """The Parquet files of a split below a folder, which their names or those of their folders say.
+    """List the Parquet files of a split below a folder, by their names or those of their folders.
 
     Raises UsageError where there are none.
     """

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def child_environment(**settings: str) -> dict[str, str]:
-    """This process's environment with `settings`, in which Python finds this package before all that PYTHONPATH names.
+    """Make the environment of a child: this one's with `settings`, and this package first on PYTHONPATH.
 
     What PYTHONPATH names stays: modules of a cluster put packages there.
     """
@@ -14,5 +14,5 @@ def child_environment(**settings: str) -> dict[str, str]:
 
 
 def num_cores() -> int:
-    """Cores that this process may use; a job of a cluster has fewer than its machine."""
+    """Count the cores that this process may use; a job of a cluster has fewer than its machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -91,7 +91,7 @@ GPUS: dict[str, GPU] = {
 
 
 def known_gpu(device_name: str) -> GPU | None:
-    """The GPU that a driver calls `device_name`; None where it is not listed, or only a part of one."""
+    """Find the GPU that a driver calls `device_name`; None where it is not listed, or only a part of one."""
     if OTHERS.search(device_name):
         return None
     return next((gpu for gpu in GPUS.values() if re.search(gpu.pattern, device_name)), None)

@@ -38,14 +38,14 @@ PACKAGES = (
 
 
 def resolve_precision(wanted: str, device: torch.device) -> torch.dtype:
-    """The dtype of matrix products for `train.precision`: `auto` takes bf16 where the hardware has it natively."""
+    """Choose the dtype of matrix products for `train.precision`: `auto` takes bf16 where it is native."""
     if wanted == "auto":
         wanted = "bf16" if has_native_bf16(device) else "fp32"
     return torch.bfloat16 if wanted == "bf16" else torch.float32
 
 
 def muon_precision(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype in which a run of precision `dtype` makes Muon's updates orthogonal.
+    """Choose the dtype in which Muon makes updates orthogonal, in a run of precision `dtype`.
 
     A processor without native bf16 emulates it, and takes 15 to 60 times as long as in float32 (docs/speed.md).
     """
@@ -63,7 +63,7 @@ def has_native_bf16(device: torch.device) -> bool:
 
 
 def compute_deterministically() -> None:
-    """The same run twice gives the same bits."""
+    """Make PyTorch deterministic, so that the same run twice gives the same bits."""
     # cuBLAS reads this when it starts; without it the deterministic mode refuses to multiply on a GPU.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # The same as use_deterministic_algorithms(True), which would import the compiler, for two seconds.
@@ -73,7 +73,7 @@ def compute_deterministically() -> None:
 
 
 def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
-    """Peak FLOP/s of one rank: the data sheet's of a known GPU, else as measured."""
+    """Give the peak FLOP/s of one rank: from the data sheet of a known GPU, else as measured."""
     if device.type == "cuda" and (gpu := known_gpu(torch.cuda.get_device_name(device))):
         listed = gpu.bf16_flops if dtype == torch.bfloat16 else gpu.fp32_flops
         if listed:
@@ -82,7 +82,7 @@ def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
-    """FLOP/s of the best of a few square matrix products in a tenth of a second; of one where that takes longer."""
+    """Measure FLOP/s: the best of a few square matrix products in a tenth of a second."""
     size = 8192 if device.type == "cuda" else 1024
     a = torch.ones(size, size, dtype=dtype, device=device)
     best, until = float("inf"), time.perf_counter() + 0.1
@@ -100,7 +100,7 @@ def matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
 def identity(
     device: torch.device, dtype: torch.dtype, packages: tuple[str, ...], host_computes: bool = True
 ) -> dict[str, str]:
-    """What decides the last bits of a run besides its configuration and data, and must not change in its middle.
+    """Collect what decides a run's last bits besides configuration and data, and must not change in its middle.
 
     The host's instructions and threads do where `host_computes`; beside a GPU it may only read and write.
     """
@@ -117,7 +117,7 @@ def identity(
 
 
 def nccl_settings(device: torch.device) -> str | None:
-    """Version of NCCL and the variables that decide in which order it sums; None on a CPU."""
+    """Give the version of NCCL and the variables that decide in which order it sums; None on a CPU."""
     if device.type != "cuda":
         return None
     version = ".".join(map(str, torch.cuda.nccl.version()))
@@ -125,12 +125,12 @@ def nccl_settings(device: torch.device) -> str | None:
 
 
 def isa_limits() -> dict[str, str]:
-    """What users have set to keep kernels from this processor's best instructions."""
+    """Collect the variables that keep kernels from this processor's best instructions."""
     return {name: os.environ[name] for name in ISA_LIMITS if name in os.environ}
 
 
 def code_sha256(paths: Iterable[Path] | None = None) -> str:
-    """Digest of sources; by default of those that train."""
+    """Digest sources; by default those that train."""
     root = Path(__file__).parents[2]
     digest = hashlib.sha256()
     for path in sorted(paths or (root / "harness").rglob("*.py")):
@@ -139,7 +139,7 @@ def code_sha256(paths: Iterable[Path] | None = None) -> str:
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """State of this process's random numbers on the CPU and, where that is its device, on its GPU."""
+    """Get the state of this process's random numbers on the CPU and, where that is its device, on its GPU."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -147,14 +147,14 @@ def random_state(device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def load_random_state(state: dict[str, torch.Tensor]) -> None:
-    """Inverse of `random_state`."""
+    """Set the state of random numbers that `random_state` has given."""
     torch.set_rng_state(state["cpu"])
     if "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"])
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory that this process has held: of its GPU, or resident on the CPU."""
+    """Measure the most memory that this process has held: of its GPU, or resident on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -166,7 +166,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def environment(world_size: int, device: torch.device, dtype: torch.dtype | None = None) -> dict:
-    """Versions, instruction set, threads, world size and commit: what a claimed number was made with."""
+    """Collect what a number was made with: versions, instruction set, threads, world size and commit."""
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
@@ -190,12 +190,12 @@ def _version(package: str) -> str | None:
 
 
 def c_library() -> str:
-    """Name and version of the C library, whose functions differ in last bits; of the system where it is unknown."""
+    """Name the C library and its version, since its functions differ in last bits; else the system's."""
     return " ".join(platform.libc_ver()).strip() or platform.platform(terse=True)
 
 
 def processor_name() -> str:
-    """What the processor calls itself."""
+    """Name the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -205,7 +205,7 @@ def processor_name() -> str:
 
 
 def git_commit() -> str | None:
-    """Commit of the checkout that this code lies in, with `+` where files differ from it; None outside one."""
+    """Name the commit of the checkout of this code, with `+` where files differ from it; None outside one."""
     root = Path(__file__).parents[2]
     try:
         commit = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)

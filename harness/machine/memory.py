@@ -17,12 +17,12 @@ _FILES = {
 
 
 def free_memory_bytes() -> int:
-    """What the machine has free, or less where a container, a job or a service may take less."""
+    """Measure the free memory of the machine, or of its container, job or service where that is less."""
     return max(0, min([psutil.virtual_memory().available, *_left_in_groups(_GROUPS, _MEMBERSHIP)]))
 
 
 def check_memory(needed_bytes: int, max_memory_bytes: int | None = None) -> None:
-    """Raises UsageError where so much is not free, or not allowed, before anything is allocated."""
+    """Check before anything is allocated that so much memory is free and allowed; else raises UsageError."""
     free = free_memory_bytes()
     if max_memory_bytes is not None and needed_bytes > max_memory_bytes:
         raise UsageError(

@@ -16,7 +16,7 @@ _COLUMNS_OF_UNKNOWN = 80
 
 
 class ProgressLine:
-    """One line on stderr, which a terminal shows in place."""
+    """A line of progress on stderr, which a terminal shows in place."""
 
     def __init__(self) -> None:
         self._width = 0
@@ -47,7 +47,7 @@ class ProgressLine:
 
 
 class Pause:
-    """Tells when something is to be said again: `first` seconds after the first question, then every `seconds`."""
+    """Tells when progress is due: `first` seconds after the first question, then every `seconds`."""
 
     def __init__(self, seconds: float, first: float = 0.0) -> None:
         self._seconds, self._first = seconds, first
@@ -65,24 +65,24 @@ class Pause:
 
 
 class Rate:
-    """How fast work goes, by what has been seen to be done: what was `done` before does not count."""
+    """Measures how fast work goes; what was `done` before the start does not count."""
 
     def __init__(self, done: int) -> None:
         self._start, self._done = time.monotonic(), done
 
     def per_second(self, done: int) -> float:
-        """Units of work a second."""
+        """Compute the units of work a second."""
         seconds = time.monotonic() - self._start
         return (done - self._done) / seconds if seconds else 0.0
 
     def seconds_left(self, done: int, total: int) -> float:
-        """Time that the rest takes at this rate, in seconds; infinite where nothing has been done yet."""
+        """Compute the seconds that the rest takes at this rate; infinite where nothing has been done yet."""
         rate = self.per_second(done)
         return (total - done) / rate if rate else math.inf
 
 
 def show_bytes(quiet: bool) -> Callable[[int, int], None]:
-    """A function of bytes done and bytes in all that shows them with rate and time left, unless `quiet`."""
+    """Make a function that shows bytes done of bytes in all, with rate and time left, unless `quiet`."""
     line = ProgressLine()
     pause = (
         Pause(_SECONDS_BETWEEN_UPDATES, first=_SECONDS_BETWEEN_UPDATES)
@@ -102,7 +102,7 @@ def show_bytes(quiet: bool) -> Callable[[int, int], None]:
 
 
 def clock(seconds: float) -> str:
-    """Hours, minutes and seconds, as in `2:41` or `1:02:41`; a question mark where they are unknown."""
+    """Format seconds as `2:41` or `1:02:41`; a question mark where they are unknown."""
     if not 0 <= seconds < math.inf:
         return "?"
     minutes, rest = divmod(round(seconds), 60)
@@ -111,5 +111,5 @@ def clock(seconds: float) -> str:
 
 
 def is_terminal() -> bool:
-    """Whether progress is shown on a terminal."""
+    """Whether stderr is a terminal."""
     return sys.stderr.isatty()

@@ -35,7 +35,7 @@ NCCL_SETTINGS = {"NCCL_ALGO": "Ring", "NCCL_NVLS_ENABLE": "0"}
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process among its peers."""
+    """The ranks of a job, as this process sees them, and what they exchange."""
 
     rank: int
     world_size: int
@@ -48,12 +48,12 @@ class Ranks:
 
     @property
     def is_first_on_this_machine(self) -> bool:
-        """Whether this rank looks at what its machine has for itself."""
+        """Whether this rank is the first one of its machine."""
         return os.environ.get("LOCAL_RANK", str(self.rank)) == "0"
 
     @property
     def num_on_this_machine(self) -> int:
-        """Ranks that share this machine's memory: all of them where nobody has said otherwise."""
+        """Number of ranks on this machine; all of them where the environment does not say."""
         return int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))
 
     def barrier(self) -> None:
@@ -62,27 +62,27 @@ class Ranks:
             dist.barrier()
 
     def sum(self, *values: float) -> list[float]:
-        """Float64 sums of each value over all ranks; numbers of the host, which no GPU waits for."""
+        """Sum each value over all ranks, in float64; these are numbers of the host, which no GPU waits for."""
         return self.sum_tensor(torch.tensor(values, dtype=torch.float64)).tolist()
 
     def sum_tensor(self, tensor: Tensor) -> Tensor:
-        """Sum of `tensor` over all ranks, in place, on the device that it is on."""
+        """Sum `tensor` over all ranks, in place, on the device that it is on."""
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def share_tensor(self, tensor: Tensor) -> Tensor:
-        """The first rank's `tensor` on every rank, in place."""
+        """Broadcast the first rank's `tensor` to every rank, in place."""
         if self.world_size > 1:
             dist.broadcast(tensor, src=0)
         return tensor
 
     def any(self, flag: bool) -> bool:
-        """Whether any rank says so."""
+        """Whether the flag is set on any rank."""
         return self.sum(float(flag))[0] > 0
 
     def broadcast(self, value: object, source: int = 0) -> Any:
-        """The `value` of one rank, the first, on every rank; an error among other things, so that all stop together."""
+        """Broadcast the `value` of one rank, the first, to all; it may be an error, so that all stop together."""
         if self.world_size == 1:
             return value
         holder = [value]
@@ -90,7 +90,7 @@ class Ranks:
         return holder[0]
 
     def gather(self, value: object) -> list[Any]:
-        """Every rank's `value` on every rank, by rank."""
+        """Gather every rank's `value` on every rank, by rank."""
         if self.world_size == 1:
             return [value]
         values = [None] * self.world_size
@@ -98,9 +98,9 @@ class Ranks:
         return values
 
     def agreed(self, values: dict[str, str]) -> dict[str, str]:
-        """`values` of all ranks as one: where ranks differ, as machines of a cluster may, all of theirs by rank."""
+        """Merge the `values` of all ranks: where ranks differ, as machines of a cluster may, all of theirs by rank."""
         everyone = self.gather(values)
-        columns = {key: [own[key] for own in everyone] for key in values}
+        columns = {key: [answer[key] for answer in everyone] for key in values}
         return {key: column[0] if len(set(column)) == 1 else ", ".join(column) for key, column in columns.items()}
 
 
@@ -122,7 +122,7 @@ def on_first_rank(ranks: Ranks, work: Callable[..., T], *arguments: object) -> T
 
 
 def check_launch() -> None:
-    """Raises UsageError where the environment describes this process's place among others badly, or not at all."""
+    """Check that the environment describes this process's place among others; else raises UsageError."""
     environment = os.environ
     tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")
     if "WORLD_SIZE" not in environment and tasks.isdecimal() and int(tasks) > 1 and "SLURM_STEP_ID" in environment:
@@ -163,7 +163,7 @@ def _check_address() -> None:
 
 
 def choose_device(wanted: str) -> torch.device:
-    """The device of this process for `backend.device`: `auto` takes a GPU where every process here has one of its own.
+    """Choose the device for `backend.device`: `auto` takes a GPU where every process here has one of its own.
 
     Raises UsageError where there are too few.
     """
@@ -229,7 +229,7 @@ def joined_ranks(timeout_seconds: float, wanted_device: str = "cpu") -> Iterator
 
 
 def leave(status: int) -> NoReturn:
-    """End this rank; everything is written.
+    """End this rank at once, after everything has been written.
 
     What is left are destructors, and that of gloo's process group can wait, holding the interpreter's lock, for a
     thread of its own that waits for this lock.

@@ -31,7 +31,7 @@ SECONDS_TO_HEAR = 3.0
 
 
 class Asked(NamedTuple):
-    """What ranks want of all of them; as sums over ranks it says what is to be done."""
+    """The requests of ranks to stop or save; summed over ranks they say what to do."""
 
     save: float
     stop_by_signal: float
@@ -56,7 +56,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopRequest:
-    """What this rank has been asked for.
+    """A request to stop this run, by a signal or by a file.
 
     SIGINT, SIGTERM and SIGHUP are for somebody who watches: the command ends with status 1. SIGUSR1 and the file are
     for schedulers: it ends with status 75, by which a job script knows that it has to be started again.
@@ -118,7 +118,7 @@ def interruptible(*more: int) -> Iterator[None]:
 
 @contextmanager
 def keeping(kept: str) -> Iterator[None]:
-    """Work that keeps something where a signal ends it: Interrupted says `kept`."""
+    """Add `kept`, what a signal leaves of this work, to the words of Interrupted."""
     try:
         yield
     except Interrupted as error:
@@ -127,12 +127,12 @@ def keeping(kept: str) -> Iterator[None]:
 
 
 def end_at_signals(*more: int) -> None:
-    """From now on a signal ends this process with one line; for a process's first moments, before `interruptible`."""
+    """End this process with one line at a signal; for its first moments, before `interruptible`."""
     handle((*SIGNALS, *more), _end)
 
 
 def outlive_terminal() -> None:
-    """What is written after a terminal was closed is lost, instead of being an error in the middle of the work."""
+    """Drop what is written after the terminal was closed, instead of failing in the middle of the work."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not None and stream.isatty():

@@ -15,7 +15,7 @@ from harness.online.ensemble import Ensemble, Weights
 
 
 class CodeLength:
-    """What each new batch costs before anything is learnt from it."""
+    """Measures the code length of each new batch before anything is learnt from it."""
 
     def __init__(self, ensemble: Ensemble, vocab_size: int, num_tokens: int, ranks: Ranks, dtype: torch.dtype):
         self.ensemble, self.ranks, self.dtype = ensemble, ranks, dtype
@@ -24,7 +24,7 @@ class CodeLength:
         self._modules = [Transformer(shape, vocab_size).to(ranks.device) for shape in ensemble.shapes]
 
     def code(self, batch: StepBatch) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Of each micro-batch of this rank the code length, and that by the run's own transformer alone.
+        """Compute the code length of each micro-batch of this rank, and that by the run's own transformer alone.
 
         Both are in nats, float64 (n, length). The name of the chosen weights, in a self-switch, is charged to the first
         token of the former.
@@ -71,7 +71,7 @@ class CodeLength:
 
 
 def best_table(options: list[np.ndarray], micro_batch: MicroBatch) -> np.ndarray:
-    """The table (n, length, vocabulary) that codes a micro-batch best."""
+    """Choose the table (n, length, vocabulary) that codes a micro-batch best."""
     rows, places = np.nonzero(micro_batch.mask)
     tokens = micro_batch.tokens[rows, places]
     return min(options, key=lambda table: table_nats(table[rows, places, tokens]).sum())

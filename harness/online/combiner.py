@@ -18,7 +18,7 @@ _NEWTON_FRACTION = 0.5
 
 
 class Combiner:
-    """Turns tables into probabilities, and remembers what follows for the next ones; each rank has its own mixture."""
+    """Combines the tables of transformers into one code, by temperatures and a mixture; each rank has its own."""
 
     def __init__(self, config: OnlineConfig, vocab_size: int, num_tokens: int, lanes: int, length: int, ranks: Ranks):
         """`length` is that of a sequence in tokens; `num_tokens` that of the text."""
@@ -43,13 +43,13 @@ class Combiner:
         return ("numpy", "numba", "llvmlite") if self.mixture else ("numpy",)
 
     def sharpened(self, tables: np.ndarray) -> np.ndarray:
-        """`tables` (tables, ..., vocabulary), float32, at the temperatures learnt so far."""
+        """Apply the temperatures learnt so far to `tables` (tables, ..., vocabulary), float32."""
         if not self.config.calibrate:
             return tables
         return np.stack([_sharpened(table, sharpness) for table, sharpness in zip(tables, self.sharpness, strict=True)])
 
     def observe(self, tables: np.ndarray, tokens: np.ndarray) -> None:
-        """What `tables` (tables, n, vocabulary), as the transformers gave them, should have said of `tokens` (n,).
+        """Collect what `tokens` (n,) say about the temperatures of `tables` (tables, n, vocabulary).
 
         Collects the first two derivatives of their code length by the sharpness.
         """
@@ -64,7 +64,7 @@ class Combiner:
             self._slopes[1, index] += float(((probabilities * logs**2).sum(axis=1) - means**2).sum())
 
     def sequence_nats(self, tables: np.ndarray, micro_batch: MicroBatch) -> np.ndarray:
-        """Code length (n, length) of a micro-batch, given float32 tables (tables, n, length, vocabulary)."""
+        """Compute the nats (n, length) of a micro-batch, given float32 tables (tables, n, length, vocabulary)."""
         tokens, mask, coded = micro_batch.tokens, micro_batch.mask, np.s_[:, micro_batch.first :]
         sharp = self.sharpened(tables)
         self.observe(tables[:, mask], tokens[mask])
@@ -85,7 +85,7 @@ class Combiner:
             self.mixture.start(*self._places(micro_batch))
 
     def add_sent(self, micro_batch: MicroBatch, sharp: np.ndarray) -> None:
-        """A micro-batch that this rank has coded with the tables `sharp` (tables, n, coded length, vocabulary)."""
+        """Note what this rank has coded with the tables `sharp` (tables, n, coded length, vocabulary)."""
         if self.mixture and self.ranks.world_size > 1:
             self._sent.append((micro_batch, sharp))
 
@@ -114,7 +114,7 @@ class Combiner:
         return micro_batch.sequences * self.length + first, first, before
 
     def member_nats(self) -> dict[str, float]:
-        """Code length in nats of each member of the mixture by itself, of all ranks' sequences."""
+        """Sum the nats of each member of the mixture by itself, over all ranks' sequences."""
         if self.mixture is None:
             return {}
         return dict(zip(self.names, self.ranks.sum(*self.mixture.state.nats), strict=True))
@@ -142,7 +142,7 @@ def _new_mixture(config: OnlineConfig, vocab_size: int, num_tokens: int, lanes: 
 
 
 def mixture_bytes(config: OnlineConfig, num_tokens: int) -> int:
-    """Memory of a rank's mixture, without what it keeps a lane: the tables of the n-gram model and of the networks."""
+    """Compute the memory of a rank's mixture, of n-gram model and networks, without what it keeps for each lane."""
     has_ngram, has_network = "ngram" in config.experts, "network" in config.experts
     if not (has_ngram or has_network):
         return 0
@@ -155,7 +155,7 @@ def mixture_bytes(config: OnlineConfig, num_tokens: int) -> int:
 
 
 def table_nats(probabilities: np.ndarray) -> np.ndarray:
-    """Code lengths in nats, float64, of symbols of these `probabilities`; one that underflowed counts as e^-69."""
+    """Convert probabilities of symbols to code lengths in nats, float64; one that underflowed counts as e^-69."""
     return -np.log(np.maximum(probabilities, _SMALLEST).astype(np.float64))
 
 

@@ -21,7 +21,7 @@ _EMA_WARMUP = 10
 
 
 class Ensemble:
-    """The run's own transformer first, then those of `online.models`; all of them see the same batches."""
+    """The transformers of an online code: the run's own, then those of `online.models`, on the same batches."""
 
     _means: list[dict[str, Tensor]]
     _kept: list[dict[str, Tensor]]
@@ -44,11 +44,11 @@ class Ensemble:
         return (1 + self.config.train.replays) * sum(learner.flops_per_token for learner in self.learners)
 
     def candidates(self) -> list[Weights]:
-        """Weights that the run's own transformer may predict with, the current ones first."""
+        """List the weights that the run's own transformer may predict with, the current ones first."""
         return [list(self._predicting(0)), *(kept.items() for kept in self._kept)]
 
     def others(self) -> list[Weights]:
-        """Weights that the other transformers predict with."""
+        """List the weights that the other transformers predict with."""
         return [self._predicting(index) for index in range(1, len(self.learners))]
 
     def learn(
@@ -73,17 +73,17 @@ class Ensemble:
         return losses
 
     def dry_step(self, step_tokens: int | None = None) -> str:
-        """One step of each on made-up tokens, and digests of what came of it; `reset` undoes it."""
+        """Take one step of each on made-up tokens; returns digests of the weights. `reset` undoes it."""
         return " ".join(learner.dry_step(step_tokens) for learner in self.learners)
 
     def reset(self) -> None:
-        """Back to before the first step."""
+        """Go back to before the first step."""
         for learner in self.learners:
             learner.reset()
         self._forget()
 
     def weights_digest(self) -> bytes:
-        """BLAKE2b of all weights, 8 bytes, the same on every rank."""
+        """Digest all weights by BLAKE2b, 8 bytes, the same on every rank."""
         digests = [learner.weights_digest() for learner in self.learners]
         return digests[0] if len(digests) == 1 else hashlib.blake2b(b"".join(digests), digest_size=8).digest()
 
@@ -106,7 +106,7 @@ class Ensemble:
         self._num_means = rank_state["num_means"]
 
     def close(self) -> None:
-        """Let go of what the backends hold."""
+        """Release what the backends hold."""
         for learner in self.learners:
             learner.backend.close()
 

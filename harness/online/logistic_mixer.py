@@ -39,12 +39,12 @@ class Network(NamedTuple):
 
 
 def network_bytes(num_inputs: int) -> int:
-    """Memory of a network, without what it keeps a lane."""
+    """Compute the memory of a network, without what it keeps for each lane."""
     return 4 * (NUM_SETS * _CHOICES * (num_inputs + 1) + 2 * _CHOICES * 64 * _KNOTS) if num_inputs else 0
 
 
 def new_network(num_inputs: int, lanes: int, first_weight: float) -> Network:
-    """The network before the first bit; one without inputs, which nobody asks, takes no memory."""
+    """Make the network before the first bit; one without inputs is never asked and takes no memory."""
     choices = _CHOICES if num_inputs else 0
     knots = (1 / (1 + np.exp(-(np.arange(_KNOTS) - _KNOTS // 2) * 0.75))).astype(np.float32)
     return Network(
@@ -59,7 +59,7 @@ def new_network(num_inputs: int, lanes: int, first_weight: float) -> Network:
 
 @inlined
 def squash(x):
-    """Inverse of `stretch`."""
+    """Compute the logistic function 1 / (1 + exp(-x)), the inverse of `stretch`."""
     return np.float32(1 / (1 + exp(-min(max(x, np.float32(-30)), np.float32(30)))))
 
 
@@ -72,7 +72,7 @@ def _knot(y):
 
 @compiled
 def probability(n, lane):
-    """Probability of a 1, given the lane's inputs and choices."""
+    """Compute the probability of a 1, given the lane's inputs and choices."""
     x, y = n.lane_inputs[lane], n.lane_outputs[lane]
     total = np.float32(0)
     node = n.lane_choices[lane, 1]
@@ -94,7 +94,7 @@ def probability(n, lane):
 
 @compiled
 def learn(n, lane, bit):
-    """The bit for which `probability` was asked is `bit`."""
+    """Learn that the bit for which `probability` was asked is `bit`."""
     x, y, e = n.lane_inputs[lane], n.lane_outputs[lane], np.float32(bit)
     at, fraction = _knot(y[NUM_SETS])
     for c in range(2):

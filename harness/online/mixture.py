@@ -60,7 +60,7 @@ class Mixture:
         _start(self.state, starts, first, before)
 
     def bit_probabilities(self, tables: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Probabilities of a 1, float64 (n, length, bits), for every bit of `tokens` (n, length), from the start on.
+        """Compute the probability of a 1, float64 (n, length, bits), for every bit of `tokens` (n, length).
 
         `tables` are float32 (tables, n, length, vocabulary).
         """
@@ -108,19 +108,19 @@ class Mixture:
             array[...] = before
 
     def bits_of(self, tokens: np.ndarray) -> np.ndarray:
-        """Bits of `tokens` (...), the highest first: int64 (..., bits)."""
+        """Split `tokens` (...) into bits, the highest first: int64 (..., bits)."""
         return tokens[..., None] >> np.arange(self.bits - 1, -1, -1) & 1
 
     def nats_of(self, probabilities: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """Code length in nats of `tokens` (...), given probabilities of a 1 (..., bits) for their bits."""
+        """Sum the nats of `tokens` (...), given probabilities of a 1 (..., bits) for their bits."""
         return -np.log(np.where(self.bits_of(tokens), probabilities, 1 - probabilities)).sum(axis=-1)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All that is remembered, for a checkpoint."""
+        """Collect all arrays of the state, for a checkpoint."""
         return dict(leaves(self.state))
 
     def load(self, arrays: dict[str, np.ndarray]) -> None:
-        """Inverse of `arrays`; raises KeyError or ValueError for those of another mixture."""
+        """Load what `arrays` has collected; raises KeyError or ValueError for those of another mixture."""
         for name, array in leaves(self.state):
             array[...] = arrays[name]
 

@@ -37,7 +37,7 @@ class State(NamedTuple):
 
 
 def leaves(part: Any, prefix: str = "") -> list[tuple[str, np.ndarray]]:
-    """Arrays of nested named tuples, with dotted names."""
+    """List the arrays of nested named tuples with dotted names."""
     named: list[tuple[str, np.ndarray]] = []
     for name, value in zip(part._fields, part, strict=True):
         named.extend(leaves(value, f"{prefix}{name}.") if isinstance(value, tuple) else [(f"{prefix}{name}", value)])

@@ -62,22 +62,22 @@ class Ngram(NamedTuple):
 
 
 def num_inputs(order: int) -> int:
-    """Number of stretched probabilities: three a context, the byte's own bits, two of the match, one."""
+    """Count the inputs of the mixer: three a context, one of the byte's own bits, two of the match, one constant."""
     return _INPUTS_PER_CONTEXT * (order + _OTHER_CONTEXTS) + 4
 
 
 def num_slots(num_tokens: int) -> int:
-    """Size of the table of a context, a power of two."""
+    """Compute the size of the table of a context, a power of two."""
     return 1 << int(np.clip(int(num_tokens * 4).bit_length(), *_SLOT_BITS))
 
 
 def ngram_bytes(order: int, num_tokens: int) -> int:
-    """Memory of the model, roughly."""
+    """Compute the memory of the model, roughly."""
     return 8 * (order + _OTHER_CONTEXTS) * num_slots(num_tokens) + 2 * num_tokens + (8 << _MATCH_BITS)
 
 
 def new_ngram(order: int, num_tokens: int, lanes: int) -> Ngram:
-    """The model before the first byte of a text of `num_tokens` bytes; order 0, which nobody asks, takes no memory."""
+    """Make the model before the first byte of a text of `num_tokens` bytes; one of order 0 takes no memory."""
     contexts, size = order + _OTHER_CONTEXTS if order else 0, num_slots(num_tokens)
     empty = np.uint64(1 << 31 | 1 << 40)
     knots = (1 / (1 + np.exp(-(np.arange(_KNOTS) - _KNOTS // 2) / 2))).astype(np.float32)
@@ -98,7 +98,7 @@ def new_ngram(order: int, num_tokens: int, lanes: int) -> Ngram:
 
 @inlined
 def stretch(p):
-    """ln(p / (1 - p))."""
+    """Compute ln(p / (1 - p))."""
     return np.float32(log(p / (np.float32(1) - p)))
 
 
@@ -122,7 +122,7 @@ def _is_letter(byte):
 
 @compiled
 def start_sequence(m, lane, at):
-    """Begin with the byte at place `at` of the text; what comes before it counts as far as it is known."""
+    """Begin a sequence at place `at` of the text; what comes before it is context as far as it is known."""
     start = at
     while start > 0 and at - start < _WORD_BYTES and m.history[start - 1] != UNKNOWN:
         start -= 1
@@ -135,7 +135,7 @@ def start_sequence(m, lane, at):
 
 @compiled
 def start_byte(m, lane, at):
-    """Contexts of the byte at place `at`."""
+    """Hash the contexts of the byte at place `at`, and look for a match."""
     h, known = np.uint64(0), True
     orders = m.lane_hashes.shape[1] - _OTHER_CONTEXTS
     for o in range(orders):
@@ -169,7 +169,7 @@ def _read_word(m, lane, byte):
 
 @compiled
 def find_slots(m, lane, node):
-    """Slots of the bit after the bits in `node` (with a leading one); a slot of another context starts anew."""
+    """Find the slots of the bit after the bits in `node` (with a leading one); one of another context starts anew."""
     mask = np.uint64(m.slots.shape[1] - 1)
     for k in range(m.lane_hashes.shape[1]):
         h = (m.lane_hashes[lane, k] + np.uint64(node)) * _SPREAD_AGAIN
@@ -238,7 +238,7 @@ def inputs(m, lane, node, depth, x):
 
 @compiled
 def learn_bit(m, lane, node, depth, bit):
-    """The bit after `node` is `bit`; `inputs` has been asked before."""
+    """Learn that the bit after `node` is `bit`; `inputs` was called before."""
     e = np.float32(bit)
     for k in range(m.lane_hashes.shape[1]):
         j = m.lane_slots[lane, k]
@@ -278,7 +278,7 @@ def learn_slots(m, lane, bit):
 
 @compiled
 def end_byte(m, lane, at, byte):
-    """The byte at place `at` is `byte`."""
+    """Learn that the byte at place `at` is `byte`."""
     m.history[at] = byte
     if m.lane_matches[lane, 0] >= 0:
         place = m.lane_matches[lane, 0]

@@ -27,7 +27,7 @@ class ReplaySchedule:
         self._walked, self._places = 0, np.zeros((config.replays, config.batch_sequences), dtype=np.int64)
 
     def replays(self, step: int) -> list[StepBatch]:
-        """Replays after `step`; each row reads one of the whole sequences that it has read by then, any as likely."""
+        """Choose the replays after `step`: each row reads again one of its whole sequences, drawn uniformly."""
         order = self.batches.order
         if not self.config.replays:
             return []
@@ -44,7 +44,7 @@ class ReplaySchedule:
         return [self._read(indices) for indices in past]
 
     def training(self, step: int) -> Iterator[tuple[StepBatch, Moment]] | None:
-        """The steps of a training on all that was read up to `step`, one by one; None where none is due after it."""
+        """List the steps of a training on all that was read up to `step`; None where none is due after it."""
         if step + 1 not in self.retrain_steps:
             return None
         num_steps = max(1, round(self.config.retrain_epochs * (step + 1)))

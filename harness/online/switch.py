@@ -31,7 +31,7 @@ class Switch(NamedTuple):
 
 
 def new_switch(experts: int, lanes: int) -> Switch:
-    """The prior."""
+    """Make the switch with the weights of the prior."""
     return Switch(
         open=np.full((lanes, experts), _GOES_ON / experts),
         final=np.full((lanes, experts), (1 - _GOES_ON) / experts),
@@ -43,7 +43,7 @@ def new_switch(experts: int, lanes: int) -> Switch:
 
 @compiled
 def start_symbol(s, lane):
-    """Begin a symbol."""
+    """Begin a symbol on a lane."""
     for k in range(s.open.shape[1]):
         s.posteriors[lane, k] = s.open[lane, k] + s.final[lane, k]
         s.likelihoods[lane, k] = 1.0
@@ -51,7 +51,7 @@ def start_symbol(s, lane):
 
 @compiled
 def mixed_probability(s, lane, probabilities):
-    """Probability of a 1, given those of the experts."""
+    """Mix the experts' probabilities of a 1."""
     one = total = 0.0
     for k in range(len(probabilities)):
         one += s.posteriors[lane, k] * probabilities[k]
@@ -61,7 +61,7 @@ def mixed_probability(s, lane, probabilities):
 
 @compiled
 def learn_bit(s, lane, probabilities, bit):
-    """The bit for which the experts gave `probabilities` is `bit`."""
+    """Learn that the bit for which the experts gave `probabilities` is `bit`."""
     total = 0.0
     for k in range(len(probabilities)):
         probability = probabilities[k] if bit else 1.0 - probabilities[k]
@@ -74,7 +74,7 @@ def learn_bit(s, lane, probabilities, bit):
 
 @compiled
 def end_symbol(s, lane):
-    """Weights after the symbol, and what switches at this time."""
+    """Update the weights after a symbol, and let some of the weight switch."""
     experts = s.open.shape[1]
     total = pool = 0.0
     for k in range(experts):

@@ -36,7 +36,7 @@ def prune_layers(
 
 @torch.no_grad()
 def sparse_fit(weights: Tensor, second_moments: Tensor, alpha: float, steps: int) -> Tensor:
-    """Sparse weights (outputs, inputs) of a layer that compute nearly what `weights` do.
+    """Compute sparse weights (outputs, inputs) of a layer that give nearly the outputs of `weights`.
 
     With W = `weights` and inputs x, minimises over w and P in [0, 1]
 
@@ -44,7 +44,7 @@ def sparse_fit(weights: Tensor, second_moments: Tensor, alpha: float, steps: int
 
     by `steps` of Adam, and returns w where P >= 1/2. That is the expected error of keeping each weight with probability
     P, plus a price a weight. Errors are relative to the mean square of an output, so that a price of `alpha` means the
-    same in every layer: alone, a weight stays where leaving it out costs more than the share `alpha` of an output.
+    same in every layer: alone, a weight stays where leaving it out costs more than the fraction `alpha` of an output.
     Zeros stay zero. `second_moments`, the mean of x x', stands for all inputs.
     """
     moments = second_moments.to(weights.device, torch.float64)

@@ -25,13 +25,13 @@ UNITS = {"loss": "nats/token", "accuracy": "of the next tokens"}
 
 @dataclass(frozen=True, slots=True)
 class PruneReport:
-    """What a pruning did."""
+    """The report of a pruning."""
 
     threshold: float | None
     """Smallest magnitude that was kept; None without a threshold."""
     loss_before: float
     loss_after: float
-    """Nats/token, or, with `prune.measure=accuracy`, the share of tokens not predicted."""
+    """Nats/token, or, with `prune.measure=accuracy`, the fraction of tokens not predicted."""
     evaluations: int
     """How often that was measured for it."""
     parameters: int
@@ -45,7 +45,7 @@ class PruneReport:
     """Where an assumption of a method did not hold, with the numbers."""
 
     def lines(self, config: PruneConfig) -> Iterator[str]:
-        """What to tell the user."""
+        """Describe the pruning in lines for the user."""
         how = f"layerwise, alpha {config.alpha:g}," if self.threshold is None else f"|weight| >= {self.threshold:.3g}"
         before, after = (shown(loss, config.measure) for loss in (self.loss_before, self.loss_after))
         yield (

@@ -16,7 +16,7 @@ POSITIONS_PER_PASS = 512
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """What was removed."""
+    """Numbers of removed weights."""
 
     weights: int
     """Weights that were not zero and are now."""
@@ -51,7 +51,7 @@ def remove_without_influence(model: Transformer, mean_loss: Callable[[], float],
 
 
 def without_gradient(model: Transformer, seed: int) -> dict[str, Tensor]:
-    """By regularised tensor, which weights (bool) have a gradient of exactly 0 on every one of thousands of positions.
+    """Find the regularised weights (bool, by tensor) whose gradient is exactly 0 at each of thousands of positions.
 
     The inputs replace the output of the embedding, but where it is zero for every symbol; they and the targets, in the
     shape of the logits, are N(0, 1) and follow from `seed` alone. A column of the embedding whose channel has no

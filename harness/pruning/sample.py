@@ -11,18 +11,18 @@ from harness.model.transformer import token_nats
 
 
 class Sample:
-    """Means over a fixed sample; ranks share the work and get the same numbers."""
+    """Measures means over a fixed sample; ranks divide the work and get the same numbers."""
 
     def __init__(self, learner: Learner, micro_batches: list[MicroBatch]):
-        """`micro_batches` are this rank's share."""
+        """`micro_batches` are this rank's part."""
         self.learner, self.ranks, self._micro_batches = learner, learner.ranks, micro_batches
 
     def mean_loss(self, model: nn.Module) -> float:
-        """Nats a token."""
+        """Compute the mean loss in nats a token."""
         return self._mean(lambda ids: token_nats(model, ids, self.learner.dtype))
 
     def error_rate(self, model: nn.Module) -> float:
-        """Share of the tokens that are not the one that `model` takes for the most likely."""
+        """Compute the fraction of tokens that `model` does not take for the most likely."""
 
         def errors(ids: Tensor) -> Tensor:
             with self._arithmetic():
@@ -32,7 +32,7 @@ class Sample:
 
     @torch.no_grad()
     def second_moments(self, model: nn.Module, layer: nn.Linear) -> Tensor:
-        """Mean of x x' over the inputs x of a layer of `model`, float64 (inputs, inputs)."""
+        """Compute the mean of x x' over the inputs x of a layer of `model`, float64 (inputs, inputs)."""
         total = torch.zeros(layer.in_features, layer.in_features, dtype=torch.float64, device=layer.weight.device)
         count = 0.0
         masks: list[Tensor] = []

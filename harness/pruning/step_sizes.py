@@ -18,7 +18,7 @@ SMALLEST_PENALTY_NATS = 0.014
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """What is needed of a tensor."""
+    """What the search for a tensor's step needs to know of it."""
 
     rms: float
     """Root mean square of its non-zero weights, positive."""
@@ -26,12 +26,12 @@ class Scale:
     """How many these are."""
 
     def limited(self, step: float) -> float:
-        """A step that is not too coarse for the tensor."""
+        """Limit a step to what is not too coarse for the tensor."""
         return min(step, COARSEST_STEP * self.rms)
 
 
 def balanced_steps(scales: Mapping[str, Scale], text_nats: Callable[[Mapping[str, float]], float]) -> dict[str, float]:
-    """The balancing step of each tensor, by probing one at a time; of one that hardly matters it may be very coarse.
+    """Search each tensor's step that balances weights against text, by probing one tensor at a time.
 
     `text_nats(steps)` is the length of the text with each tensor rounded to multiples of its step.
     """

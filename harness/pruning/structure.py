@@ -46,7 +46,7 @@ class _Part:
 
 
 def find_dead(nonzero: Mapping[str, Tensor], heads: int) -> tuple[dict[str, Tensor], DeadStructure]:
-    """By tensor, which weights have influence (bool, in its shape), and counts of the parts that have none.
+    """Find the weights that have influence (bool, by tensor), and count the parts that have none.
 
     `nonzero` are the patterns (bool) of all tensors of a `Transformer` with `heads` attention heads a block. Zeroing
     what has no influence leaves nothing more to find.
@@ -60,12 +60,12 @@ def find_dead(nonzero: Mapping[str, Tensor], heads: int) -> tuple[dict[str, Tens
     working_units: list[Tensor] = []
     for index in range(sum(name.endswith(".qkv.weight") for name in nonzero)):
         block = f"blocks.{index}."
-        own = {name.removeprefix(block): pattern for name, pattern in nonzero.items() if name.startswith(block)}
+        patterns = {name.removeprefix(block): pattern for name, pattern in nonzero.items() if name.startswith(block)}
         for part, working in ((_attention, working_heads), (_perceptron, working_units)):
-            found = part(own, stream, heads)
-            stream = stream | found.adds
-            live |= {block + name: pattern for name, pattern in found.live.items()}
-            working.append(found.working)
+            result = part(patterns, stream, heads)
+            stream = stream | result.adds
+            live |= {block + name: pattern for name, pattern in result.live.items()}
+            working.append(result.working)
     head = nonzero["head.weight"] & _normed(nonzero, "norm", stream)
     # A norm divides by the size of the whole stream: once one channel is read, all of them have influence. What a
     # LayerNorm passes on without a gain is its shift alone.
@@ -84,31 +84,35 @@ def find_dead(nonzero: Mapping[str, Tensor], heads: int) -> tuple[dict[str, Tens
     )
 
 
-def _attention(own: Mapping[str, Tensor], stream: Tensor, heads: int) -> _Part:
-    reads = own["qkv.weight"] & _normed(own, "attention_norm", stream)
-    outputs = reads.any(1) | _bias(own, "qkv", reads)
+def _attention(patterns: Mapping[str, Tensor], stream: Tensor, heads: int) -> _Part:
+    reads = patterns["qkv.weight"] & _normed(patterns, "attention_norm", stream)
+    outputs = reads.any(1) | _bias(patterns, "qkv", reads)
     q, k, v = outputs.view(3, heads, -1)
-    is_read = own["out.weight"].any(0).view(heads, -1)
+    is_read = patterns["out.weight"].any(0).view(heads, -1)
     working = (v & is_read).any(1, keepdim=True)
-    if "qkv.bias" in own:
+    if "qkv.bias" in patterns:
         q_live = k_live = q & k & working
     else:
         # Norm and rotation tie the parts of a query together: all of them count once one meets a part of a key.
         scores = (_rotated(q) & _rotated(k)).any(1, keepdim=True) & working
         q_live, k_live = scores.expand_as(q), scores.expand_as(k)
     row_live = torch.stack([q_live, k_live, is_read]).flatten()
-    live = _linear_live(own, "qkv", reads, row_live) | _linear_live(own, "out", own["out.weight"] & v.flatten())
-    live |= _norm_live(own, "attention_norm", live["qkv.weight"])
-    return _Part(live, live["out.weight"].any(1) | _bias(own, "out", live["out.weight"]), working.flatten())
+    live = _linear_live(patterns, "qkv", reads, row_live) | _linear_live(
+        patterns, "out", patterns["out.weight"] & v.flatten()
+    )
+    live |= _norm_live(patterns, "attention_norm", live["qkv.weight"])
+    return _Part(live, live["out.weight"].any(1) | _bias(patterns, "out", live["out.weight"]), working.flatten())
 
 
-def _perceptron(own: Mapping[str, Tensor], stream: Tensor, _heads: int) -> _Part:
-    reads = own["up.weight"] & _normed(own, "mlp_norm", stream)
-    units = reads.any(1) | _bias(own, "up", reads)
-    is_read = own["down.weight"].any(0)
-    live = _linear_live(own, "up", reads, is_read) | _linear_live(own, "down", own["down.weight"] & units)
-    live |= _norm_live(own, "mlp_norm", live["up.weight"])
-    return _Part(live, live["down.weight"].any(1) | _bias(own, "down", live["down.weight"]), units & is_read)
+def _perceptron(patterns: Mapping[str, Tensor], stream: Tensor, _heads: int) -> _Part:
+    reads = patterns["up.weight"] & _normed(patterns, "mlp_norm", stream)
+    units = reads.any(1) | _bias(patterns, "up", reads)
+    is_read = patterns["down.weight"].any(0)
+    live = _linear_live(patterns, "up", reads, is_read) | _linear_live(
+        patterns, "down", patterns["down.weight"] & units
+    )
+    live |= _norm_live(patterns, "mlp_norm", live["up.weight"])
+    return _Part(live, live["down.weight"].any(1) | _bias(patterns, "down", live["down.weight"]), units & is_read)
 
 
 def _normed(patterns: Mapping[str, Tensor], norm: str, stream: Tensor) -> Tensor:
@@ -125,19 +129,19 @@ def _norm_live(patterns: Mapping[str, Tensor], norm: str, reading: Tensor) -> di
 
 
 def _linear_live(
-    own: Mapping[str, Tensor], name: str, weights: Tensor, rows: Tensor | None = None
+    patterns: Mapping[str, Tensor], name: str, weights: Tensor, rows: Tensor | None = None
 ) -> dict[str, Tensor]:
     """Weights and biases of a linear layer of which only `rows` (default: all) are read."""
     rows = torch.ones_like(weights[:, 0]) if rows is None else rows
     live = {f"{name}.weight": weights & rows[:, None]}
-    if f"{name}.bias" in own:
-        live[f"{name}.bias"] = own[f"{name}.bias"] & rows
+    if f"{name}.bias" in patterns:
+        live[f"{name}.bias"] = patterns[f"{name}.bias"] & rows
     return live
 
 
-def _bias(own: Mapping[str, Tensor], name: str, like: Tensor) -> Tensor:
+def _bias(patterns: Mapping[str, Tensor], name: str, like: Tensor) -> Tensor:
     """Pattern of a bias; without one, all False."""
-    return own.get(f"{name}.bias", torch.zeros_like(like[:, 0]))
+    return patterns.get(f"{name}.bias", torch.zeros_like(like[:, 0]))
 
 
 def _rotated(heads: Tensor) -> Tensor:

@@ -13,13 +13,13 @@ from harness.optim.optimizer import is_regularised
 
 # The scan ends at this many halvings of the largest weight; the search by halves goes on from there.
 SCAN_HALVINGS = 16
-# Falls of the loss below this share of it are rounding: of float32 sums, or of bf16 products over thousands of tokens.
+# Falls of the loss below this fraction are rounding: of float32 sums, or of bf16 products over thousands of tokens.
 ROUNDING = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a method did; losses are nats/token or, for `accuracy`, the fraction of tokens not predicted."""
+    """The outcome of a method; losses are nats/token or, for `accuracy`, the fraction of tokens not predicted."""
 
     threshold: float | None
     """Smallest magnitude that was kept; None where that did not decide."""
@@ -70,7 +70,7 @@ def tamade(model: nn.Module, loss: Callable[[], float], config: PruneConfig) -> 
 
 
 def finite_loss(loss: Callable[[], float]) -> float:
-    """`loss()` before pruning; raises RunFailure where it is not finite."""
+    """Compute `loss()` before pruning; raises RunFailure where it is not finite."""
     before = loss()
     if not math.isfinite(before):
         raise RunFailure(
@@ -81,7 +81,7 @@ def finite_loss(loss: Callable[[], float]) -> float:
 
 
 def unexpected_losses(losses: dict[float, float], limit: float, measure: str) -> list[str]:
-    """A line for each way in which `losses`, by threshold, do not rise with it; tolerated are those up to `limit`.
+    """Describe where `losses`, by threshold, do not rise with it, a line each; `limit` is the largest tolerated one.
 
     They are the smallest refused threshold below the largest tolerated one, and the deepest fall beyond rounding.
     """
@@ -109,7 +109,7 @@ def unexpected_losses(losses: dict[float, float], limit: float, measure: str) ->
 
 
 def shown(loss: float, measure: str) -> str:
-    """A loss in nats/token; for `accuracy` the fraction of tokens that are predicted."""
+    """Format a loss in nats/token; for `accuracy` as the fraction of tokens that are predicted."""
     return f"{1 - loss:.4%}" if measure == "accuracy" else f"{loss:.6g}"
 
 

@@ -22,13 +22,13 @@ class L0ADMM(Rule):
         self.rho = rho
 
     def add_gradient(self, piece: Piece) -> None:
-        """Z and v answer to the weights as they are; then g += rho (x - z + v)."""
+        """Update z and v to the weights as they are; then g += rho (x - z + v)."""
         z, v = self._answer(piece)
         assert piece.gradient is not None
         piece.gradient.add_((piece.weights - z).add_(v), alpha=self.rho)
 
     def shrink(self, piece: Piece) -> None:
-        """Z and v answer to the weights after the step; then an implicit step pulls x to z - v."""
+        """Update z and v to the weights after the step; then pull x to z - v by an implicit step."""
         z, v = self._answer(piece)
         pull = piece.rate * self.rho
         piece.weights.lerp_(z - v, pull / (1 + pull))

@@ -25,7 +25,7 @@ _OWN = {"beta": ("drr",), "l2": ("drr",), "layer_normalisation": ("drr",), "star
 
 @dataclass(kw_only=True, slots=True)
 class RuleConfig:
-    """The L0 method of the main phase."""
+    """Settings of the sparsity rule of the main phase."""
 
     kind: str = bounded("none", choices=RULES)
     """`none`, `rl1`, `drr`, `pmmp`, `fpp` or `admm`."""
@@ -64,7 +64,7 @@ class RuleConfig:
         return sum(rule.kept.values()) if rule else 0
 
     def strength(self, done: float) -> float:
-        """Factor on alpha in a step after which a fraction `done` of the main phase is over."""
+        """Compute the factor on alpha in a step after which a fraction `done` of the main phase is over."""
         if done >= self.warmup + self.ramp:
             return float(done > self.warmup)
         return max(0.0, (done - self.warmup) / self.ramp)
@@ -108,7 +108,7 @@ class RuleConfig:
 
 
 def make_rule(config: RuleConfig, betas: list[float], num_tokens: int) -> Rule | None:
-    """The rule that `config` names, or None; `num_tokens` are those of the training text, `betas` those of AdamW."""
+    """Make the rule that `config` names, or None, for a text of `num_tokens` and AdamW with `betas`."""
     if config.kind == "none":
         return None
     alpha = config.alpha or nats_from_bits(config.bits_per_weight) / max(1, num_tokens)
@@ -128,7 +128,7 @@ def make_rule(config: RuleConfig, betas: list[float], num_tokens: int) -> Rule |
 
 
 def kind_of_tensor(name: str, parameter: Tensor) -> str:
-    """Which of TENSORS a parameter of the model is."""
+    """Tell which of TENSORS a parameter of the model is."""
     if parameter.dim() < 2:
         return "vectors"
     return {"embed": "embedding", "head": "head"}.get(name.partition(".")[0], "matrices")

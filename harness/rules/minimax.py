@@ -17,7 +17,7 @@ _EPSILON = 1e-8
 
 
 class PMMP(Rule):
-    """Plays with w, gamma and u, one of each beside every weight, in the three rows of `rule_players`."""
+    """Probabilistic minimax: w, gamma and u beside every weight, in the three rows of `rule_players`."""
 
     kept: ClassVar = {"rule_players": 3, "rule_exp_avg": 3, "rule_exp_avg_sq": 3}
 
@@ -26,7 +26,7 @@ class PMMP(Rule):
         self.start_u, self.betas = start_u, betas
 
     def start(self, weights: Tensor) -> dict[str, Tensor]:
-        """W is the weight, gamma 1, u `start_u`."""
+        """Start with w at the weight, gamma at 1 and u at `start_u`."""
         state = super().start(weights)
         w, gamma, u = state["rule_players"]
         w.copy_(weights)
@@ -43,7 +43,7 @@ class PMMP(Rule):
         self._step_players(piece, forces, piece.rate)
 
     def shrink(self, piece: Piece) -> None:
-        """Theta is pulled to w gamma by an implicit step, which no u makes overshoot."""
+        """Pull theta to w gamma by an implicit step, which no u makes overshoot."""
         theta, (w, gamma, u) = piece.weights, piece.state["rule_players"]
         forces, _ = minimax_forces(theta, w, gamma, u, piece.alpha)
         self._pull(theta, w, gamma, u, piece.rate)
@@ -65,7 +65,7 @@ class PMMP(Rule):
 
 
 class FPP(PMMP):
-    """PMMP as fictitious play: each side answers the other's average so far, in the rows of `rule_means`.
+    """PMMP as fictitious play: each side responds to the other's average so far, in the rows of `rule_means`.
 
     Theta, w and gamma see the running mean of u; u sees those of theta, w and gamma. Means are over all steps of the
     rule, the values at this step included; their rows are w, gamma, u and theta.
@@ -81,7 +81,7 @@ class FPP(PMMP):
         self._step_players(piece, forces, piece.rate)
 
     def shrink(self, piece: Piece) -> None:
-        """Theta is pulled to w gamma with the mean of u."""
+        """Pull theta to w gamma with the mean of u."""
         w, gamma, _ = piece.state["rule_players"]
         forces, _, mean_u = self._answers(piece)
         self._pull(piece.weights, w, gamma, mean_u, piece.rate)
@@ -105,7 +105,7 @@ def minimax_forces(
     alpha: float,
     seen_by_u: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients, all to be descended on: of w, gamma and -u as rows (3, n), and of theta (n,).
+    """Compute the gradients to descend on: of w, gamma and -u as rows (3, n), and of theta (n,).
 
     Without the loss, whose gradient the optimizer has. `seen_by_u` is the theta, w and gamma that u answers, if others.
     """

@@ -17,7 +17,7 @@ class RL1(Rule):
         piece.gradient.add_(piece.weights.sign(), alpha=piece.alpha)
 
     def shrink(self, piece: Piece) -> None:
-        """Theta moves towards zero by rate * alpha and stops there."""
+        """Move theta towards zero by rate * alpha, at most to zero."""
         threshold = piece.rate * piece.alpha
         piece.weights.sub_(piece.weights.clamp(-threshold, threshold))
 
@@ -38,7 +38,7 @@ class DRR(Rule):
             piece.gradient.add_(piece.weights, alpha=2 * self.l2 * self.strength)
 
     def shrink(self, piece: Piece) -> None:
-        """Theta moves towards zero by rate * alpha beta exp(-beta |theta|) and stops there.
+        """Move theta towards zero by rate * alpha beta exp(-beta |theta|), at most to zero.
 
         Then the square term's implicit step.
         """

@@ -57,7 +57,7 @@ class Rule(ABC):
         """Factor on `alpha`, between 0 (the rule rests) and 1; a schedule sets it before each step."""
 
     def start(self, weights: Tensor) -> dict[str, Tensor]:
-        """State of shape (rows, n) before the first step, by name, for flat `weights` (n,)."""
+        """Make the state before the first step, (rows, n) by name, for flat `weights` (n,)."""
         return {name: weights.new_zeros(rows, weights.numel()) for name, rows in self.kept.items()}
 
     @abstractmethod
@@ -70,7 +70,7 @@ class Rule(ABC):
 
     @torch.no_grad()
     def apply(self, parameter: Tensor, state: dict, rate: float, scale: float) -> None:
-        """The rule's part of a step, on a contiguous parameter and its optimizer's `state`; `scale` is of its alpha."""
+        """Take the rule's part of a step on a contiguous parameter with its `state`; `scale` multiplies alpha."""
         if not self.strength:
             return
         if STEPS_KEY not in state:
@@ -94,7 +94,7 @@ class Rule(ABC):
 
 
 def forget(state: dict) -> None:
-    """Take what a rule keeps out of an optimizer's state of a parameter."""
+    """Remove a rule's state from an optimizer's state of a parameter."""
     for key in [key for key in state if isinstance(key, str) and key.startswith(STATE_PREFIX)]:
         del state[key]
 

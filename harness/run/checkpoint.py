@@ -32,7 +32,7 @@ STATE_FILE = "state.json"
 
 @dataclass(kw_only=True)
 class RunState:
-    """Where a run is, as all ranks agree."""
+    """The state of a run that all ranks have in common."""
 
     step: int = 0
     """Optimizer steps done, which is also the position in the order."""
@@ -54,12 +54,12 @@ class RunState:
 
 
 def checkpoint_path(run_dir: Path, step: int) -> Path:
-    """Directory of the checkpoint after `step` steps."""
+    """Name the directory of the checkpoint after `step` steps."""
     return run_dir / "checkpoints" / f"step-{step:08d}"
 
 
 def committed_checkpoints(run_dir: Path) -> list[Path]:
-    """Checkpoints with their marker, oldest first.
+    """List the checkpoints that have their marker, oldest first.
 
     Raises OSError where the file system does not answer.
     """
@@ -70,7 +70,7 @@ def committed_checkpoints(run_dir: Path) -> list[Path]:
 def newest_checkpoint(
     run_dir: Path, ranks: Ranks, remedy: str, other_damage: Callable[[dict[str, Any]], str] = lambda state: ""
 ) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint whose files are all as they were written, and a message for every newer one.
+    """Find the newest checkpoint that is undamaged; returns a message for every newer one too.
 
     `other_damage` says, given the content of state.json, what is wrong with what this rank keeps elsewhere. Damaged
     checkpoints are renamed, so that they count neither here nor among those that are kept. Raises UsageError naming
@@ -96,7 +96,7 @@ def newest_checkpoint(
 
 
 def read_state(checkpoint: Path, identity: dict[str, str], remedy: str) -> RunState:
-    """The saved state, checked against the job that wants to go on.
+    """Read the saved state and check it against the job that wants to go on.
 
     Raises UsageError naming what differs, and the `remedy` besides going back to what was.
     """
@@ -127,7 +127,7 @@ def read_state(checkpoint: Path, identity: dict[str, str], remedy: str) -> RunSt
 
 @contextmanager
 def taking_back(checkpoint: Path, whose: str, remedy: str) -> Iterator[Callable[[int], dict[str, Any]]]:
-    """Reads what a rank gave to `save_checkpoint`; UsageError where it, or what is made of it inside, is none of that.
+    """Read what ranks gave to `save_checkpoint`; UsageError where it, or its use in the context, fails.
 
     Then the digests are right, and somebody else has written it.
     """
@@ -138,7 +138,7 @@ def taking_back(checkpoint: Path, whose: str, remedy: str) -> Iterator[Callable[
 
 
 def read_rank_state(checkpoint: Path, rank: int) -> dict[str, Any]:
-    """What a rank gave to `save_checkpoint`; raises ValueError where the file is something else."""
+    """Read what a rank gave to `save_checkpoint`; raises ValueError where the file is something else."""
     path = checkpoint / f"rank-{rank:05d}.pt"
     try:
         with naming(path):
@@ -156,8 +156,8 @@ def _damage(checkpoint: Path, ranks: Ranks, other_damage: Callable[[dict[str, An
         digests = json.loads(read_file(checkpoint / MARKER))
         if STATE_FILE not in digests:
             return f"{MARKER} is incomplete", ""
-        own = sorted(digests)[ranks.rank :: ranks.world_size]
-        for name in {STATE_FILE, *own}:
+        names = sorted(digests)[ranks.rank :: ranks.world_size]
+        for name in {STATE_FILE, *names}:
             if with_retries(functools.partial(sha256, checkpoint / name)) != digests[name]:
                 return f"{name} is not what was written", ""
         return other_damage(json.loads(read_file(checkpoint / STATE_FILE))), ""
@@ -170,7 +170,7 @@ def _damage(checkpoint: Path, ranks: Ranks, other_damage: Callable[[dict[str, An
 
 
 def step_directories(run_dir: Path, suffix: str = "") -> list[Path]:
-    """Directories of checkpoints, marked or not; none where there has been no checkpoint yet."""
+    """List the directories of checkpoints, marked or not."""
     folder = run_dir / "checkpoints"
     try:
         names = with_retries(functools.partial(os.listdir, folder))

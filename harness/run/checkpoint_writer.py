@@ -38,7 +38,7 @@ class CheckpointWriter:
         self._written: tuple[RunState, Future[str]] | None = None
 
     def start(self, state: RunState, rank_state: dict[str, Any]) -> Path:
-        """Copy both and begin to write them; the checkpoint counts once `finish` has been called.
+        """Copy the states and begin to write them; the checkpoint counts once `finish` was called.
 
         `rank_state` is what `torch.load(weights_only=True)` takes back. Called on all ranks, as all methods but
         `is_written` and `close`. Raises RunFailure on every rank where writing fails on any of them; what was saved
@@ -61,7 +61,7 @@ class CheckpointWriter:
         return self._written is not None and self._written[1].done()
 
     def finish(self) -> None:
-        """Wait for what was started, and make it count."""
+        """Wait for the writing that was started, and mark the checkpoint as complete."""
         if self._written is None:
             return
         (state, written), self._written = self._written, None
@@ -71,7 +71,7 @@ class CheckpointWriter:
         self._together(final, _commit, self._temporary, final, state, digests, self.keep, self.ranks.is_first)
 
     def close(self) -> None:
-        """Let go of the thread."""
+        """End the thread that writes."""
         self._worker.shutdown()
 
     def _together(self, final: Path, work: Callable[..., object], *arguments: object) -> object:
@@ -94,7 +94,7 @@ class CheckpointWriter:
 
 
 def on_host(content: object) -> object:
-    """A copy of nested dicts and lists whose tensors are in the memory of the host."""
+    """Copy nested dicts and lists, with their tensors in the memory of the host."""
     if isinstance(content, torch.Tensor):
         return content.detach().to("cpu", copy=True)
     if isinstance(content, dict):

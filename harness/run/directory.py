@@ -54,7 +54,7 @@ def open_on_all_ranks(config: RunConfig, ranks: Ranks) -> Data:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A run's directory that this job has for itself."""
+    """A run's directory, locked for this job."""
 
     is_done: bool
     """Whether training has ended already."""
@@ -62,14 +62,14 @@ class Opened:
     """On the first rank, while there is something to do."""
 
     def check(self) -> None:
-        """Raises RunFailure, on the first rank, where another job has taken the directory over."""
+        """Check on the first rank that no other job has taken the directory over; else raises RunFailure."""
         if self.lock:
             self.lock.check()
 
 
 @contextmanager
 def opened_run_directory(config: RunConfig, ranks: Ranks, dtype: torch.dtype) -> Iterator[Opened]:
-    """The run's directory, this job's alone for the length of the context.
+    """Lock and open the run's directory for the length of the context.
 
     Raises UsageError where another job is at work there, and naming the keys that differ where what lies there is
     another run.
@@ -89,12 +89,12 @@ def is_done(run_dir: Path) -> bool:
 
 
 def mark_done(run_dir: Path, ledger_parts: list[list[Part]]) -> None:
-    """Say that training has ended, and with which ledger and weights."""
+    """Record that training has ended, and with which ledger and weights."""
     write_json(run_dir / DONE_MARKER, {"ledger": ledger_parts, "weights": sha256(run_dir / WEIGHTS_FILE)})
 
 
 def check_done(run_dir: Path) -> None:
-    """Raises UsageError where training has not ended, or its ledger and weights are not what it has written."""
+    """Check that training has ended, and ledger and weights are as it wrote them; else raises UsageError."""
     if not is_done(run_dir):
         raise UsageError(f"{run_dir}: training is not complete; run `codelength train` with the same configuration")
     try:
@@ -114,7 +114,7 @@ def check_done(run_dir: Path) -> None:
 
 def write_weights(run_dir: Path, weights: dict[str, Tensor], grid_steps: dict[str, float]) -> None:
     """Write the float32 weights, with the step of the grid that a tensor lies on."""
-    # Adding zero turns -0.0 into 0.0, as gathering shares does: the file is the same on every backend.
+    # Adding zero turns -0.0 into 0.0, as gathering parts does: the file is the same on every backend.
     tensors = {name: tensor.float().add(0.0).cpu().contiguous() for name, tensor in weights.items()}
     with replacing(run_dir / WEIGHTS_FILE) as file:
         try:
@@ -127,19 +127,19 @@ def write_weights(run_dir: Path, weights: dict[str, Tensor], grid_steps: dict[st
 
 
 def write_members(run_dir: Path, member_bits: dict[str, float]) -> None:
-    """Write what each member of the online code's mixture would have taken alone, in bits; nothing without one."""
+    """Write the code length in bits of each member of the online code's mixture alone; nothing without one."""
     if member_bits:
         write_json(run_dir / MEMBERS_FILE, member_bits)
 
 
 def read_members(run_dir: Path) -> dict[str, float]:
-    """What `write_members` wrote."""
+    """Read what `write_members` has written."""
     path = run_dir / MEMBERS_FILE
     return json.loads(read_file(path)) if path.exists() else {}
 
 
 def load_run_config(run_dir: Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
-    """The resolved configuration that a run was started with, with `key=value` overrides.
+    """Load the configuration that a run was started with, with `key=value` overrides.
 
     Raises UsageError where `run_dir` is not a run.
     """
@@ -149,15 +149,15 @@ def load_run_config(run_dir: Path, overrides: list[str] | tuple[str, ...] = ()) 
 
 
 def run_base(run_dir: Path, config: RunConfig) -> Path:
-    """The folder that the relative paths of a run's configuration begin in: one where its data are found.
+    """Find the folder that the relative paths of a run's configuration begin in: one where its data are.
 
     This folder, the one that the run was started in, or the one that its runs were moved to together with its data.
     """
-    bases, own, absolute = [Path.cwd()], config.run_dir, run_dir.absolute()
+    bases, recorded, absolute = [Path.cwd()], config.run_dir, run_dir.absolute()
     with suppress(OSError, ValueError, KeyError, TypeError):
         bases.append(Path(json.loads((run_dir / ENVIRONMENT_FILE).read_text())["folder"]))
-    if not own.is_absolute() and absolute.parts[-len(own.parts) :] == own.parts:
-        bases.append(Path(*absolute.parts[: -len(own.parts)]))
+    if not recorded.is_absolute() and absolute.parts[-len(recorded.parts) :] == recorded.parts:
+        bases.append(Path(*absolute.parts[: -len(recorded.parts)]))
     for base in bases:
         with suppress(OSError), chdir(base):
             if data_directory(config).exists():
@@ -166,7 +166,7 @@ def run_base(run_dir: Path, config: RunConfig) -> Path:
 
 
 def open_run_data(run_dir: Path, config: RunConfig, verify: bool = False) -> Data:
-    """The data that a run was trained on, also from another folder; `verify` reads them whole.
+    """Open the data that a run was trained on, also from another folder; `verify` reads them whole.
 
     Raises UsageError where they are missing or damaged.
     """
@@ -176,7 +176,7 @@ def open_run_data(run_dir: Path, config: RunConfig, verify: bool = False) -> Dat
 
 
 def check_same_run(config: RunConfig) -> None:
-    """Raises UsageError, naming the keys, where the run directory was started with another configuration."""
+    """Check that the run directory was started with this configuration; else raises UsageError with the keys."""
     run_dir = config.run_dir
     if not (run_dir / CONFIG_FILE).exists():
         return

@@ -90,7 +90,7 @@ class LedgerWriter:
         return list(self.parts)
 
     def close(self) -> None:
-        """Let go of the thread; rows that were not flushed are dropped."""
+        """End the thread that writes; rows that were not flushed are dropped."""
         self._worker.shutdown(cancel_futures=True)
 
     def _wait(self) -> None:
@@ -164,17 +164,17 @@ class OnlineCode:
 
 
 def rank_directory(run_dir: Path, rank: int) -> Path:
-    """Where a rank's parts lie."""
+    """Name the directory of a rank's parts."""
     return run_dir / "ledger" / f"rank-{rank:05d}"
 
 
 def part_name(number: int) -> str:
-    """File name of a part."""
+    """Name the file of a part."""
     return f"part-{number:06d}.parquet"
 
 
 def part_problem(run_dir: Path, rank: int, parts: Sequence[Part]) -> str:
-    """What is wrong with a rank's parts as they lie on the disk, or nothing.
+    """Say what is wrong with a rank's parts on the disk, or nothing.
 
     Raises OSError where they cannot be read though they are there.
     """
@@ -190,7 +190,7 @@ def part_problem(run_dir: Path, rank: int, parts: Sequence[Part]) -> str:
 
 
 def ledger_damage(run_dir: Path, rank: int, state: dict[str, Any]) -> str:
-    """`part_problem` of the parts that a checkpoint's state vouches for.
+    """Say what is wrong with the parts that a checkpoint's state lists, or nothing.
 
     Nothing where the state is of another format or number of ranks, which is refused with other words.
     """
@@ -215,12 +215,12 @@ def check_ledger(
 
 
 def part_paths(run_dir: Path) -> list[Path]:
-    """All parts of all ranks, in order of rank and part."""
+    """List the parts of all ranks, in order of rank and part."""
     return sorted((run_dir / "ledger").glob("rank-*/part-*.parquet"))
 
 
 def read_rows(run_dir: Path, columns: list[str]) -> Iterator[pa.Table]:
-    """The given columns, a table per part.
+    """Read the given columns, a table for each part.
 
     Raises UsageError where the ledger is missing or damaged.
     """

@@ -42,7 +42,7 @@ class MetricSums:
     started: float = field(default_factory=time.perf_counter)
 
     def state(self) -> dict[str, float]:
-        """What a run that goes on makes its meter from."""
+        """Collect what a checkpoint keeps of the sums."""
         state = asdict(self)
         state["seconds_before"] += time.perf_counter() - state.pop("started")
         return state

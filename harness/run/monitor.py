@@ -177,7 +177,7 @@ def _print_error_once(problem: threading.ExceptHookArgs) -> None:
 
 
 def make_monitor(run_dir: Path, total_steps: int, rank: int, purge_step: int | None = None) -> NullMonitor:
-    """The `Monitor` of rank 0, a `NullMonitor` for any other rank.
+    """Make the `Monitor` of rank 0, or a `NullMonitor` for any other rank.
 
     On resume `purge_step` is the first step that will run again: what was recorded from it on is dropped.
     """

@@ -19,7 +19,7 @@ LONG_DRY_STEP_SECONDS = 20.0
 
 
 def seconds_of_a_step(step: Callable[[], object], ranks: Ranks, seconds: float = 1.0) -> float:
-    """The median of some calls of `step`, as many as `seconds` are enough for, after one to warm up.
+    """Time `step`: the median of some calls, as many as fit into `seconds`, after one to warm up.
 
     All ranks call it together, and it as often as the slowest has time for.
     """
@@ -36,7 +36,7 @@ def duration_line(
     num_steps: dict[int, int],
     first_seconds: float,
 ) -> str:
-    """How long all steps will take, and until when, at the rate of some more dry steps.
+    """Say how long all steps will take, and until when, at the rate of some more dry steps.
 
     `num_steps` are given by the tokens of a step. The first one, of the most tokens, took `first_seconds` on this rank;
     where that was long, it is taken for all.
@@ -53,7 +53,7 @@ def duration_line(
 
 
 def freeze_learning_rates(optimizer: Optimizer) -> None:
-    """Learning rates of 0, so that steps on made-up tokens lead nowhere however many there are."""
+    """Set learning rates to 0, so that steps on made-up tokens leave the weights as they are."""
     for part in optimizer.parts:
         for group in part.param_groups:
             group["lr"] = 0.0

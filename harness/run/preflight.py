@@ -24,12 +24,12 @@ def derived_numbers(
     micro_batch: int,
     dtype: torch.dtype,
 ) -> list[str]:
-    """Lines for the user; `groups` are the optimizers' parameter groups of each model, `micro_batch` sequences."""
+    """Describe a run in numbers; `groups` are the parameter groups of each model, `micro_batch` counts sequences."""
     shard, batch = data.train, config.train.batch_sequences
     steps, tokens = ", ".join(f"{p.name} {p.num_steps:,}" for p in phases), batch * config.model.context
     backend = config.backend.name + (f" ZeRO-{config.backend.zero_stage}" if config.backend.name == "deepspeed" else "")
     num_parameters = _count(groups[0])
-    counts = [(_count(own), _count(own, "muon")) for own in groups]
+    counts = [(_count(model_groups), _count(model_groups, "muon")) for model_groups in groups]
     saved_bytes = checkpoint_bytes(config, counts, _count(groups[0], "regularised"))
     saved_bytes += ranks.world_size * mixture_bytes(config.online, shard.num_tokens)
     return [
@@ -46,7 +46,7 @@ def derived_numbers(
 
 
 def checkpoint_bytes(config: RunConfig, counts: Sequence[tuple[int, int]], regularised: int) -> int:
-    """Bytes of a checkpoint without mixtures, by numbers of weights: all and Muon's of each model, regularised ones.
+    """Compute the bytes of a checkpoint without mixtures, from numbers of weights: all, Muon's, regularised ones.
 
     Weights, moments (Muon has one, Adam two), and the most that rule or pruning keep of the run's own model, which
     comes first; what an online code keeps beside these.
@@ -57,7 +57,7 @@ def checkpoint_bytes(config: RunConfig, counts: Sequence[tuple[int, int]], regul
 
 
 def kept_weights(config: RunConfig, totals: Sequence[int]) -> int:
-    """Numbers that an online code keeps beside the trained weights: running means and the states of a self-switch."""
+    """Count the numbers that an online code keeps beside the trained weights: running means and earlier states."""
     return bool(config.online.ema) * sum(totals) + (config.online.checkpoints - 1) * totals[0]
 
 

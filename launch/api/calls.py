@@ -76,7 +76,7 @@ class Run:
 
 
 def open_run(directory: str | os.PathLike) -> Run:
-    """A finished run; raises UsageError where `directory` holds none, or its files are damaged."""
+    """Open a finished run; raises UsageError where `directory` holds none, or its files are damaged."""
     load_run_config(Path(directory))
     check_done(Path(directory))
     return Run(Path(directory))
@@ -111,7 +111,7 @@ def evaluate(directory: str | os.PathLike, settings: Sequence[str] = (), threads
 def compress(
     directory: str | os.PathLike, text: bytes, output: str | os.PathLike, threads: int | None = None
 ) -> Length:
-    """Write `text` as an archive that holds the model of a run; its length, which nobody has decoded yet."""
+    """Write `text` as an archive that holds the model of a run; returns its length, which is not decoded yet."""
     from eval.offline import evaluate as offline
 
     run_dir, config = Path(directory), load_run_config(Path(directory))
@@ -121,7 +121,7 @@ def compress(
 
 @restoring_threads
 def send(config: RunConfig, output: str | os.PathLike, source: str | os.PathLike | None = None) -> dict:
-    """Write the online code of a file, or without one of the training corpus; how its bits come about.
+    """Write the online code of a file, or without one of the training corpus; returns how its bits come about.
 
     Raises UsageError and RunFailure as `codelength send` does.
     """
@@ -143,7 +143,7 @@ def online_length(
     num_tokens: float | None = None,
     vocab_size: float | None = None,
 ) -> OnlineLength:
-    """Area under a loss curve: `loss_nats` per token after so many `tokens`, both increasing in time, 1-D.
+    """Compute the area under a loss curve: `loss_nats` per token after so many `tokens`, 1-D, in order of time.
 
     `num_tokens` is the number of different tokens of the data (default: the last point's); `vocab_size` bounds the
     loss before the first point. Raises UsageError where the points are no curve.

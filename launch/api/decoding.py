@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def restoring_threads(call: Callable[P, T]) -> Callable[P, T]:
-    """`call`, after which PyTorch has the number of threads that it had before: runs depend on it."""
+    """Wrap `call` so that PyTorch has its number of threads again afterwards: runs depend on it."""
 
     @functools.wraps(call)
     def wrapped(*arguments: P.args, **named: P.kwargs) -> T:
@@ -31,7 +31,7 @@ def restoring_threads(call: Callable[P, T]) -> Callable[P, T]:
 
 @restoring_threads
 def decompress(archive: str | os.PathLike, threads: int | None = None, max_memory_bytes: int | None = None) -> bytes:
-    """The text of an archive, checked by its SHA-256; raises UsageError where it is foreign or damaged."""
+    """Decode the text of an archive, checked by its SHA-256; raises UsageError where it is foreign or damaged."""
     from eval.offline.archive import read_archive
 
     return read_archive(Path(archive), threads or num_cores(), silent, max_memory_bytes)
@@ -39,7 +39,7 @@ def decompress(archive: str | os.PathLike, threads: int | None = None, max_memor
 
 @restoring_threads
 def receive(file: str | os.PathLike, max_memory_bytes: int | None = None) -> bytes:
-    """The text of an online code that one process has sent, checked by its SHA-256.
+    """Decode the text of an online code that one process has sent, checked by its SHA-256.
 
     Raises UsageError where the file is foreign or damaged, or this machine computes otherwise than the sender's. To go
     on after a stop, use `codelength receive`.

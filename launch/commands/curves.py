@@ -21,7 +21,7 @@ CONTROL_SUFFIX = "-shuffled"
 
 
 def register(command: AddCommand) -> None:
-    """Flags of these commands."""
+    """Add the flags of these commands."""
     text = "online and offline code lengths that follow from a published loss curve or a TensorBoard log"
     sub = command("curve", curve_command, text)
     sub.add_argument(
@@ -56,7 +56,7 @@ def register(command: AddCommand) -> None:
 
 
 def curve_command(options: Namespace) -> None:
-    """Code lengths of a loss curve."""
+    """Compute and print the code lengths of a loss curve."""
     from eval.curves.curve_table import curve_record, render
     from eval.curves.read import Amounts, Options, check_unit, read_amounts, read_curve
     from eval.show.blocks import check_format
@@ -106,7 +106,7 @@ def crossover_command(options: Namespace) -> None:
 
 
 def run_and_control(config_path: str, overrides: list[str]) -> "Sweep":
-    """The run of a configuration and its control, as the two runs of a sweep.
+    """Make the run of a configuration and its control, as the two runs of a sweep.
 
     Raises UsageError where the configuration itself shuffles, trains nothing, or is not evaluated on held-out text.
     """

@@ -14,7 +14,7 @@ from launch.commands.options import (
 
 
 def register(command: AddCommand) -> None:
-    """Flags of these commands."""
+    """Add the flags of these commands."""
     sub = command("compress", compress_command, "code any file with the model of a run")
     sub.add_argument("--run", dest="run_dir", type=Path, required=True, metavar="RUN")
     sub.add_argument("input", type=Path, metavar="INPUT", help="`-`: standard input")
@@ -28,7 +28,7 @@ def register(command: AddCommand) -> None:
 
 
 def compress_command(options: Namespace) -> None:
-    """Code a file."""
+    """Write the archive of a file."""
     from eval.offline.evaluate import compress
     from harness.run.directory import load_run_config, open_run_data
     from launch.jobs.streams import opened
@@ -50,7 +50,7 @@ def compress_command(options: Namespace) -> None:
 
 
 def decompress_command(options: Namespace) -> None:
-    """Rebuild a text."""
+    """Decode an archive."""
     from eval.offline.archive import read_archive
     from harness.files import write_file
     from launch.jobs.streams import opened

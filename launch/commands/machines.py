@@ -23,7 +23,7 @@ PASSED_OPTIONS = {
 
 
 def register(command: AddCommand) -> None:
-    """Flags of these commands."""
+    """Add the flags of these commands."""
     sub = command("plan", plan_command, "memory, time and disk space of a run, before it starts")
     sub.add_argument("--gpus", type=positive, default=1, metavar="N", help="ranks, one a GPU (default: 1)")
     sub.add_argument("--gpu", metavar="NAME", help="such as a100-80g; cpu: processes here (default: what is here)")
@@ -71,7 +71,7 @@ def register(command: AddCommand) -> None:
 
 
 def plan_command(options: Namespace) -> None:
-    """Say what a run needs."""
+    """Print what a run needs: memory, time and disk."""
     from launch.plan.plan import Question
     from launch.plan.tables import print_plan
 
@@ -127,7 +127,7 @@ def submit_command(options: Namespace) -> None:
 
 
 def with_passed_options(arguments: Sequence[str]) -> list[str]:
-    """`--sbatch --exclusive` as `--sbatch=--exclusive`: argparse takes what begins with dashes for a flag."""
+    """Rewrite `--sbatch --exclusive` as `--sbatch=--exclusive`: argparse takes what begins with dashes for a flag."""
     joined: list[str] = []
     for text in arguments:
         if joined and joined[-1] in PASSED_OPTIONS and text.startswith("-") and text != "--":

@@ -23,7 +23,7 @@ MOST_PROCESSES = 8
 
 
 def register(command: AddCommand) -> None:
-    """Flags of these commands."""
+    """Add the flags of these commands."""
     sub = command("send", send_command, "write the online code of a text: every batch coded, then learnt from")
     sub.add_argument("config", metavar="CONFIG", help="a YAML file, see configs/")
     sub.add_argument(
@@ -83,7 +83,7 @@ def _send(options: Namespace, config: "RunConfig", source: Path | None, output: 
 
 
 def receive_command(options: Namespace) -> int:
-    """Rebuild a text; returns the exit status."""
+    """Decode an online code; returns the exit status."""
     from launch.jobs.streams import opened
 
     with opened(options.file, options.output, options.force) as (file, output):
@@ -143,7 +143,7 @@ def audit_command(options: Namespace) -> None:
 
 
 def describe(report: "SendReport", path: Path) -> str:
-    """What a file consists of, for people."""
+    """Describe what a file consists of."""
     from eval.length import Length
     from eval.report.online_tables import SENT_PARTS
 
@@ -157,7 +157,7 @@ def describe(report: "SendReport", path: Path) -> str:
 
 
 def describe_costs(costs: "Costs") -> str:
-    """Time and memory, for people."""
+    """Describe the time and memory that a job has taken."""
     return (
         f"{costs.seconds:,.1f} s, of which {costs.learning_seconds:,.1f} s training; "
         f"{costs.memory_bytes / 1e6:,.0f} MB in all processes"

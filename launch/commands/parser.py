@@ -17,7 +17,7 @@ FAMILIES = {
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of `codelength`; `options.run(options)` does the work."""
+    """Make the parser of `codelength`; `options.run(options)` does the work."""
     parser = argparse.ArgumentParser(
         prog="codelength",
         usage="codelength [-h] [--version] COMMAND ...",

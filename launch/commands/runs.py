@@ -17,7 +17,7 @@ from launch.commands.options import (
 
 
 def register(command: AddCommand) -> None:
-    """Flags of these commands."""
+    """Add the flags of these commands."""
     sub = command("init", init_command, "write a preset as a file to edit, or list the presets")
     sub.add_argument("preset", nargs="?", metavar="PRESET", help="for example wiki-mini")
     sub.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: PRESET.yaml")

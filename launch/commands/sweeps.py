@@ -11,7 +11,7 @@ from launch.commands.options import (
 
 
 def register(command: AddCommand) -> None:
-    """Flags of this command."""
+    """Add the flags of this command."""
     sub = command(
         "sweep",
         sweep_command,
@@ -27,7 +27,7 @@ def register(command: AddCommand) -> None:
 
 
 def sweep_command(options: Namespace) -> None:
-    """Run a grid."""
+    """Run a sweep."""
     if options.count:
         from launch.sweeps.sweep_file import read_sweep
 

@@ -18,7 +18,7 @@ FREE_KEYS = ("name", "runs_dir", "methods", "losses", "targets")
 
 
 def register(command: AddCommand) -> None:
-    """Flags of this command."""
+    """Add the flags of this command."""
     text = "weights and targets of small networks as files: each sparsity rule against the published totals; goes on"
     sub = command("teacher", teacher_command, text)
     sub.add_argument("--at-a-time", type=positive, default=1, metavar="N", help="processes (default: 1)")
@@ -29,7 +29,7 @@ def register(command: AddCommand) -> None:
 
 
 def teacher_command(options: Namespace) -> None:
-    """Do what is not finished, then write and print the table."""
+    """Run what is not finished of the experiment, then write and print the table."""
     from eval.teacher.experiment import TeacherConfig, all_jobs
     from harness.config.written import load_settings
 

@@ -24,7 +24,7 @@ IMPORT_SECONDS, ALL_REDUCE_SECONDS, SLURM_SECONDS, KILL_SECONDS = 30.0, 30.0, 5.
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a check found."""
+    """The result of a check."""
 
     status: str
     """`ok`; `warn`: works without; `missing`: necessary."""
@@ -34,7 +34,7 @@ class Finding:
 
 
 def check_python() -> Finding:
-    """The interpreter."""
+    """Check the version of Python."""
     found = f"{platform.python_version()} {sys.executable}"
     oldest = ".".join(map(str, OLDEST_PYTHON))
     if sys.version_info < OLDEST_PYTHON:
@@ -43,7 +43,7 @@ def check_python() -> Finding:
 
 
 def check_torch() -> Finding:
-    """PyTorch, its build, and whether that fits the machine."""
+    """Check PyTorch, its build, and whether that fits the machine."""
     try:
         import torch
     except ImportError as error:
@@ -55,7 +55,7 @@ def check_torch() -> Finding:
 
 
 def check_devices() -> Finding:
-    """GPUs with NCCL, or the CPU with gloo."""
+    """Check the devices: GPUs with NCCL, or the CPU with gloo."""
     import torch
     import torch.distributed as dist
 
@@ -73,7 +73,7 @@ def check_devices() -> Finding:
 
 
 def check_deepspeed() -> Finding:
-    """Whether DeepSpeed can be imported; its import takes seconds and prints, so it has a process of its own."""
+    """Check whether DeepSpeed can be imported; that takes seconds and prints, so it has a process of its own."""
     remedy = "pip install 'codelength[deepspeed]', for backend.name=deepspeed"
     try:
         version = metadata.version("deepspeed")
@@ -87,7 +87,7 @@ def check_deepspeed() -> Finding:
 
 
 def check_compilers() -> Finding:
-    """Compilers that only DeepSpeed's optional operators ask for."""
+    """Check the compilers that only DeepSpeed's optional operators ask for."""
     absent = [name for name in ("g++", "ninja") if not shutil.which(name)]
     if absent:
         found = f"no {' and no '.join(absent)}; nothing here needs them, only optional DeepSpeed operators do"
@@ -96,7 +96,7 @@ def check_compilers() -> Finding:
 
 
 def check_precision() -> Finding:
-    """Which of bf16 and fp32 is faster, and which one `train.precision=auto` takes."""
+    """Measure which of bf16 and fp32 is faster, and say which one `train.precision=auto` takes."""
     import torch
 
     from harness.machine.hardware import has_native_bf16, matmul_flops, resolve_precision
@@ -118,7 +118,7 @@ def check_precision() -> Finding:
 
 
 def check_training() -> Finding:
-    """How fast the demo's model trains here, in one process and in two."""
+    """Measure how fast the demo's model trains here, in one process and in two."""
     import torch
 
     from harness.config.presets import product_folder
@@ -141,7 +141,7 @@ def check_training() -> Finding:
 
 
 def check_threads() -> Finding:
-    """Threads per process; more than one only helps on cores that nobody else uses."""
+    """Check the threads per process; more than one only helps on cores that nobody else uses."""
     import torch
 
     from harness.machine.hardware import matmul_flops
@@ -163,7 +163,7 @@ def check_threads() -> Finding:
 
 
 def check_slurm() -> Finding:
-    """Whether jobs can be submitted from here."""
+    """Check whether jobs can be submitted from here."""
     absent = [name for name in ("sinfo", "sbatch") if not shutil.which(name)]
     if absent:
         found = f"no {', no '.join(absent)}; only codelength submit needs SLURM"
@@ -176,7 +176,7 @@ def check_slurm() -> Finding:
 
 
 def check_memory() -> Finding:
-    """Memory of the machine, of this control group, and for processes that share it."""
+    """Check the memory of the machine and of this control group, and the shared memory of processes."""
     memory = psutil.virtual_memory()
     limit, shm = cgroup_limit_bytes(), Path("/dev/shm")
     shm_bytes = shutil.disk_usage(shm).total if shm.is_dir() else None
@@ -191,7 +191,7 @@ def check_memory() -> Finding:
 
 
 def cgroup_limit_bytes() -> int | None:
-    """Memory limit of the control group of this process, version 2 or 1; None where there is none."""
+    """Read the memory limit of this process's control group, version 2 or 1; None where there is none."""
     base = Path("/sys/fs/cgroup")
     try:
         group = Path("/proc/self/cgroup").read_text().splitlines()[-1].rpartition(":")[2].lstrip("/")
@@ -206,7 +206,7 @@ def cgroup_limit_bytes() -> int | None:
 
 
 def check_open_files() -> Finding:
-    """The limit of open files."""
+    """Check the limit of open files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     found = "unlimited" if soft == resource.RLIM_INFINITY else f"{soft:,}"
     if soft != resource.RLIM_INFINITY and soft < FEW_OPEN_FILES:
@@ -215,7 +215,7 @@ def check_open_files() -> Finding:
 
 
 def check_all_reduce() -> Finding:
-    """Two processes under torchrun add their tensors: gloo, and NCCL where there are two GPUs."""
+    """Let two processes under torchrun add their tensors: by gloo, and by NCCL where there are two GPUs."""
     import torch
 
     backends = ["gloo"] + ["nccl"] * (torch.cuda.device_count() >= 2)
@@ -236,7 +236,7 @@ def check_all_reduce() -> Finding:
 
 
 def check_commit() -> Finding:
-    """Whether results can name the sources that they were made with."""
+    """Check whether results can name the sources that they were made with."""
     from harness.machine.hardware import git_commit
 
     commit = git_commit()
@@ -247,7 +247,7 @@ def check_commit() -> Finding:
 
 
 def run_limited(command: list[str], seconds: float, environment: dict[str, str] | None = None) -> tuple[int, str]:
-    """Exit status and output of a command; status 124 and words about it where it takes longer than `seconds`."""
+    """Run a command; returns status and output, or 124 and words about it where it takes longer than `seconds`."""
     process = subprocess.Popen(
         command,
         env=os.environ | (environment or {}),

@@ -40,7 +40,7 @@ def doctor(runs_dir: Path, as_json: bool) -> None:
 
 
 def all_checks(runs_dir: Path) -> dict[str, Callable[[], Finding]]:
-    """Every check by name, in the order of the table."""
+    """List every check by name, in the order of the table."""
     return {
         "python": checks.check_python,
         "torch": checks.check_torch,
@@ -61,7 +61,7 @@ def all_checks(runs_dir: Path) -> dict[str, Callable[[], Finding]]:
 
 
 def examined(check: Callable[[], Finding], seconds: float = CHECK_SECONDS) -> Finding:
-    """What the check finds; one that fails or does not end is a finding too."""
+    """Run a check; one that fails or does not end is a finding too."""
     findings: list[Finding] = []
 
     def work() -> None:

@@ -15,7 +15,7 @@ FEW_DISK_BYTES = 5_000_000_000
 
 
 def check_disk(runs_dir: Path) -> Finding:
-    """Free space where the runs lie."""
+    """Check the free space where the runs lie."""
     place = existing_parent(runs_dir)
     usage = shutil.disk_usage(place)
     found = f"{usage.free / 1e9:,.1f} of {usage.total / 1e9:,.1f} GB free at {place}"
@@ -25,7 +25,7 @@ def check_disk(runs_dir: Path) -> Finding:
 
 
 def check_file_system(runs_dir: Path) -> Finding:
-    """What checkpoints and sweeps rely on, tried where the runs lie, as this machine sees it."""
+    """Try what checkpoints and sweeps rely on, in the file system where the runs lie."""
     place = existing_parent(runs_dir)
     kind = file_system_type(place)
     try:
@@ -45,7 +45,7 @@ def check_file_system(runs_dir: Path) -> Finding:
 
 
 def try_file_system(folder: Path) -> tuple[list[str], float, int]:
-    """Names of what does not work in an empty folder, seconds of an fsync, and the step of file times in nanoseconds.
+    """Try a file system in an empty folder; returns what fails, seconds of an fsync, and nanoseconds of file times.
 
     Raises OSError where it cannot be written to.
     """
@@ -105,7 +105,7 @@ def _time_step(path: Path) -> int:
 
 
 def file_system_type(path: Path) -> str:
-    """As the mount table names it."""
+    """Read the type of a file system from the mount table."""
     path = path.resolve()
     mounts = [p for p in psutil.disk_partitions(all=True) if path.is_relative_to(p.mountpoint)]
     # Of mounts over one another the last one is seen.
@@ -113,5 +113,5 @@ def file_system_type(path: Path) -> str:
 
 
 def existing_parent(path: Path) -> Path:
-    """The path itself, or the nearest directory above it that exists."""
+    """Find the path itself, or the nearest directory above it that exists."""
     return next(p for p in (path.absolute(), *path.absolute().parents) if p.is_dir())

@@ -57,7 +57,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def common_status(statuses: Iterable[int | None]) -> int:
-    """The exit status of a job with these of its ranks: where one is refused its input, others are ended for that."""
+    """Choose a job's exit status from those of its ranks: that of the refused rank, for which others were ended."""
     statuses = set(statuses)
     return next((status for status in (2, 1, PAUSED_STATUS) if status in statuses), int(any(statuses)))
 

@@ -47,7 +47,7 @@ class _Active:
 
 
 class JobQueue:
-    """Jobs, `len(environments)` at a time: each of these is what a slot adds to the environment of its commands.
+    """Runs jobs, `len(environments)` at a time: each slot adds one of these to the environment of its commands.
 
     A job holds a lock on its log, and so do its processes: what was left running by a killed queue is waited for, and
     two queues share their jobs instead of running them twice.
@@ -152,7 +152,7 @@ class JobQueue:
 
 @contextmanager
 def stop_request() -> Iterator[Callable[[], bool]]:
-    """Whether a signal has asked to stop; the handlers only note it."""
+    """Note signals that ask to stop, in the context; gives a function that says whether one has come."""
     received: list[int] = []
     before = handle(SIGNALS, lambda number, frame: received.append(number))
     try:
@@ -178,7 +178,7 @@ def _locked_log(path: Path) -> IO[bytes] | None:
 
 
 def last_words(output: str) -> str:
-    """The last line that a command printed itself, without what torchrun adds; empty where there is none."""
+    """Find the last line that a command printed itself, without what torchrun adds; empty where there is none."""
     lines = [line.strip() for line in output.splitlines()]
     cut = next((i for i, line in enumerate(lines) if any(mark in line for mark in _TORCHRUN_MARKS)), len(lines))
     words = [line for line in lines[:cut] if line and not line.startswith("$ ")]

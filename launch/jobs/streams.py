@@ -19,7 +19,7 @@ Source = TypeVar("Source", Path, Path | None)
 
 @contextmanager
 def opened(source: Source, output: Path, force: bool) -> Iterator[tuple[Source, Path]]:
-    """Files in place of `source` and `output`, of which either may be `-`; what is written goes out at the end.
+    """Give files in place of `source` and `output`, either of which may be `-`; what is written goes out at the end.
 
     While standard output is an output, all that is printed goes to standard error. Raises UsageError where `output`
     is no place for a file, before anything is read.
@@ -46,7 +46,7 @@ def opened(source: Source, output: Path, force: bool) -> Iterator[tuple[Source, 
 
 
 def check_output(path: Path, force: bool) -> None:
-    """Raises UsageError where no file can be written at `path`, or there is one already and not to be replaced.
+    """Check that a file can be written at `path`, where no other is unless `force`; else raises UsageError.
 
     That is tried, since it would otherwise be found after hours of work.
     """

@@ -34,7 +34,7 @@ CAUSES: dict[int, str] = {
 
 @contextmanager
 def rank_environments(processes: int) -> Iterator[list[dict[str, str]]]:
-    """What each rank finds in its environment, as under torchrun; where ranks meet is open inside the context."""
+    """Make the environment of each rank, as torchrun does; in the context the store where they meet is open."""
     from torch.distributed import TCPStore
 
     # Held here from the choice of its port on, nobody else can take it.
@@ -84,7 +84,7 @@ def start_rank(
     stdout: int | None = None,
     stderr: int | None = None,
 ) -> subprocess.Popen[bytes]:
-    """A process that is told to save and end where this one is killed."""
+    """Start a rank that is told to save and end where this process is killed."""
     return subprocess.Popen(
         command,
         env=os.environ | environment,
@@ -107,7 +107,7 @@ class _Watch:
         self._has_failed = False
 
     def until_end(self, is_stopped: Callable[[], bool]) -> int:
-        """Wait for all of them; returns the exit status of the job."""
+        """Wait for all ranks; returns the exit status of the job."""
         told = False
         while True:
             statuses = [process.poll() for process in self.ranks]
@@ -154,7 +154,7 @@ class _Watch:
 
 
 def words_about(rank: int, number: int) -> str:
-    """A line about a rank that a signal has ended: the likely cause and the remedy."""
+    """Explain in a line why a signal has ended a rank: the likely cause and the remedy."""
     try:
         name = signal.Signals(number).name
     except ValueError:

@@ -39,7 +39,7 @@ class Rate:
 
 
 def exchanged_bytes(config: RunConfig, parameters: Parameters, ranks: int, is_bf16: bool) -> float:
-    """What a rank sends in a step: gradients and, with ZeRO, weights; all of it in a ring."""
+    """Compute the bytes that a rank sends in a step: gradients and, with ZeRO, weights; all of it in a ring."""
     backend, fraction = config.backend, (ranks - 1) / ranks
     one = fraction * parameters.total * (HALF if backend.bf16_weights else FLOAT)
     passes = config.train.batch_sequences // (config.train.micro_batch(ranks) * ranks)
@@ -50,14 +50,14 @@ def exchanged_bytes(config: RunConfig, parameters: Parameters, ranks: int, is_bf
 
 
 def update_bytes(config: RunConfig, parameters: Parameters, ranks: int) -> float:
-    """What the optimizer of a rank reads and writes in a step."""
+    """Compute the bytes that the optimizer of a rank reads and writes in a step."""
     return UPDATE_BYTES * parameters.total / (ranks if config.backend.zero_stage else 1)
 
 
 def bounding_seconds(
     config: RunConfig, parameters: Parameters, device: Device, ranks: int, is_bf16: bool
 ) -> dict[str, float]:
-    """Seconds of a step by what else than operations may bound it, on GPUs."""
+    """Compute the seconds that exchange and update alone take in a step on GPUs, which may bound it."""
     assert device.link_bytes_per_second and device.memory_bytes_per_second
     sent, moved = exchanged_bytes(config, parameters, ranks, is_bf16), update_bytes(config, parameters, ranks)
     return {

@@ -19,7 +19,7 @@ COPIED_BYTES, COPIES = 512_000_000, 5
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What one rank runs on; rates are in FLOP/s and bytes a second, None on a CPU, where steps are measured."""
+    """The device of one rank; rates are in FLOP/s and bytes a second, None on a CPU, where steps are measured."""
 
     name: str
     memory_bytes: float
@@ -35,11 +35,11 @@ class Device:
 
     @property
     def is_gpu(self) -> bool:
-        """Whether it is one."""
+        """Whether the device is a GPU."""
         return self.name != "cpu"
 
     def fixed_bytes(self, backend: str) -> int:
-        """What a process takes before it has a model."""
+        """Memory in bytes that a process takes before it has a model."""
         return GPU_FIXED_BYTES if self.is_gpu else CPU_FIXED_BYTES[backend]
 
 
@@ -58,7 +58,7 @@ DEVICES = {
 
 
 def find_device(name: str | None, ranks: int, wanted: str) -> Device:
-    """The GPU of this name; `cpu` is this machine, its memory shared by `ranks` processes; None is what is here.
+    """Find the GPU of this name; `cpu` is this machine, its memory shared by `ranks` processes; None is what is here.
 
     `wanted` is `backend.device`. Raises UsageError for a name that is not known, or that the run would not use.
     """

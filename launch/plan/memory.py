@@ -24,7 +24,7 @@ RESERVED_BEYOND_ALLOCATED = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """Numbers of trained scalars."""
+    """Numbers of a model's parameters, by what is done to them."""
 
     embedding: int
     blocks: int
@@ -43,7 +43,7 @@ class Parameters:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """All parameters."""
         return self.embedding + self.blocks + self.head
 
 
@@ -85,7 +85,7 @@ class Memory:
 
 
 def count_parameters(config: RunConfig, vocab_size: int) -> Parameters:
-    """Counted on the model itself, which takes no memory here."""
+    """Count the parameters of a model, which is built without memory."""
     with torch.device("meta"):
         module = Transformer(config.model, vocab_size)
     mark_parameters(module, config.rule)
@@ -109,7 +109,7 @@ def count_parameters(config: RunConfig, vocab_size: int) -> Parameters:
 
 
 def muon_flops(rows: int, columns: int) -> float:
-    """Iterations for one matrix, as bf16 takes them (`harness.optim.muon`): two products by it, one of its square."""
+    """Compute the FLOPs of Muon's iterations for one matrix in bf16 (`harness.optim.muon`)."""
     small, large = sorted((rows, columns))
     return ITERATIONS * (4 * small * small * large + 2 * small**3)
 
@@ -137,7 +137,7 @@ class Arithmetic:
 
 
 def block_bytes(model: ModelConfig, kind: Arithmetic) -> int:
-    """What autograd keeps of one block, bytes per token; fused attention keeps no scores.
+    """Compute what autograd keeps of one block, in bytes per token; fused attention keeps no scores.
 
     `modern`: both normalised inputs; queries, keys and values; normalised queries and keys and their rotation; mixed
     values; positive part and square of the 4 * width units. `published`: input (float32) and output of both norms;
@@ -147,12 +147,12 @@ def block_bytes(model: ModelConfig, kind: Arithmetic) -> int:
     log_sums = 0 if kind.by_blocks else FLOAT * heads
     if model.architecture == "published":
         return (2 * (FLOAT + kind.product) + 12 * kind.product) * width + 4 * FLOAT + log_sums
-    own = 14 if kind.by_blocks else 16  # two copies of queries and keys less
-    return (2 * kind.normalised + own * kind.product) * width + 2 * FLOAT + 2 * heads * kind.product + log_sums
+    products = 14 if kind.by_blocks else 16  # two copies of queries and keys less
+    return (2 * kind.normalised + products * kind.product) * width + 2 * FLOAT + 2 * heads * kind.product + log_sums
 
 
 def ends_bytes(model: ModelConfig, vocab_size: int, kind: Arithmetic) -> int:
-    """What autograd keeps of the last norm, the loss and the token ids, bytes per token."""
+    """Compute what autograd keeps of the last norm, the loss and the token ids, in bytes per token."""
     norm = FLOAT + kind.product if model.architecture == "published" else kind.normalised
     return norm * model.width + FLOAT * vocab_size + 24
 
@@ -160,7 +160,7 @@ def ends_bytes(model: ModelConfig, vocab_size: int, kind: Arithmetic) -> int:
 def activation_bytes(
     config: RunConfig, parameters: Parameters, vocab_size: int, micro_batch: int, kind: Arithmetic
 ) -> tuple[float, float]:
-    """Bytes at the start of the backward pass, and at its end, with its working tensors; `micro_batch` in sequences."""
+    """Compute bytes of activations at the start and end of the backward pass; `micro_batch` counts sequences."""
     model, tokens = config.model, micro_batch * config.model.context
     block = block_bytes(model, kind) * tokens
     if model.architecture == "modern" and kind.product != FLOAT:
@@ -182,7 +182,7 @@ def activation_bytes(
 def moments(
     config: RunConfig, parameters: Parameters, vocab_size: int, ranks: int, is_bf16: bool, fixed: float, on_gpu: bool
 ) -> Iterator[Memory]:
-    """Dry step, training, update, logging, pruning and fine-tuning, as far as the configuration has them.
+    """Compute the memory of each moment of a run: dry step, training, update, logging, pruning and fine-tuning.
 
     `fixed` is in bytes; `on_gpu` decides which working tensors PyTorch and DeepSpeed allocate, and whether offloading
     leaves the device. Raises UsageError where the batch cannot be shared among `ranks`.
@@ -228,7 +228,7 @@ def moments(
 
 
 def online_memory_bytes(config: RunConfig, parameters: Sequence[Parameters], vocab_size: int, ranks: int) -> int:
-    """Bytes of a rank for an online code beside the training of the run's own model, whose `parameters` come first.
+    """Compute the bytes that an online code takes on a rank besides training the run's own model (`parameters[0]`).
 
     The other models with gradients and moments; running means and the states of a self-switch; a replica of each model
     that predicts; and the tables of a step: two of candidates, one of each other model, and the mixture's.

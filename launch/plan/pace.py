@@ -40,7 +40,7 @@ SECONDS_OF_PROCESSES = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """How much of a step is computed."""
+    """The part of a step that is timed."""
 
     passes: int
     """Through the model on each rank, forward and backward."""
@@ -51,7 +51,7 @@ class Extent:
 
 
 def measured_step_seconds(config: RunConfig, vocab_size: int, processes: int) -> float:
-    """Seconds of a step in `processes` processes on this machine's CPU, with DDP between them.
+    """Measure the seconds of a step in `processes` processes on this machine's CPU, with DDP between them.
 
     Raises RunFailure where they fail.
     """
@@ -65,18 +65,18 @@ def measured_step_seconds(config: RunConfig, vocab_size: int, processes: int) ->
 
 
 def seconds_in_processes(config: RunConfig, vocab_size: int, processes: int, device: str) -> tuple[float, float]:
-    """Seconds of a step of the first process alone, and of `processes` together; `device` is as in the settings.
+    """Measure the seconds of a step of one process alone, and of `processes` together; `device` is as in the settings.
 
     Raises RunFailure where they fail.
     """
     paths = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    own = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "PYTHONPATH": paths}
+    settings = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "PYTHONPATH": paths}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     command = [sys.executable, "-m", "launch.plan.pace"]
     # PyTorch's compiler, which DDP imports, makes a folder for what is compiled.
     with tempfile.TemporaryDirectory() as temporary, rank_environments(processes) as environments:
-        own["TMPDIR"] = temporary
-        ranks = [start_rank(command, environment | own, **pipes) for environment in environments]
+        settings["TMPDIR"] = temporary
+        ranks = [start_rank(command, environment | settings, **pipes) for environment in environments]
         try:
             for process in ranks:
                 assert process.stdin is not None
@@ -96,7 +96,7 @@ def seconds_in_processes(config: RunConfig, vocab_size: int, processes: int, dev
 
 
 def step_seconds(config: RunConfig, vocab_size: int, ranks: Ranks) -> float:
-    """Seconds of a step of these ranks, which call it together."""
+    """Measure the seconds of a step of these ranks, which call it together."""
     dtype = resolve_precision(config.train.precision, ranks.device)
     affordable = SECONDS * USUAL_FRACTION * min(ranks.gather(matmul_flops(dtype, ranks.device)))
     sequences = config.train.micro_batch(ranks.world_size)
@@ -162,7 +162,7 @@ def _part_of(config: RunConfig, extent: Extent, world_size: int) -> RunConfig:
 
 
 def main() -> None:
-    """One process: print the seconds of the first one alone and of all together."""
+    """Time steps in one of the processes; the first prints the seconds of itself alone and of all together."""
     settings, vocab_size, device = json.loads(sys.stdin.readline())
     config = config_from(settings)
     compute_deterministically()

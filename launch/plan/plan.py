@@ -31,7 +31,7 @@ FORWARD_FRACTION = 1 / 3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
-    """What is asked about a configuration."""
+    """The question about a configuration: which devices, how many, and what is known beforehand."""
 
     gpus: int
     """Ranks; processes on a CPU."""
@@ -58,7 +58,7 @@ class Corpus:
 
 
 class Plan:
-    """All numbers of a configuration on a number of devices."""
+    """The plan of a configuration on a number of devices: memory, time and disk."""
 
     def __init__(self, config: RunConfig, question: Question):
         """Raises UsageError where the question has no answer: see `find_device`, `TrainConfig.micro_batch`."""
@@ -93,7 +93,7 @@ class Plan:
         self.mixture_bytes = mixture_bytes(config.online, self.corpus.tokens)
 
     def memory(self, config: RunConfig, device: Device, ranks: int) -> list[Memory]:
-        """Moments of a rank with another configuration of the same model, the most crowded one first."""
+        """Compute the memory of a rank's moments with a configuration of the same model, the largest first."""
         fixed, is_bf16 = device.fixed_bytes(config.backend.name), uses_bf16(config, device)
         fixed += online_memory_bytes(config, [self.parameters, *self.others], self.vocab_size, ranks)
         fixed += 0 if device.is_gpu else self.mixture_bytes
@@ -115,7 +115,7 @@ class Plan:
         return (passes * others + predicting) * tokens
 
     def memory_rows(self) -> Iterator[tuple[str, bool, Memory, Memory]]:
-        """Of DDP and each ZeRO stage: name, whether it is the configured one, the training step, the peak."""
+        """List DDP and each ZeRO stage: name, whether it is the configured one, memory in training and at most."""
         current = self.config.backend
         for name, stage in (("ddp", 0), *(("deepspeed", stage) for stage in range(4))):
             backend = {"name": name, "zero_stage": stage}
@@ -133,12 +133,12 @@ class Plan:
 
     @property
     def arithmetic(self) -> str:
-        """The configured one."""
+        """The configured precision of matrix products."""
         return "bf16" if self.is_bf16 else "fp32"
 
     @property
     def mfu(self) -> float:
-        """The assumed one."""
+        """The assumed MFU."""
         return self.question.mfu or DEFAULT_MFU
 
     def operations(self) -> float:
@@ -201,12 +201,12 @@ class Plan:
         )
 
     def implied_mfu(self) -> dict[str, float]:
-        """By arithmetic, the fraction of the peak at which the run takes `gpu_hours`."""
+        """Compute, by arithmetic, the fraction of the peak at which the run takes `gpu_hours`."""
         seconds = 3600 * (self.question.gpu_hours or math.inf)
         return {name: self.total_flops / (flops * seconds) for name, flops in self.peaks().items()}
 
     def disk_bytes(self) -> dict[str, float]:
-        """What a run leaves on the disk."""
+        """Compute what a run leaves on the disk, in bytes."""
         parameters, config = self.parameters, self.config
         counts = [(each.total, each.muon) for each in (parameters, *self.others)]
         checkpoint = checkpoint_bytes(config, counts, parameters.regularised)
@@ -221,7 +221,7 @@ class Plan:
         }
 
     def refusal(self) -> str:
-        """Why it cannot run and the smallest change with which it can, or nothing."""
+        """Say why the run does not fit and the smallest change with which it does, or nothing."""
         limit, gpus = self.device.memory_bytes, self.question.gpus
         peak = self.memory(self.config, self.device, gpus)[0]
         if peak.total <= limit:
@@ -272,7 +272,7 @@ def uses_bf16(config: RunConfig, device: Device) -> bool:
 
 
 def corpus_size(config: RunConfig, question: Question) -> Corpus:
-    """From the command line, else prepared data, else the configuration.
+    """Find the size of the training split: from the command line, else prepared data, else the configuration.
 
     Raises UsageError where none of them knows.
     """

@@ -8,7 +8,7 @@ from harness.config.run import RunConfig
 
 
 def changed(config: RunConfig, **sections: dict) -> RunConfig:
-    """A copy with other values in its sections."""
+    """Copy a configuration with other values in its sections."""
     result = copy.deepcopy(config)
     for section, values in sections.items():
         for key, value in values.items():
@@ -17,7 +17,7 @@ def changed(config: RunConfig, **sections: dict) -> RunConfig:
 
 
 def remedies(config: RunConfig, ranks: int, is_bf16: bool) -> Iterator[tuple[list[str], RunConfig]]:
-    """`key=value` words and configurations that take less memory, those that cost least first.
+    """List changes that take less memory, as `key=value` words and configurations, those that cost least first.
 
     A smaller micro-batch before activation checkpointing, before a higher ZeRO stage, before bf16 weights, before the
     memory of the host.

@@ -26,7 +26,7 @@ def print_plan(path: str, overrides: list[str], question: Question, as_json: boo
 
 
 def record(plan: Plan) -> dict:
-    """All numbers, for programs; sizes in bytes."""
+    """Collect all numbers of a plan for programs; sizes in bytes."""
     parameters = plan.parameters
     return {
         "run": plan.config.name,
@@ -59,7 +59,7 @@ def _memory_record(memory: Memory) -> dict:
 
 
 def blocks(plan: Plan) -> list[Block]:
-    """All numbers, for people."""
+    """Show all numbers of a plan as tables."""
     return [_run_block(plan), _memory_block(plan), _time_block(plan), _disk_block(plan)]
 
 

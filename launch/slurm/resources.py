@@ -9,7 +9,7 @@ from harness.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resources:
-    """What a job asks the cluster for; None leaves it to the cluster."""
+    """The resources that a job asks a cluster for; None leaves a choice to the cluster."""
 
     nodes: int = 1
     """Nodes of the job, or of each task of an array."""
@@ -81,7 +81,7 @@ class Resources:
         return set_options | long_options("--sbatch", self.sbatch)
 
     def for_data(self) -> "Resources":
-        """What preparing takes of it: CPUs of one node."""
+        """Choose the resources that preparing data takes: CPUs of one node."""
         return replace(
             self,
             nodes=1,
@@ -95,7 +95,7 @@ class Resources:
 
 
 def long_options(flag: str, text: str) -> dict[str, str]:
-    """Options as in a shell, such as `--constraint=a100 --exclusive`, by name.
+    """Parse options as in a shell, such as `--constraint=a100 --exclusive`, by name.
 
     Raises UsageError where one is short, or no option.
     """
@@ -113,7 +113,7 @@ def long_options(flag: str, text: str) -> dict[str, str]:
 
 
 def words_of(flag: str, text: str) -> list[str]:
-    """The words of a shell command.
+    """Split a shell command into words.
 
     Raises UsageError, naming the option `flag`, where a quote is left open.
     """

@@ -29,7 +29,7 @@ SBATCH_VARIABLES = {"time": "TIMELIMIT", "array": "ARRAY_INX", "mem": "MEM_PER_N
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Submission:
-    """A job script, ready to be written and handed over."""
+    """A job script, ready to be written and submitted."""
 
     script_path: Path
     text: str
@@ -42,7 +42,7 @@ class Submission:
 
 
 def prepare_training(path: Path | str, overrides: Sequence[str], resources: Resources) -> Submission | None:
-    """The job that trains a run, or None where the run is complete.
+    """Make the job that trains a run, or None where the run is complete.
 
     The job reads the configuration as it is now, not as the file may be when its turn comes.
 
@@ -80,7 +80,7 @@ def _preparations(configs: Iterable[RunConfig], directory: Path, resources: Reso
 
 
 def prepare_sweep(path: Path, overrides: Sequence[str], at_a_time: int | None, resources: Resources) -> Submission:
-    """The job array of a sweep, a task a run; the tasks skip finished runs.
+    """Make the job array of a sweep, a task for each run; the tasks skip finished runs.
 
     Raises UsageError for a wrong sweep or configuration.
     """
@@ -101,7 +101,7 @@ def prepare_sweep(path: Path, overrides: Sequence[str], at_a_time: int | None, r
 
 
 def prepare_evaluation(runs_and_settings: Sequence[str], resources: Resources) -> Submission:
-    """The job that evaluates trained runs: run directories, then `eval.*` settings.
+    """Make the job that evaluates trained runs: run directories, then `eval.*` settings.
 
     Raises UsageError where one of them is not a trained run, or a setting is wrong.
     """
@@ -172,7 +172,7 @@ def _hand_over(submission: Submission, needed: list[str]) -> str:
 
 
 def describe(job_id: str, needed: list[str], submission: Submission) -> str:
-    """What was submitted, where its output goes and how to stop it."""
+    """Describe what was submitted, where its output goes and how to stop it."""
     meanings = {"%": "%", "j": job_id, "A": job_id, "a": "TASK"}
     output = re.sub("%(.)", lambda match: meanings.get(match[1], match[0]), submission.directives["output"])
     lines = [

@@ -13,7 +13,7 @@ Labelled = list[tuple[str, Run]]
 
 
 def compare(sweep: Sweep, at_a_time: int, processes: int) -> list[str]:
-    """Repeat the best with other seeds, write the files of the best of all; then tables and pictures.
+    """Repeat the best runs with other seeds, code the best of all as files, then write tables and pictures.
 
     No run of the sweep must have failed. Returns a line per run that has failed since; raises Paused where one was
     stopped.
@@ -41,7 +41,7 @@ def compare(sweep: Sweep, at_a_time: int, processes: int) -> list[str]:
 
 
 def _best_of_columns(sweep: Sweep, runs: Labelled) -> list[Entry]:
-    return [best_of(own) for own in _by_column(_entries(sweep, runs)).values()]
+    return [best_of(entries) for entries in _by_column(_entries(sweep, runs)).values()]
 
 
 def _run_of(sweep: Sweep, runs: Labelled, entry: Entry) -> tuple[str, Run]:

@@ -39,14 +39,14 @@ def finish_runs(sweep: Sweep, runs: list[Run], at_a_time: int, processes: int) -
 
 
 def check_finished(runs: list[Run]) -> None:
-    """Raises Paused with a line for each run that is not finished, although none failed: it was asked to stop."""
+    """Check that every run is finished; raises Paused with a line for each that was asked to stop."""
     lines = [f"{run.name}: stopped; the same command goes on" for run in runs if state_of(run) != "done"]
     if lines:
         raise Paused("\n".join(lines))
 
 
 def state_of(run: Run) -> str:
-    """`new`, `started`, `trained`, `done` (evaluated too), or `changed`: its directory holds another configuration."""
+    """Tell a run's state: `new`, `started`, `trained`, `done` (evaluated too), or `changed` (another configuration)."""
     run_dir = run.config.run_dir
     if not (run_dir / CONFIG_FILE).exists():
         return "new"
@@ -71,7 +71,7 @@ def state_of(run: Run) -> str:
 
 
 def slot_environments(at_a_time: int, processes: int, num_gpus: int) -> list[dict[str, str]]:
-    """What each slot adds to the environment: one thread a process, and GPUs of its own where there are GPUs.
+    """Make what each slot adds to the environment: one thread a process, and its own GPUs where there are GPUs.
 
     Raises UsageError where there are too few GPUs.
     """

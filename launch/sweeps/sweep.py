@@ -65,7 +65,7 @@ def describe(path: Path, overrides: list[str], index: int | None) -> None:
 
 
 def chosen_runs(sweep: Sweep, index: int | None) -> list[Run]:
-    """All runs, or run number `index`, counted from 0; raises UsageError where there is none."""
+    """Select all runs, or run number `index`, counted from 0; raises UsageError where there is none."""
     if index is None:
         return list(sweep.runs)
     if index >= len(sweep.runs):

@@ -26,7 +26,7 @@ _REMEDY = "see configs/sweeps/ for examples"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """One point of the grid."""
+    """One run of a sweep: a point of its grid."""
 
     name: str
     labels: tuple[str, ...]
@@ -40,7 +40,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """What a sweep does when all its runs are finished: methods against data sets."""
+    """The comparison at the end of a sweep: methods against data sets."""
 
     columns: str
     """The axis of the data sets; the others make a method."""
@@ -67,16 +67,16 @@ class Sweep:
 
     @property
     def compared(self) -> Comparison:
-        """What a sweep that ends with a comparison does then."""
+        """The comparison at the end, where there is one."""
         assert self.comparison is not None
         return self.comparison
 
     def column(self, run: Run) -> str:
-        """Label of the data set of a run of a comparison."""
+        """Label a run of a comparison by its data set."""
         return run.labels[self.axes.index(self.compared.columns)]
 
     def method(self, run: Run) -> str:
-        """Label of the method of a run of a comparison."""
+        """Label a run of a comparison by its method."""
         labels = zip(self.axes, run.labels, strict=True)
         return "_".join(label for axis, label in labels if axis != self.compared.columns)
 
@@ -134,7 +134,7 @@ def read_sweep(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Sweep
 
 
 def repeated(sweep: Sweep, run: Run, seed: int) -> Run:
-    """The same run with another seed."""
+    """Make the same run with another seed."""
     name = f"{run.name}_seed-{seed}"
     overrides = (*run.overrides, f"seed={seed}", setting("name", name))
     config = load_config(sweep.config_path, overrides)
@@ -142,7 +142,7 @@ def repeated(sweep: Sweep, run: Run, seed: int) -> Run:
 
 
 def with_file(sweep: Sweep, run: Run) -> Run:
-    """The same run, its text coded as a file."""
+    """Make the same run with its text coded as a file."""
     overrides = (*run.overrides, "eval.ideal=false")
     return replace(run, overrides=overrides, config=load_config(sweep.config_path, overrides))
 

@@ -54,8 +54,8 @@ def predicted_bytes(ranks: int, settings: tuple[str, ...]) -> float:
 
     config = load_config(ROOT / "configs/wiki-mini.yaml", ["train.batch_sequences=4", *settings])
     parameters = count_parameters(config, 256)
-    found = moments(config, parameters, 256, ranks, config.train.precision == "bf16", 0.0, on_gpu=False)
-    return max(memory.total for memory in found)
+    memories = moments(config, parameters, 256, ranks, config.train.precision == "bf16", 0.0, on_gpu=False)
+    return max(memory.total for memory in memories)
 
 
 def measured_bytes(ranks: int, settings: tuple[str, ...]) -> float:

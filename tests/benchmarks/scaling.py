@@ -75,16 +75,16 @@ def tokens_per_second(folder: Path, processes: int, name: str) -> list[float]:
 
 def speed_table(folder: Path) -> list[str]:
     """Both numbers of processes in turns."""
-    found: dict[int, list[float]] = {1: [], 2: []}
+    by_processes: dict[int, list[float]] = {1: [], 2: []}
     for number in range(ROUNDS):
-        for processes, rates in found.items():
+        for processes, rates in by_processes.items():
             rates += tokens_per_second(folder, processes, f"speed-{processes}-{number}")
-    one, two = (statistics.median(rates) for rates in found.values())
+    one, two = (statistics.median(rates) for rates in by_processes.values())
     return [
         "| processes | tokens/s | spread | of the ideal |",
         "| ---: | ---: | ---: | ---: |",
-        f"| 1 | {one:,.0f} | {min(found[1]):,.0f} to {max(found[1]):,.0f} | 100 % |",
-        f"| 2 | {two:,.0f} | {min(found[2]):,.0f} to {max(found[2]):,.0f} | {two / one / 2:.0%} |",
+        f"| 1 | {one:,.0f} | {min(by_processes[1]):,.0f} to {max(by_processes[1]):,.0f} | 100 % |",
+        f"| 2 | {two:,.0f} | {min(by_processes[2]):,.0f} to {max(by_processes[2]):,.0f} | {two / one / 2:.0%} |",
     ]
 
 

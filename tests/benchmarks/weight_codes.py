@@ -133,10 +133,10 @@ def deep_cabac_cells(python: str, integers: Integers, steps: Steps) -> list[str]
         np.savez(path, **integers)
         worker = Path(__file__).with_name("nncodec_worker.py")
         done = subprocess.run([python, worker, path], capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout)
-    assert found["verified"] is True, found
-    theirs, ours = found["bytes"] + 4 * len(steps), len(encode_weights(integers, steps))
-    return [f"{theirs:,}", f"{ours / theirs - 1:+.1%}", f"{found['write_seconds']:.2f}", f"{found['read_seconds']:.2f}"]
+    told = json.loads(done.stdout)
+    assert told["verified"] is True, told
+    theirs, ours = told["bytes"] + 4 * len(steps), len(encode_weights(integers, steps))
+    return [f"{theirs:,}", f"{ours / theirs - 1:+.1%}", f"{told['write_seconds']:.2f}", f"{told['read_seconds']:.2f}"]
 
 
 def static_bytes(values: np.ndarray) -> float:

@@ -47,10 +47,10 @@ def digest_of(model: QuantisedModel, length: int, device: str) -> tuple[str, flo
 def same_integers(model: QuantisedModel, length: int) -> bool:
     """Compare all devices, and print what they give."""
     devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    found = {device: digest_of(model, length, device) for device in devices}
-    for device, (digest, rate) in found.items():
+    results = {device: digest_of(model, length, device) for device in devices}
+    for device, (digest, rate) in results.items():
         print(f"{model.config.architecture:9} {device:7} {digest[:32]} stepping {rate / 1e3:.1f} kB/s")
-    return len({digest for digest, _ in found.values()}) == 1
+    return len({digest for digest, _ in results.values()}) == 1
 
 
 def comes_back(model: QuantisedModel, kind: str, num_bytes: int, length: int) -> bool:

@@ -37,15 +37,15 @@ def speed(place: Place) -> dict:
     """Rates by model, optimizer and architecture."""
     compute_deterministically()
     device = choose_device(place.device)
-    found = {"matmul_flops": {str(d): matmul_flops(d, device) for d in (torch.float32, torch.bfloat16)}}
+    measurements = {"matmul_flops": {str(d): matmul_flops(d, device) for d in (torch.float32, torch.bfloat16)}}
     for name, shape in SHAPES[place.sizes].items():
         for architecture, kind, compiled in KINDS:
             key = f"{name} {architecture} {kind}{' compiled' if compiled else ''}"
-            found[key] = measured(make_config(shape, architecture, kind, place.device, compiled), device)
-            print(key, {k: v for k, v in found[key].items() if k != "kernels"}, flush=True)
+            measurements[key] = measured(make_config(shape, architecture, kind, place.device, compiled), device)
+            print(key, {k: v for k, v in measurements[key].items() if k != "kernels"}, flush=True)
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-    return found
+    return measurements
 
 
 def make_config(shape: tuple[int, ...], architecture: str, kind: str, device: str, compiled: bool = False) -> RunConfig:

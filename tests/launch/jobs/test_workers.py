@@ -9,7 +9,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from harness.machine import progress
 from launch.jobs import torchrun as workers
 from tests.support.commands import ROOT
 from tests.support.processes import python
@@ -115,18 +114,3 @@ def test_ranks_whose_command_is_killed_save(tmp_path):
     while time.monotonic() < deadline and not all((tmp_path / f"saved-{rank}").exists() for rank in range(2)):
         time.sleep(0.05)
     assert all((tmp_path / f"saved-{rank}").exists() for rank in range(2))
-
-
-def test_progress_soon_says_rate_and_time_left(capsys, monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    show = progress.show_bytes(quiet=False)
-    # What was there when it began does not count for the rate.
-    for seconds, done in ((0, 500_000), (1, 501_000), (3, 503_000), (4, 504_000), (13, 513_000)):
-        now[0] = 100.0 + seconds
-        show(done, 1_000_000)
-    lines = capsys.readouterr().err.splitlines()
-    assert lines == [
-        "503,000/1,000,000 bytes  1.0 kB/s  8:17 left",
-        "513,000/1,000,000 bytes  1.0 kB/s  8:07 left",
-    ]
