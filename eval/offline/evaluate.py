@@ -17,6 +17,7 @@ from eval.offline.archive import ArchiveReport, QuantisedModel, write_archive
 from eval.offline.baseline_cache import measured
 from eval.offline.baselines import BASELINES, CHUNK_BYTES
 from eval.offline.chunks import Progress
+from eval.offline.feedback import Feedback, input_moments, sample_rows
 from eval.offline.ideal import ideal_archive, ideal_bits, split
 from eval.offline.step_search import GridPoint, Search, choose_grid
 from eval.online.program import program_bytes
@@ -81,7 +82,16 @@ def grid_search(run_dir: Path, config: RunConfig, data: Data, text: bytes, threa
     weights, trained_steps = load_weights(run_dir, config, data.tokenizer.vocab_size)
     torch.set_num_threads(threads)
     dtype = resolve_precision(config.train.precision, torch.device("cpu"))
-    return Search(weights, trained_steps, config.model, data.tokenizer, text, config.eval.chunk_bytes, dtype)
+    feedback = make_feedback(weights, config, data, dtype) if config.eval.feedback_sequences else None
+    return Search(weights, trained_steps, config.model, data.tokenizer, text, config.eval.chunk_bytes, dtype, feedback)
+
+
+def make_feedback(weights: dict[str, np.ndarray], config: RunConfig, data: Data, dtype: torch.dtype) -> Feedback:
+    """What rounds the weights of a run with feedback, by the inputs of its layers on training sequences."""
+    model = Transformer(config.model, data.tokenizer.vocab_size)
+    model.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in weights.items()})
+    rows = sample_rows(Sequences(data.train, config.model.context), config.eval.feedback_sequences)
+    return Feedback(input_moments(model, rows, dtype), config.eval)
 
 
 def compress(
@@ -226,6 +236,7 @@ def offline_section(
         "bits_per_byte": archive.length.bits_per_byte(raw_bytes),
         "data_bits_per_byte": bits_per_byte(bits_from_bytes(archive.data_bytes), raw_bytes),
         "grid_factor": cost.factor,
+        "dead_zone": cost.dead_zone,
         "sampled_data_bytes": cost.data_bytes,
         "verified": archive.kind == "decoded",
         "is_ideal": archive.kind == "ideal",

@@ -9,6 +9,7 @@ from harness.bounds import bound_problems, bounded
 MAX_LANES = 4096
 PREDICTORS = ("float", "portable")
 DEVICES = ("auto", "cpu", "cuda")
+FEEDBACK_ORDERS = ("natural", "largest")
 # Tables of its positions are made by exact arithmetic, one after another.
 MAX_PORTABLE_CHUNK = 1 << 16
 EXPERTS = ("uniform", "frequencies", "ngram", "network")
@@ -35,6 +36,12 @@ class EvalConfig:
     """Who predicts: `cpu`, `cuda` (all GPUs), or `auto`: GPUs where there are some, and 20 M parameters or more."""
     ideal: bool = False
     """Write no file: weights are coded, the text counts as the sum of its ideal code lengths. For sweeps."""
+    feedback_sequences: int = bounded(0, least=0)
+    """Training sequences by whose inputs of layers weights are rounded with error feedback; 0: each to the nearest."""
+    feedback_damping: float = bounded(0.01, least=0)
+    """What feedback adds to the second moments of the inputs, in mean squares of an input."""
+    feedback_order: str = bounded("natural", choices=FEEDBACK_ORDERS)
+    """Order in which feedback rounds the columns of a layer: `natural`, or those of the `largest` inputs first."""
     online: bool = False
     """Also write the online code of the training corpus as a file, and receive it; takes longer than training."""
 

@@ -25,9 +25,9 @@ class Scale:
     nonzeros: int
     """How many these are."""
 
-    def limited(self, step: float) -> float:
-        """Limit a step to what is not too coarse for the tensor."""
-        return min(step, COARSEST_STEP * self.rms)
+    def limited(self, step: float, coarsest: float = COARSEST_STEP) -> float:
+        """Limit a step to what is not too coarse for the tensor, in root mean squares."""
+        return min(step, coarsest * self.rms)
 
 
 def balanced_steps(scales: Mapping[str, Scale], text_nats: Callable[[Mapping[str, float]], float]) -> dict[str, float]:

@@ -1,0 +1,108 @@
+"""Rounding with error feedback: what rounding one weight does to an output, the weights after it make up for.
+
+Inputs of a layer correlate, so that the error of one weight can be corrected by others of its row: columns are rounded
+one after another, and the error of each is taken from those that are still to come, by the second moments of the inputs
+(GPTQ, Frantar et al. 2023, section 3; the same as LDLQ, Chee et al. 2023). With a dead zone around zero it chooses
+which weights become zero too. What is rounded is a choice of the sender: a receiver sees integers.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from eval.weights.codec import LARGEST_MAGNITUDE
+from harness.config.codes import EvalConfig
+from harness.data.order import Sequences
+from harness.model.transformer import Transformer, token_nats
+
+# Columns between which errors are carried at once; those further on get the sums of a block.
+BLOCK = 64
+ROWS_PER_FORWARD = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What rounding needs to know of the inputs of a layer."""
+
+    order: np.ndarray
+    """Columns of its weights in the order in which they are rounded."""
+    factor: np.ndarray
+    """Upper Cholesky factor (inputs, inputs) of the inverse second moments, in that order."""
+
+
+class Feedback:
+    """Rounds the weights of linear layers with feedback, and those of other tensors to the nearest."""
+
+    def __init__(self, moments: Mapping[str, np.ndarray], config: EvalConfig):
+        """`moments` are the sums of x x' over inputs x of each linear layer, by the name of its weights."""
+        self._inputs = {name: _inputs(moment, config) for name, moment in moments.items()}
+
+    def rounded(self, name: str, weights: np.ndarray, step: np.float32, dead_zone: float) -> np.ndarray:
+        """Integers (int64) of a tensor on a grid; those below 1/2 + `dead_zone` become 0, and zeros stay."""
+        if name in self._inputs:
+            return round_with_feedback(weights, float(step), self._inputs[name], dead_zone)
+        return _nearest(weights / step, dead_zone).astype(np.int64)
+
+
+def round_with_feedback(weights: np.ndarray, step: float, inputs: Inputs, dead_zone: float) -> np.ndarray:
+    """Integers (outputs, inputs), int64, such that their outputs are close to those of `weights`."""
+    open_ = weights[:, inputs.order].astype(np.float64)
+    may_live, factor = open_ != 0, inputs.factor
+    integers = np.zeros(open_.shape)
+    for start in range(0, open_.shape[1], BLOCK):
+        end = min(start + BLOCK, open_.shape[1])
+        errors = np.zeros((len(open_), end - start))
+        for column in range(start, end):
+            integers[:, column] = np.where(may_live[:, column], _nearest(open_[:, column] / step, dead_zone), 0)
+            error = (open_[:, column] - step * integers[:, column]) / factor[column, column]
+            open_[:, column + 1 : end] -= np.outer(error, factor[column, column + 1 : end])
+            errors[:, column - start] = error
+        open_[:, end:] -= errors @ factor[start:end, end:]
+    result = np.empty(integers.shape, dtype=np.int64)
+    result[:, inputs.order] = integers
+    return result
+
+
+def input_moments(model: Transformer, rows: np.ndarray, dtype: torch.dtype) -> dict[str, np.ndarray]:
+    """Sums of x x' over the inputs x of each linear layer for token ids `rows` (n, length), float64."""
+    sums: dict[str, Tensor] = {}
+    handles = []
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear):
+
+            def add(_: nn.Module, inputs: tuple[Tensor], name: str = f"{name}.weight") -> None:
+                x = inputs[0].float().flatten(0, 1)
+                with torch.autocast(x.device.type, enabled=False):
+                    sums[name] = sums.get(name, torch.zeros(())) + (x.T @ x).double()
+
+            handles.append(layer.register_forward_pre_hook(add))
+    with torch.inference_mode():
+        for start in range(0, len(rows), ROWS_PER_FORWARD):
+            token_nats(model, torch.from_numpy(rows[start : start + ROWS_PER_FORWARD]), dtype)
+    for handle in handles:
+        handle.remove()
+    return {name: total.numpy() for name, total in sums.items()}
+
+
+def sample_rows(sequences: Sequences, count: int) -> np.ndarray:
+    """Token ids (n, length) of at most `count` whole sequences, spread evenly over a text."""
+    whole = sequences.num_sequences - (0 if sequences.num_sequences == 1 else 1)
+    ids = np.unique(np.linspace(0, whole - 1, min(count, whole)).astype(np.int64))
+    tokens, _ = sequences.read(ids)
+    return tokens
+
+
+def _inputs(moments: np.ndarray, config: EvalConfig) -> Inputs:
+    diagonal = np.diag(moments)
+    damped = moments + np.eye(len(moments)) * max(config.feedback_damping * diagonal.mean(), np.finfo(np.float64).tiny)
+    order = np.argsort(-diagonal, kind="stable") if config.feedback_order == "largest" else np.arange(len(moments))
+    inverse = np.linalg.inv(damped[np.ix_(order, order)])
+    return Inputs(order, np.linalg.cholesky((inverse + inverse.T) / 2).T)
+
+
+def _nearest(scaled: np.ndarray, dead_zone: float) -> np.ndarray:
+    rounded = np.clip(np.rint(scaled), -LARGEST_MAGNITUDE, LARGEST_MAGNITUDE)
+    return np.where(np.abs(scaled) < 0.5 + dead_zone, 0.0, rounded)
