@@ -60,7 +60,7 @@ class Learner:
 
     def _initial_model(self) -> Transformer:
         """`new_model` on every rank; where ranks share it out, the first one makes it and the others get it."""
-        if not (self.backend.shares_out and self.ranks.world_size > 1):
+        if not (self.backend.is_sharded and self.ranks.world_size > 1):
             return self.new_model()
         if self.ranks.is_first:
             model = self.new_model()
@@ -69,7 +69,7 @@ class Learner:
                 shapes = Transformer(self.config.model, self.vocab_size)
             model = self._prepared(shapes.to_empty(device=self.ranks.device))
         for tensor in (*model.parameters(), *model.buffers()):
-            self.ranks.share_tensor(tensor.detach())
+            self.ranks.broadcast_tensor(tensor.detach())
         torch.manual_seed(self.config.seed)
         return model
 
@@ -157,7 +157,7 @@ class Learner:
     def state(self) -> dict:
         """What a checkpoint of this rank holds; what all ranks have in common only the first one keeps."""
         own = {"random": random_state(self.ranks.device)}
-        if self.backend.shares_out or self.ranks.is_first:
+        if self.backend.is_sharded or self.ranks.is_first:
             own["backend"] = local_state(self.backend, self.optimizer)
         return own
 

@@ -23,7 +23,7 @@ from harness.online.replay import ReplaySchedule
 from harness.optim.stopping import Convergence
 from harness.pruning.phase import prune
 from harness.pruning.sample import Sample
-from harness.run.checkpoint import RunState, committed_checkpoints, newest_checkpoint, read_state, taking_back
+from harness.run.checkpoint import RunState, committed_checkpoints, newest_checkpoint, read_state, restoring
 from harness.run.checkpoint_writer import CheckpointWriter
 from harness.run.directory import mark_done, write_members, write_weights
 from harness.run.ledger import LedgerWriter, check_ledger, ledger_damage
@@ -144,7 +144,7 @@ class Trainer:
                     text = f"stopped after step {self.state.step}, saved in {path}; the same command goes on"
                     if asked.stop_by_signal:
                         raise Stopped(text)
-                    on_first_rank(ranks, stop.withdraw)
+                    on_first_rank(ranks, stop.clear)
                     raise Paused(text)
             if self.state.prunings < self.config.prune.prunings:
                 self._prune()
@@ -284,7 +284,7 @@ class Trainer:
 
     def _load(self, checkpoint: Path) -> None:
         self.state = read_state(checkpoint, self.state.identity, "set name=... for a new run")
-        with taking_back(checkpoint, "run", "remove it to go on from the one before") as of_rank:
+        with restoring(checkpoint, "run", "remove it to go on from the one before") as of_rank:
             own = of_rank(self.ranks.rank)
             is_whole = "backend" in own["learners"][0] and "means" in own
             first = own if is_whole else of_rank(0)
@@ -314,6 +314,6 @@ class Trainer:
         # All ranks gather; the first keeps what it gets.
         weights = {name: tensor.cpu() for name, tensor in self.backend.weights() if self.ranks.is_first}
         on_first_rank(self.ranks, write_weights, self.config.run_dir, weights, self.state.grid_steps)
-        on_first_rank(self.ranks, stop.withdraw)
+        on_first_rank(self.ranks, stop.clear)
         on_first_rank(self.ranks, mark_done, self.config.run_dir, self.state.ledger_parts)
         self.monitor.message(f"weights, ledger and metrics are in {self.config.run_dir}")

@@ -21,7 +21,7 @@ from eval.crossover.crossing import (
     online_curves,
 )
 from eval.crossover.crossover_figure import size_text
-from eval.crossover.model_bits import FINAL_SHARE, EvaluatedRun, ModelBits, model_bits, open_run
+from eval.crossover.model_bits import FINAL_FRACTION, EvaluatedRun, ModelBits, model_bits, open_run
 from eval.length import Length
 from eval.offline.evaluate import grid_search, text_to_code
 from eval.offline.step_search import GridPoint
@@ -48,7 +48,7 @@ _MODEL_NOTES = [
     "above the final held-out loss: excess description length, the information in the weights; of shuffled bytes it is "
     "what learning their frequencies took.",
     "above the final training loss: misleading, since with it what is known by heart looks learnt, as shuffled bytes "
-    f"after some epochs; the loss of the last steps, {100 * FINAL_SHARE:.0f} % of the corpus.",
+    f"after some epochs; the loss of the last steps, {100 * FINAL_FRACTION:.0f} % of the corpus.",
     "final held-out loss: the float32 weights at the end of the run, in sequences like those of training; in the "
     "archive they are rounded, coarsely where its text is small.",
     "beyond byte frequencies: below the cost of the held-out text, or of the training text itself, under the training "
@@ -119,18 +119,19 @@ def record_of(text: Measurement, control: Measurement) -> dict[str, Any]:
     return {"text": _run_record(text), "control": _run_record(control), "verdict": verdict(control.bits)}
 
 
-def _run_record(found: Measurement) -> dict[str, Any]:
-    law = found.curve.law
+def _run_record(measurement: Measurement) -> dict[str, Any]:
+    law = measurement.curve.law
     fit = {"c_bits_per_byte": law.c_nats, "a_bits_per_byte": law.a_nats}
     return {
-        "run": found.run,
-        "model_bits": asdict(found.bits) | {key: getattr(found.bits, key) for key, _ in _QUANTITIES.values()},
+        "run": measurement.run,
+        "model_bits": asdict(measurement.bits)
+        | {key: getattr(measurement.bits, key) for key, _ in _QUANTITIES.values()},
         "law": {key: bits_from_nats(nats) for key, nats in fit.items()} | {"b": law.exponent},
-        "archive": asdict(found.archive_line),
-        "offline_projected": [asdict(line) for line in found.offline.lines],
-        "crossover": asdict(found.crossover),
-        "crossover_band": asdict(found.band),
-        "until_band": asdict(found.until_band),
+        "archive": asdict(measurement.archive_line),
+        "offline_projected": [asdict(line) for line in measurement.offline.lines],
+        "crossover": asdict(measurement.crossover),
+        "crossover_band": asdict(measurement.band),
+        "until_band": asdict(measurement.until_band),
         "resamples": RESAMPLES,
     }
 
@@ -169,7 +170,7 @@ def _model_block(text: Measurement, control: Measurement) -> Block:
 
 
 def _crossover_block(text: Measurement, control: Measurement) -> Block:
-    cells = [_crossover_cells(found) for found in (text, control)]
+    cells = [_crossover_cells(measurement) for measurement in (text, control)]
     return Block(
         title=f"Crossover of {text.run}: from which size on offline is shorter than online",
         header=["quantity", "text", "shuffled"],
@@ -180,21 +181,21 @@ def _crossover_block(text: Measurement, control: Measurement) -> Block:
     )
 
 
-def _crossover_cells(found: Measurement) -> dict[str, str]:
-    law, crossover, end = found.curve.law, found.crossover, found.curve.measured_bytes
-    archive, line = found.archive, found.offline.best_at(end)
-    corpus, online = line.length(end), found.curve.length(end)
+def _crossover_cells(measurement: Measurement) -> dict[str, str]:
+    law, crossover, end = measurement.curve.law, measurement.crossover, measurement.curve.measured_bytes
+    archive, line = measurement.archive, measurement.offline.best_at(end)
+    corpus, online = line.length(end), measurement.curve.length(end)
     c, a = bits_from_nats(law.c_nats), bits_from_nats(law.a_nats)
     return {
         "archive without data, bytes": _with_kind(f"{archive.fixed_bytes:,.0f}", archive),
-        "archive data, bits/byte": _with_kind(f"{found.archive_line.rate_bits_per_byte:.3f}", archive),
+        "archive data, bits/byte": _with_kind(f"{measurement.archive_line.rate_bits_per_byte:.3f}", archive),
         "best for the corpus, without data, bytes": _with_kind(f"{corpus.fixed_bytes:,.0f}", corpus),
         "best for the corpus, data, bits/byte": _with_kind(f"{line.rate_bits_per_byte:.3f}", corpus),
         "offline at the end of the corpus, bits/byte": _with_kind(f"{corpus.bits_per_byte(end):.3f}", corpus),
         "online at the end of the corpus, bits/byte": _with_kind(f"{online.bits_per_byte(end):.3f}", online),
         "law of the online loss, bits/byte": f"{c:.3g} + {a:.3g} n^-{law.exponent:.3g}",
-        "offline is shorter from": _place(crossover.raw_bytes, found.band, found),
-        "online is shorter again from": _place(crossover.until_bytes, found.until_band, found),
+        "offline is shorter from": _place(crossover.raw_bytes, measurement.band, measurement),
+        "online is shorter again from": _place(crossover.until_bytes, measurement.until_band, measurement),
     }
 
 
@@ -202,9 +203,9 @@ def _with_kind(number: str, length: Length) -> str:
     return f"{number} ({length.kind})"
 
 
-def _place(size: float | None, band: Band, found: Measurement) -> str:
+def _place(size: float | None, band: Band, measurement: Measurement) -> str:
     """A size, with its band where it is projected."""
-    if size is not None and size <= found.curve.measured_bytes:
+    if size is not None and size <= measurement.curve.measured_bytes:
         return f"{size_text(size)}, measured"
     low, high = ("none" if end is None else size_text(end) for end in (band.low_bytes, band.high_bytes))
     without = f"; {100 * band.share_without:.0f} % none" if 0 < band.share_without < 1 else ""
@@ -215,9 +216,9 @@ def _place(size: float | None, band: Band, found: Measurement) -> str:
 def _none_notes(runs: dict[str, Measurement]) -> list[str]:
     """Why there is no crossover."""
     notes = []
-    for name, found in runs.items():
-        if found.crossover.raw_bytes is None:
-            meet = found.crossover.rates_meet_bytes
+    for name, measurement in runs.items():
+        if measurement.crossover.raw_bytes is None:
+            meet = measurement.crossover.rates_meet_bytes
             reason = "online is ahead by more than its rate loses within an exabyte"
             if meet is not None:
                 reason = f"the online rate falls below every offline rate first, at {size_text(meet)} by the law"

@@ -22,7 +22,7 @@ from harness.run.directory import load_run_config, open_run_data
 from harness.run.ledger import OnlineCode, read_online_code, read_rows
 from harness.units import bits_from_nats, bits_per_byte
 
-FINAL_SHARE = 0.05
+FINAL_FRACTION = 0.05
 _BLOCK_TOKENS = 1 << 20
 _NUM_BYTE_VALUES = 256
 
@@ -137,7 +137,7 @@ def final_heldout_rate(run: EvaluatedRun) -> float:
 
 
 def final_training_rate(run_dir: Path, corpus_bytes: int) -> float:
-    """Average the bits per byte of the last steps, as many as read `FINAL_SHARE` of the corpus."""
+    """Average the bits per byte of the last steps, as many as read `FINAL_FRACTION` of the corpus."""
     columns = ["step", "raw_bytes", "nats_sum"]
     tables = list(read_rows(run_dir, columns))
     step, raw_bytes, nats = (np.concatenate([table[name].to_numpy() for table in tables]) for name in columns)
@@ -145,7 +145,7 @@ def final_training_rate(run_dir: Path, corpus_bytes: int) -> float:
     last_bytes = np.cumsum(np.bincount(index, weights=raw_bytes)[::-1])
     last_nats = np.cumsum(np.bincount(index, weights=nats)[::-1])
     # Of the corpus, and not of all that was read, so that the part of a run of many epochs is not several epochs.
-    enough = min(int(np.searchsorted(last_bytes, FINAL_SHARE * corpus_bytes)), len(last_bytes) - 1)
+    enough = min(int(np.searchsorted(last_bytes, FINAL_FRACTION * corpus_bytes)), len(last_bytes) - 1)
     return float(bits_from_nats(last_nats[enough]) / last_bytes[enough])
 
 

@@ -17,7 +17,6 @@ from eval.offline.archive import ArchiveReport, QuantisedModel, write_archive
 from eval.offline.baseline_cache import measured
 from eval.offline.baselines import BASELINES, CHUNK_BYTES
 from eval.offline.chunks import Progress
-from eval.offline.feedback import Feedback, input_moments, sample_rows
 from eval.offline.ideal import ideal_archive, ideal_bits, split
 from eval.offline.step_search import GridPoint, Search, choose_grid
 from eval.online.program import program_bytes
@@ -31,6 +30,7 @@ from harness.lock import locked
 from harness.machine.children import child_environment
 from harness.machine.hardware import resolve_precision
 from harness.model.transformer import Transformer
+from harness.pruning.feedback import Feedback, input_moments, sample_rows
 from harness.pruning.structure import DeadStructure, find_dead
 from harness.run.directory import GRID_KEY, WEIGHTS_FILE, check_done, load_run_config, open_run_data, read_members
 from harness.run.ledger import OnlineCode, read_online_code
@@ -91,7 +91,7 @@ def make_feedback(weights: dict[str, np.ndarray], config: RunConfig, data: Data,
     model = Transformer(config.model, data.tokenizer.vocab_size)
     model.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in weights.items()})
     rows = sample_rows(Sequences(data.train, config.model.context), config.eval.feedback_sequences)
-    return Feedback(input_moments(model, rows, dtype), config.eval)
+    return Feedback(input_moments(model, rows, dtype), config.eval.feedback_damping, config.eval.feedback_order)
 
 
 def compress(

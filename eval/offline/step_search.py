@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from eval.offline.archive import QuantisedModel
-from eval.offline.feedback import Feedback
 from eval.offline.ideal import ideal_bits, split
-from eval.weights.codec import encode_weights, quantise
+from eval.weights.codec import LARGEST_MAGNITUDE, encode_weights, quantise
 from harness.data.tokenizer import ByteTokenizer, SentencePieceTokenizer
 from harness.model.transformer import ModelConfig
+from harness.pruning.feedback import Feedback
 from harness.pruning.step_sizes import COARSEST_STEP, FINE_STEP, PROBE_STEP, Scale, balanced_steps
 from harness.pruning.structure import find_dead
 from harness.units import bits_from_bytes, bytes_from_bits, nats_from_bits
@@ -137,7 +137,8 @@ class Search:
         assert self.feedback
         key = float(step), dead_zone
         if name not in self._rounded or self._rounded[name][0] != key:
-            self._rounded[name] = key, self.feedback.rounded(name, self.weights[name], step, dead_zone)
+            integers = self.feedback.rounded(name, self.weights[name], step, dead_zone)
+            self._rounded[name] = key, integers.clip(-LARGEST_MAGNITUDE, LARGEST_MAGNITUDE)
         return self._rounded[name][1]
 
     def _cost(self, factor: float, steps: Steps, dead_zone: float) -> GridPoint:

@@ -16,7 +16,7 @@ from harness.lock import DirectoryLock
 from harness.machine.hardware import peak_memory_bytes
 from harness.machine.ranks import on_first_rank
 from harness.machine.stop import StopRequest
-from harness.run.checkpoint import RunState, newest_checkpoint, read_state, taking_back
+from harness.run.checkpoint import RunState, newest_checkpoint, read_state, restoring
 from harness.run.checkpoint_writer import save_checkpoint
 
 KEPT_CHECKPOINTS = 2
@@ -73,7 +73,7 @@ class OnlineJob:
         checkpoint, messages = newest_checkpoint(self.folder, self.ranks, f"remove {self.folder} to begin again")
         if checkpoint:
             state = read_state(checkpoint, self._state.identity, f"remove {self.folder}")
-            with taking_back(checkpoint, "job", f"remove {self.folder}") as of_rank:
+            with restoring(checkpoint, "job", f"remove {self.folder}") as of_rank:
                 rank_state = of_rank(self.ranks.rank)
                 common_state = rank_state if self.ranks.is_first else of_rank(0)
                 self.lockstep.load(rank_state["lockstep"], common_state["lockstep"])

@@ -94,18 +94,18 @@ def mean_total_bytes(entries: list[Entry]) -> float:
 
 
 def _by_member(entries: list[Entry]) -> list[list[Entry]]:
-    found: dict[str, list[Entry]] = {}
+    by_name: dict[str, list[Entry]] = {}
     for entry in entries:
-        found.setdefault(entry.member, []).append(entry)
-    return list(found.values())
+        by_name.setdefault(entry.member, []).append(entry)
+    return list(by_name.values())
 
 
 def families(entries: list[Entry]) -> dict[str, list[Entry]]:
     """Entries by family, in the order in which families first occur."""
-    found: dict[str, list[Entry]] = {}
+    by_name: dict[str, list[Entry]] = {}
     for entry in entries:
-        found.setdefault(entry.family, []).append(entry)
-    return found
+        by_name.setdefault(entry.family, []).append(entry)
+    return by_name
 
 
 def column_block(column: str, entries: list[Entry]) -> Block:

@@ -108,23 +108,23 @@ def lengths(record: Record) -> dict[str, Length]:
     the way), `projected` (by the model of the archive) and `corpus_` before a compressor's name are codes of the
     training corpus.
     """
-    found = {}
+    by_name = {}
     if record["online_file_bytes"] is not None:
-        found["online"] = Length.of_file(record["online_file_bytes"], record["online_verified"])
+        by_name["online"] = Length.of_file(record["online_file_bytes"], record["online_verified"])
     elif record["online_ideal_bits"] is not None:
-        found["online"] = Length.ideal(record["online_ideal_bits"])
+        by_name["online"] = Length.ideal(record["online_ideal_bits"])
     model, data, total = (record[f"{part}_bytes"] for part in ("model", "data", "total"))
     if not (model is None or data is None or total is None):
         kind = "ideal" if record["is_ideal"] else kind_of_file(record["verified"])
-        found["offline"] = Length(model, data, kind, total - model - data)
+        by_name["offline"] = Length(model, data, kind, total - model - data)
     if (total := record["projected_total_bytes"]) is not None:
         model, tokenizer = model or 0, record["tokenizer_bytes"] or 0
-        found["projected"] = Length(model, total - model - tokenizer, "projected", tokenizer)
+        by_name["projected"] = Length(model, total - model - tokenizer, "projected", tokenizer)
     for name in (f"{prefix}{baseline.name}" for prefix in ("", "corpus_") for baseline in BASELINES):
         if (size := record.get(f"{name}_bytes")) is not None:
             # Each has been decoded when it was measured.
-            found[name] = Length.of_file(size, is_decoded=True)
-    return found
+            by_name[name] = Length.of_file(size, is_decoded=True)
+    return by_name
 
 
 def with_kind(record: Record) -> Record:

@@ -7,9 +7,9 @@ from harness.machine.jit import uncounted
 
 
 @uncounted
-def code_bit(coder, stream, chance, bit, decoding):
-    """Code `bit`, whose chance of being 1 is given; returns it. What is read beyond the end of `stream` is 0."""
-    first = (coder[RANGE] >> 16) * chance
+def code_bit(coder, stream, probability, bit, decoding):
+    """Code `bit`, whose probability of being 1 is given; returns it. What is read beyond the end of `stream` is 0."""
+    first = (coder[RANGE] >> 16) * probability
     if decoding:
         bit = np.int64(coder[CODE] < first)
     if bit:
@@ -41,9 +41,9 @@ def code_bit(coder, stream, chance, bit, decoding):
 @uncounted
 def moved(rates, counter, bit, slowest):
     """A counter after `bit`."""
-    seen, chance = np.int64(counter) & 1023, np.int64(counter) >> 10
-    chance += ((bit << 22) - chance) * rates[seen] >> 16
-    return np.uint32(min(max(chance, 64), (1 << 22) - 64) << 10 | min(seen + 1, slowest))
+    seen, probability = np.int64(counter) & 1023, np.int64(counter) >> 10
+    probability += ((bit << 22) - probability) * rates[seen] >> 16
+    return np.uint32(min(max(probability, 64), (1 << 22) - 64) << 10 | min(seen + 1, slowest))
 
 
 @uncounted

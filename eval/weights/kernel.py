@@ -1,9 +1,9 @@
 """The adaptive model of the integers of weights: integer arithmetic alone.
 
 A weight is a few binary decisions: is it zero; how many bits has its magnitude, in unary; which, the three highest ones
-by a tree and the others plainly; which sign. Counters of several contexts each give a chance, a gated network of
+by a tree and the others plainly; which sign. Counters of several contexts each give a probability, a gated network of
 weights mixes them in the logistic domain (Mahoney 2005, the PAQ family), and counters and network learn from every
-decision. The same function encodes and decodes. Chances are in units of 2^-16, stretched ones of 2^-8
+decision. The same function encodes and decodes. Probabilities are in units of 2^-16, stretched ones of 2^-8
 (eval/weights/tables.py). Indices are bounded by construction: compiled code does not check them.
 """
 
@@ -51,7 +51,7 @@ class Model(NamedTuple):
     weights: np.ndarray
     """In units of 2^-16: int32 (choices, inputs)."""
     inputs: np.ndarray
-    """Stretched chances of the current decision, and other inputs: int32 (inputs,)."""
+    """Stretched probabilities of the current decision, and other inputs: int32 (inputs,)."""
     cells: np.ndarray
     """Its counters: int64 (counters,)."""
     places: np.ndarray

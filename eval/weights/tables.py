@@ -1,6 +1,6 @@
 """Tables of integers for the coder of weights, from exact arithmetic: every machine makes the same ones.
 
-Chances are in units of 2^-16. A stretched chance, ln(p / (1 - p)), is in units of 2^-8 and at most LIMIT from 0.
+Probabilities are in units of 2^-16. A stretched one, ln(p / (1 - p)), is in units of 2^-8 and at most LIMIT from 0.
 """
 
 from decimal import Decimal, localcontext
@@ -24,7 +24,7 @@ class Tables(NamedTuple):
     squash: np.ndarray
     """Chance of each stretched one, from -LIMIT on: int32 (2 * LIMIT + 1,)."""
     stretch: np.ndarray
-    """Stretched chance of each chance: int16 (65536,)."""
+    """Stretched probability of each probability: int16 (65536,)."""
     logs: np.ndarray
     """floor(16 * log2(i)), 0 for i = 0: int64 (4096,)."""
     rates: np.ndarray

@@ -66,7 +66,7 @@ class Backend(Protocol):
         """Packages whose versions decide the last bits."""
 
     @property
-    def shares_out(self) -> bool:
+    def is_sharded(self) -> bool:
         """Whether ranks hold different partitions; else they are the same on all."""
 
     def make_parts(self, groups: list[dict], config: OptimizerConfig) -> list[Ruled]:

@@ -15,7 +15,7 @@ class DDPBackend:
     """Weights and optimizer state on every rank; gradients averaged in one reduction per step."""
 
     packages = ("torch",)
-    shares_out = False
+    is_sharded = False
 
     def __init__(self, ranks: Ranks, muon_dtype: torch.dtype = torch.float32):
         """`muon_dtype` is that in which Muon's updates are made orthogonal."""

@@ -47,7 +47,7 @@ class DeepSpeedBackend:
         """
         self.ranks, self.config, self.clip_norm, self.micro_batch = ranks, config, clip_norm, micro_batch
         self.muon_dtype = muon_dtype
-        self.shares_out, self.owns_group = config.zero_stage > 0, False
+        self.is_sharded, self.owns_group = config.zero_stage > 0, False
         self.deepspeed = import_deepspeed(ranks.device)
 
     def make_parts(self, groups: list[dict], config: OptimizerConfig) -> list[Ruled]:

@@ -67,59 +67,63 @@ class RunConfig:
 
     def problems(self) -> list[str]:
         """Every bad value of every section, a line each."""
-        found = []
-        found.extend(name_problems(self.name))
-        found.extend(
+        problems = []
+        problems.extend(name_problems(self.name))
+        problems.extend(
             f"{key}=: empty; name a directory" for key in ("runs_dir", "data_dir") if not getattr(self, key).strip()
         )
         sections = (self.corpus, self.tokenizer, self.model, self.train, self.optimizer, self.rule, self.prune)
         for section in (*sections, self.stopping, self.backend, self.eval, self.online):
-            found.extend(section.problems())
+            problems.extend(section.problems())
         if self.backend.zero_stage and self.optimizer.kind == "muon" and self.optimizer.clip_norm is not None:
-            found.append(
+            problems.append(
                 f"optimizer.clip_norm={self.optimizer.clip_norm}: with Muon, ZeRO would clip the orthogonalised "
                 "update; use optimizer.clip_norm=null or optimizer.kind=adamw"
             )
         if self.train.compile and self.backend.name != "ddp":
-            found.append(f"train.compile=true: backend.name={self.backend.name} runs uncompiled; use backend.name=ddp")
+            problems.append(
+                f"train.compile=true: backend.name={self.backend.name} runs uncompiled; use backend.name=ddp"
+            )
         if self.backend.bf16_weights and self.train.precision == "fp32":
-            found.append("backend.bf16_weights=true: contradicts train.precision=fp32; use bf16 or auto")
+            problems.append("backend.bf16_weights=true: contradicts train.precision=fp32; use bf16 or auto")
         if self.prune.prunings > 1 and self.train.finetune_epochs == 0:
-            found.append(
+            problems.append(
                 f"prune.rounds={self.prune.rounds}: fine-tuning is what alternates with pruning; use "
                 "train.finetune_epochs > 0 or prune.rounds=1"
             )
-        found.extend(self._online_problems())
-        found.extend(self.train.schedule_problems(self.model.context))
+        problems.extend(self._online_problems())
+        problems.extend(self.train.schedule_problems(self.model.context))
         if self.model.context < 1 or self.eval.chunk_bytes > self.model.context:
-            found.append(
+            problems.append(
                 f"eval.chunk_bytes={self.eval.chunk_bytes}: must not exceed model.context ({self.model.context}), "
                 "since a chunk of bytes can be as many tokens"
             )
         if self.rule.kind != "none" and self.rule.coupling == "adam" and self.optimizer.kind == "muon":
-            found.append(
+            problems.append(
                 "rule.coupling=adam: Muon orthogonalises whole matrices; use rule.coupling=decoupled or "
                 "optimizer.kind=adamw"
             )
         acts = self.rule.kind != "none" or self.prune.kind != "none"
         if acts and self.model.architecture == "modern" and self.rule.tensors == ["vectors"]:
-            found.append("rule.tensors=['vectors']: a modern model has none; name matrices, embedding or head")
+            problems.append("rule.tensors=['vectors']: a modern model has none; name matrices, embedding or head")
         elif self.prune.kind == "layerwise" and not {"matrices", "head"} & set(self.rule.tensors):
-            found.append(
+            problems.append(
                 f"rule.tensors={self.rule.tensors}: prune.kind=layerwise prunes linear layers; add matrices or head"
             )
-        return found
+        return problems
 
     def _online_problems(self) -> list[str]:
-        found = []
+        problems = []
         if "ngram" in self.online.experts and self.tokenizer.kind != "bytes":
-            found.append(f"online.experts=ngram: predicts bytes; use tokenizer.kind=bytes, not {self.tokenizer.kind}")
+            problems.append(
+                f"online.experts=ngram: predicts bytes; use tokenizer.kind=bytes, not {self.tokenizer.kind}"
+            )
         if self.online.models and self.backend.name != "ddp":
-            found.append(f"online.models={self.online.models}: needs backend.name=ddp")
+            problems.append(f"online.models={self.online.models}: needs backend.name=ddp")
         if self.online.models and not self.online.problems():
             for shape, model in zip(self.online.models, self.expert_models()[1:], strict=True):
-                found.extend(f"online.models={shape}: {problem}" for problem in model.problems())
-        return found
+                problems.extend(f"online.models={shape}: {problem}" for problem in model.problems())
+        return problems
 
     def expert_models(self) -> list[ModelConfig]:
         """Shapes of all transformers that predict, the one that is trained for itself first."""

@@ -87,7 +87,7 @@ class Batches:
         return self._part_of(Reading(epoch, ids, 0, self.order.context))
 
     def sample(self, count: int) -> list[MicroBatch]:
-        """This rank's share of `count` sequences spread evenly over the corpus."""
+        """Take this rank's part of `count` sequences spread evenly over the corpus."""
         total = self.sequences.num_sequences
         ids = np.unique(np.linspace(0, total - 1, min(count, total)).astype(np.int64))
         own = ids[self.ranks.rank :: self.ranks.world_size]

@@ -26,7 +26,7 @@ class TrainConfig:
     batch_sequences: int = bounded(8, least=1)
     """Sequences per optimizer step, over all ranks and micro-batches."""
     micro_batch_sequences: int | None = None
-    """Sequences per forward pass of one rank; default: the rank's whole share."""
+    """Sequences per forward pass of one rank; default: all rows of the rank."""
     order: str = bounded("shuffled", choices=ORDERS)
     """`shuffled`, `sequential` as in the text, or `streams`: each row of the batch reads a part of the text."""
     replays: int = bounded(0, least=0, most=MAX_REPLAYS)
@@ -65,21 +65,25 @@ class TrainConfig:
 
     def problems(self) -> list[str]:
         """Every bad value, a line each."""
-        found, at = bound_problems(self, "train."), self.retrain_at
+        problems, at = bound_problems(self, "train."), self.retrain_at
         micro = self.micro_batch_sequences
         if micro is not None and (micro < 1 or self.batch_sequences % micro):
-            found.append(
+            problems.append(
                 f"train.micro_batch_sequences={micro}: must divide train.batch_sequences ({self.batch_sequences})"
             )
         if not all(0 < fraction < 1 for fraction in at) or sorted(set(at)) != at:
-            found.append(f"train.retrain_at={at}: must be fractions between 0 and 1, each larger than the one before")
+            problems.append(
+                f"train.retrain_at={at}: must be fractions between 0 and 1, each larger than the one before"
+            )
         if at and self.replays:
-            found.append(f"train.replays={self.replays}: nothing is learnt between the blocks of retrain_at; use 0")
+            problems.append(f"train.replays={self.replays}: nothing is learnt between the blocks of retrain_at; use 0")
         if at and self.epochs != 1:
-            found.append(f"train.epochs={self.epochs}: a block code reads the corpus once; use 1")
+            problems.append(f"train.epochs={self.epochs}: a block code reads the corpus once; use 1")
         if self.batch_schedule and (self.retrain_at or "streams" in (self.order, self.replay)):
-            found.append("train.batch_schedule: not with train.retrain_at, train.order=streams or train.replay=streams")
-        return found
+            problems.append(
+                "train.batch_schedule: not with train.retrain_at, train.order=streams or train.replay=streams"
+            )
+        return problems
 
     def schedule_problems(self, context: int) -> list[str]:
         """What is wrong with `batch_schedule` for sequences of `context` tokens."""
@@ -169,8 +173,8 @@ def plan_phases(config: TrainConfig, order: Steps, prunings: int) -> list[Phase]
             "use fewer rounds or more train.finetune_epochs"
         )
     for index in range(prunings if num_steps else 0):
-        share = num_steps // prunings + (index < num_steps % prunings)
-        phases.append(Phase("finetune", phases[-1].end_step, share, prunings=index + 1))
+        count = num_steps // prunings + (index < num_steps % prunings)
+        phases.append(Phase("finetune", phases[-1].end_step, count, prunings=index + 1))
     return phases
 
 

@@ -43,14 +43,14 @@ class TokenizerConfig:
 
     def problems(self) -> list[str]:
         """Every bad value, one line each that names key, value and remedy."""
-        found = []
+        problems = []
         if self.kind not in KINDS:
-            found.append(f"tokenizer.kind={self.kind}: unknown; use bytes or sentencepiece")
+            problems.append(f"tokenizer.kind={self.kind}: unknown; use bytes or sentencepiece")
         if self.kind == "sentencepiece" and not MIN_SENTENCEPIECE_VOCAB <= self.vocab_size <= MAX_VOCAB:
-            found.append(
+            problems.append(
                 f"tokenizer.vocab_size={self.vocab_size}: must be from {MIN_SENTENCEPIECE_VOCAB} to {MAX_VOCAB}"
             )
-        return found
+        return problems
 
 
 class ByteTokenizer:

@@ -71,7 +71,7 @@ class Ranks:
             dist.all_reduce(tensor)
         return tensor
 
-    def share_tensor(self, tensor: Tensor) -> Tensor:
+    def broadcast_tensor(self, tensor: Tensor) -> Tensor:
         """Broadcast the first rank's `tensor` to every rank, in place."""
         if self.world_size > 1:
             dist.broadcast(tensor, src=0)

@@ -72,7 +72,7 @@ class StopRequest:
         """Whether the file is there."""
         return (self.run_dir / REQUEST_FILE).exists()
 
-    def withdraw(self) -> None:
+    def clear(self) -> None:
         """Remove the file: it is answered, or nothing is left to stop."""
         (self.run_dir / REQUEST_FILE).unlink(missing_ok=True)
 

@@ -37,10 +37,10 @@ class ModelConfig:
 
     def problems(self) -> list[str]:
         """Every bad value, a line each."""
-        found = bound_problems(self, "model.")
+        problems = bound_problems(self, "model.")
         if min(self.width, self.heads) >= 1 and self.width % (2 * self.heads):
-            found.append(f"model.width={self.width}: must be a multiple of 2 * model.heads ({2 * self.heads})")
-        return found
+            problems.append(f"model.width={self.width}: must be a multiple of 2 * model.heads ({2 * self.heads})")
+        return problems
 
 
 class Transformer(nn.Module):

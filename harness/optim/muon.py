@@ -68,7 +68,7 @@ def _sum(beta: float, addend: Tensor, alpha: float, left: Tensor, right: Tensor)
 class Muon(EagerOptimizer):
     """Muon for matrices that all ranks hold; all take part in each step with the same gradients.
 
-    Each rank makes a share of the updates orthogonal and gets those of the others, so that the work of a rank falls
+    Each rank makes a part of the updates orthogonal and gets those of the others, so that the work of a rank falls
     with their number and no bit depends on it.
     """
 
@@ -119,7 +119,7 @@ class Muon(EagerOptimizer):
         """The orthogonal matrices of all `matrices`, each computed by one rank."""
         most = STACKED_ON_GPU if matrices[0].device.type == "cuda" else 1
         pieces = pieces_of_equal_shape([m.shape for m in matrices], most)
-        owners = shared_out([len(piece) * _work(matrices[piece[0]].shape) for piece in pieces], self.world_size)
+        owners = assigned([len(piece) * _work(matrices[piece[0]].shape) for piece in pieces], self.world_size)
         dtype = torch.promote_types(matrices[0].dtype, torch.float32) if self.dtype == torch.float32 else self.dtype
         made: dict[int, Tensor] = {}
         for piece, owner in zip(pieces, owners, strict=True):
@@ -144,17 +144,17 @@ class Muon(EagerOptimizer):
             for rank in range(self.world_size)
         ]
         largest = max(sum(matrices[i].numel() for i in own) for own in of_rank)
-        share = torch.zeros(largest, dtype=dtype, device=matrices[0].device)
+        part = torch.zeros(largest, dtype=dtype, device=matrices[0].device)
         if own := of_rank[self.rank]:
             flat = torch.cat([made[i].reshape(-1) for i in own])
-            share[: flat.numel()] = flat
-        shares = [torch.empty_like(share) for _ in of_rank]
-        dist.all_gather(shares, share)
-        found: dict[int, Tensor] = {}
+            part[: flat.numel()] = flat
+        shares = [torch.empty_like(part) for _ in of_rank]
+        dist.all_gather(shares, part)
+        gathered: dict[int, Tensor] = {}
         for own, flat in zip(of_rank, shares, strict=True):
             parts = flat.split([matrices[i].numel() for i in own] + [largest - sum(matrices[i].numel() for i in own)])
-            found |= {i: part.view(matrices[i].shape) for i, part in zip(own, parts, strict=False)}
-        return found
+            gathered |= {i: part.view(matrices[i].shape) for i, part in zip(own, parts, strict=False)}
+        return gathered
 
 
 def pieces_of_equal_shape(shapes: Sequence[torch.Size], most: int) -> list[list[int]]:
@@ -165,7 +165,7 @@ def pieces_of_equal_shape(shapes: Sequence[torch.Size], most: int) -> list[list[
     return [same[start : start + most] for same in by_shape.values() for start in range(0, len(same), most)]
 
 
-def shared_out(work: Sequence[float], world_size: int) -> list[int]:
+def assigned(work: Sequence[float], world_size: int) -> list[int]:
     """Owner of each piece of work: the largest first, each to whom has the least so far."""
     loads, owners = [0.0] * world_size, [0] * len(work)
     for index in sorted(range(len(work)), key=lambda i: (-work[i], i)):

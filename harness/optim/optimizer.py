@@ -55,10 +55,10 @@ class OptimizerConfig:
 
     def problems(self) -> list[str]:
         """Every bad value, a line each."""
-        found = bound_problems(self, "optimizer.")
+        problems = bound_problems(self, "optimizer.")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            found.append(f"optimizer.betas={self.betas}: must be two numbers in [0, 1)")
-        return found
+            problems.append(f"optimizer.betas={self.betas}: must be two numbers in [0, 1)")
+        return problems
 
 
 class Ruled(torch.optim.Optimizer):

@@ -21,12 +21,14 @@ class StoppingConfig:
 
     def problems(self) -> list[str]:
         """Every bad value, a line each."""
-        found = []
+        problems = []
         if self.window_steps < 0 or self.window_steps % 2:
-            found.append(f"stopping.window_steps={self.window_steps}: must be an even number, or 0 to never stop early")
+            problems.append(
+                f"stopping.window_steps={self.window_steps}: must be an even number, or 0 to never stop early"
+            )
         if not (math.isfinite(self.tolerance) and -1 < self.tolerance < 1):
-            found.append(f"stopping.tolerance={self.tolerance}: must be a share between -1 and 1")
-        return found
+            problems.append(f"stopping.tolerance={self.tolerance}: must be a fraction between -1 and 1")
+        return problems
 
 
 class Convergence:

@@ -134,7 +134,7 @@ def _prune_replica(replica: Transformer, sample: Sample, config: PruneConfig, se
         prune_layers(
             replica,
             partial(sample.second_moments, replica),
-            sample.ranks.share_tensor,
+            sample.ranks.broadcast_tensor,
             clean,
             config.alpha,
             config.steps,

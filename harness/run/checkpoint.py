@@ -126,7 +126,7 @@ def read_state(checkpoint: Path, identity: dict[str, str], remedy: str) -> RunSt
 
 
 @contextmanager
-def taking_back(checkpoint: Path, whose: str, remedy: str) -> Iterator[Callable[[int], dict[str, Any]]]:
+def restoring(checkpoint: Path, whose: str, remedy: str) -> Iterator[Callable[[int], dict[str, Any]]]:
     """Read what ranks gave to `save_checkpoint`; UsageError where it, or its use in the context, fails.
 
     Then the digests are right, and somebody else has written it.

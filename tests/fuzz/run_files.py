@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from harness.data.shards import HEADER, HEADER_BYTES, MAGIC, open_shard
 from harness.machine.ranks import Ranks
-from harness.run.checkpoint import MARKER, newest_checkpoint, read_state, taking_back
+from harness.run.checkpoint import MARKER, newest_checkpoint, read_state, restoring
 from harness.run.ledger import part_paths, read_online_code
 from tests.fuzz.mutate import NUMBERS, OTHERS, damaged, value
 from tests.golden.make import FOLDER, IDENTITY
@@ -113,7 +113,7 @@ def checkpoint(place: Path, rng: random.Random) -> Callable[[Ranks], bool]:
     def read(ranks: Ranks) -> bool:
         newest, _ = newest_checkpoint(place, ranks, "set train.on_damage=restart")
         state = read_state(newest, IDENTITY, "begin again")
-        with taking_back(newest, "run", "begin again") as of_rank:
+        with restoring(newest, "run", "begin again") as of_rank:
             step = of_rank(0)["step"]
         # With a right digest, another number is what was saved.
         return type(step) is int and type(state.step) is int and state.step >= 0

@@ -8,7 +8,7 @@ import torch
 
 from harness.machine.hardware import identity, muon_precision
 from harness.optim.adamw import AdamW
-from harness.optim.muon import ITERATIONS, A, B, C, Muon, orthogonalised, pieces_of_equal_shape, shared_out
+from harness.optim.muon import ITERATIONS, A, B, C, Muon, assigned, orthogonalised, pieces_of_equal_shape
 from tests.support.ranks import Ranks, write_config
 
 SHAPES = ((12, 12), (36, 12), (12, 48), (48, 12), (12, 12))
@@ -66,8 +66,8 @@ def test_pieces_and_owners_depend_on_shapes_alone():
     shapes = [torch.Size(shape) for shape in SHAPES]
     assert pieces_of_equal_shape(shapes, 4) == [[0, 4], [1], [2], [3]]
     assert pieces_of_equal_shape(shapes, 1) == [[0], [4], [1], [2], [3]]
-    owners = shared_out([1, 4, 4, 1, 2], 2)
-    assert owners == shared_out([1, 4, 4, 1, 2], 2)
+    owners = assigned([1, 4, 4, 1, 2], 2)
+    assert owners == assigned([1, 4, 4, 1, 2], 2)
     assert sorted(owners[1:3]) == [0, 1] and sum(w for w, o in zip([1, 4, 4, 1, 2], owners, strict=True) if o) == 6
 
 

@@ -6,19 +6,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.offline.feedback import Feedback, input_moments, round_with_feedback, sample_rows
 from eval.offline.step_search import Search, choose_grid
 from eval.weights.codec import quantise
-from harness.config.codes import EvalConfig
 from harness.data.order import Sequences
 from harness.data.tokenizer import ByteTokenizer
 from harness.model.transformer import ModelConfig, Transformer
+from harness.pruning.feedback import Feedback, input_moments, sample_rows
 
 STEP = 0.25
 
 
-def feedback(moments: np.ndarray, **settings) -> Feedback:
-    return Feedback({"w": moments}, EvalConfig(**settings))
+def feedback(moments: np.ndarray, damping: float = 0.01, order: str = "natural") -> Feedback:
+    return Feedback({"w": moments}, damping, order)
 
 
 def correlated(size: int, seed: int = 0) -> np.ndarray:
@@ -46,14 +45,14 @@ def brain_surgeon(weights: np.ndarray, moments: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("size", [1, 7, 130])
 def test_it_is_the_published_update(size):
     moments, weights = correlated(size), np.random.default_rng(1).normal(size=(5, size))
-    rounded = feedback(moments, feedback_damping=0).rounded("w", weights, np.float32(STEP), 0.0)
+    rounded = feedback(moments, damping=0).rounded("w", weights, np.float32(STEP), 0.0)
     assert np.array_equal(rounded, brain_surgeon(weights, moments))
 
 
 def test_inputs_that_do_not_correlate_leave_every_weight_at_its_nearest():
     weights = np.random.default_rng(2).normal(size=(6, 40)).astype(np.float32)
     for order in ("natural", "largest"):
-        rounder = feedback(np.diag(np.arange(1.0, 41.0)), feedback_order=order)
+        rounder = feedback(np.diag(np.arange(1.0, 41.0)), order=order)
         nearest = quantise({"w": weights}, {"w": np.float32(STEP)})["w"]
         assert np.array_equal(rounder.rounded("w", weights, np.float32(STEP), 0.0), nearest)
         assert np.array_equal(rounder.rounded("other", weights, np.float32(STEP), 0.0), nearest)
@@ -62,7 +61,7 @@ def test_inputs_that_do_not_correlate_leave_every_weight_at_its_nearest():
 @given(seed=st.integers(0, 50), order=st.sampled_from(["natural", "largest"]))
 def test_outputs_are_closer_than_with_the_nearest_steps(seed, order):
     moments, weights = correlated(48, seed), np.random.default_rng(seed).normal(size=(20, 48))
-    rounded = feedback(moments, feedback_order=order).rounded("w", weights, np.float32(STEP), 0.0)
+    rounded = feedback(moments, order=order).rounded("w", weights, np.float32(STEP), 0.0)
     assert lost(weights, rounded, moments) < 0.8 * lost(weights, np.rint(weights / STEP), moments)
 
 
@@ -116,7 +115,7 @@ def test_the_search_takes_feedback_where_it_is_shorter():
         loss.backward()
         adam.step()
     weights = {name: p.detach().numpy().copy() for name, p in model.named_parameters()}
-    rounder = Feedback(input_moments(model, tokens.numpy(), torch.float32), EvalConfig())
+    rounder = Feedback(input_moments(model, tokens.numpy(), torch.float32), 0.01, "natural")
     plain, better = (
         choose_grid(Search(weights, {}, config, ByteTokenizer(), text, 64, torch.float32, own))[1]
         for own in (None, rounder)

@@ -13,8 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eval.weights.codec import LARGEST_MAGNITUDE
-from harness.config.codes import EvalConfig
 from harness.data.order import Sequences
 from harness.model.transformer import Transformer, token_nats
 
@@ -36,9 +34,12 @@ class Inputs:
 class Feedback:
     """Rounds the weights of linear layers with feedback, and those of other tensors to the nearest."""
 
-    def __init__(self, moments: Mapping[str, np.ndarray], config: EvalConfig):
-        """`moments` are the sums of x x' over inputs x of each linear layer, by the name of its weights."""
-        self._inputs = {name: _inputs(moment, config) for name, moment in moments.items()}
+    def __init__(self, moments: Mapping[str, np.ndarray], damping: float, order: str):
+        """`moments` are the sums of x x' over inputs x of each linear layer, by the name of its weights.
+
+        `damping` is added to them, in mean squares of an input; `order` is `natural` or `largest`, as in `eval.feedback_order`.
+        """
+        self._inputs = {name: _inputs(moment, damping, order) for name, moment in moments.items()}
 
     def rounded(self, name: str, weights: np.ndarray, step: np.float32, dead_zone: float) -> np.ndarray:
         """Integers (int64) of a tensor on a grid; those below 1/2 + `dead_zone` become 0, and zeros stay."""
@@ -95,14 +96,13 @@ def sample_rows(sequences: Sequences, count: int) -> np.ndarray:
     return tokens
 
 
-def _inputs(moments: np.ndarray, config: EvalConfig) -> Inputs:
+def _inputs(moments: np.ndarray, damping: float, kind: str) -> Inputs:
     diagonal = np.diag(moments)
-    damped = moments + np.eye(len(moments)) * max(config.feedback_damping * diagonal.mean(), np.finfo(np.float64).tiny)
-    order = np.argsort(-diagonal, kind="stable") if config.feedback_order == "largest" else np.arange(len(moments))
+    damped = moments + np.eye(len(moments)) * max(damping * diagonal.mean(), np.finfo(np.float64).tiny)
+    order = np.argsort(-diagonal, kind="stable") if kind == "largest" else np.arange(len(moments))
     inverse = np.linalg.inv(damped[np.ix_(order, order)])
     return Inputs(order, np.linalg.cholesky((inverse + inverse.T) / 2).T)
 
 
 def _nearest(scaled: np.ndarray, dead_zone: float) -> np.ndarray:
-    rounded = np.clip(np.rint(scaled), -LARGEST_MAGNITUDE, LARGEST_MAGNITUDE)
-    return np.where(np.abs(scaled) < 0.5 + dead_zone, 0.0, rounded)
+    return np.where(np.abs(scaled) < 0.5 + dead_zone, 0.0, np.rint(scaled))
