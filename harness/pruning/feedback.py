@@ -37,7 +37,7 @@ class Feedback:
     def __init__(self, moments: Mapping[str, np.ndarray], damping: float, order: str):
         """`moments` are the sums of x x' over inputs x of each linear layer, by the name of its weights.
 
-        `damping` is added to them, in mean squares of an input; `order` is `natural` or `largest`, as in `eval.feedback_order`.
+        `damping` is added to them, in mean squares of an input; `order` is as in `eval.feedback_order`.
         """
         self._inputs = {name: _inputs(moment, damping, order) for name, moment in moments.items()}
 
