@@ -63,11 +63,12 @@ PREDICTING = {
     "self-switch": ("online.checkpoints=3", "online.checkpoint_steps=2"),
     "replays": ("train.replays=2",),
     "replay streams": ("train.replays=1", "train.replay=streams", "train.order=streams"),
+    "schedule": ("train.batch_schedule=[[0,16],[200,64],[1000,128]]",),
     "blocks": ("train.retrain_at=[0.2,0.6]", "train.retrain_epochs=1.5"),
 }
 EVERYTHING = tuple(
     setting
-    for name in ("network", "two transformers", "running means", "temperature", "self-switch", "replays")
+    for name in ("network", "two transformers", "running means", "temperature", "self-switch", "replays", "schedule")
     for setting in PREDICTING[name]
 )
 
