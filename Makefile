@@ -9,7 +9,7 @@ RUN ?= runs/demo
 DEMO ?=
 SETTINGS = configs/demo.yaml runs_dir=$(patsubst %/,%,$(dir $(RUN))) name=$(notdir $(RUN)) $(DEMO)
 
-.PHONY: demo test gpu-test lint style format coverage
+.PHONY: demo test gpu-test lint style format coverage race
 
 demo: .venv/installed
 	$(BIN)/codelength data $(SETTINGS)
@@ -36,6 +36,11 @@ style: .venv/installed
 # Lines that no test runs; processes that tests start are counted too, those that they kill are not.
 coverage: .venv/installed
 	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --cov --cov-report=term $(PYTEST)
+
+# The shortest online codes of the plain transformer that were found, run again (docs/records.md).
+RACE ?= runs/race
+race: .venv/installed
+	$(BIN)/python -m tests.benchmarks.race $(RACE)
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from harness.backends.base import Backend, load_local_state, local_state, reset
 from harness.backends.ddp import DDPBackend
 from harness.config.run import RunConfig
-from harness.data.batches import MicroBatch, StepBatch
+from harness.data.batches import MicroBatch, StepBatch, parts_of_rank
 from harness.data.schedule import Moment
 from harness.errors import OtherRankFailed, RunFailure, UsageError
 from harness.machine.hardware import load_random_state, muon_precision, random_state
@@ -137,9 +137,8 @@ class Learner:
         context = self.config.model.context
         step_tokens = step_tokens or self.config.train.batch_sequences * context
         rows, length = max(1, step_tokens // context), min(context, (context + step_tokens) // 2)
-        tokens, stride = made_up_tokens(rows, length, self.vocab_size), self.micro_batch * self.ranks.world_size
-        starts = range(self.ranks.rank * self.micro_batch, -(-rows // stride) * stride, stride)
-        parts = [tokens[start : start + self.micro_batch] for start in starts]
+        tokens = made_up_tokens(rows, length, self.vocab_size)
+        parts = parts_of_rank(tokens, self.config.train.batch_sequences // self.micro_batch, self.ranks)
         return StepBatch(0, tokens.size, [_unmasked(part) for part in parts])
 
     def reset(self) -> None:

@@ -65,14 +65,16 @@ class Ahead(Generic[T]):
 class Batches:
     """Shares each step's sequences among ranks: micro-batch j of the step goes to rank j mod world size.
 
-    All ranks take as many micro-batches; one for which there are no sequences is a row of padding. Compiled models get
-    micro-batches of one shape, since each other one would be compiled anew.
+    A full step has M micro-batches, and row r of a step is in micro-batch r mod M, so that small steps are shared out
+    evenly too. All ranks take as many micro-batches; one for which there are no sequences is a row of padding. Compiled
+    models get micro-batches of one shape, since each other one would be compiled anew.
     """
 
     def __init__(self, shard: "Tokens", config: TrainConfig, context: int, micro_batch: int, seed: int, ranks: Ranks):
         self.sequences = Sequences(shard, context)
         self.order = StepOrder(config, shard.num_tokens, context, shard.fingerprint, seed)
         self.micro_batch, self.ranks = micro_batch, ranks
+        self.num_micro_batches = config.batch_sequences // micro_batch
         self._least_rows = micro_batch if config.compile else 1
         self._one_length = config.compile
         self.identity = f"{shard.fingerprint}:{seed}"
@@ -97,9 +99,8 @@ class Batches:
 
     def _part_of(self, reading: Reading) -> StepBatch:
         ids, first, end = reading.ids, reading.first, reading.end
-        stride = self.micro_batch * self.ranks.world_size
-        starts = range(self.ranks.rank * self.micro_batch, -(-len(ids) // stride) * stride, stride)
-        own = [self._read(ids[i : i + self.micro_batch], first, end, self._least_rows) for i in starts]
+        parts = parts_of_rank(ids, self.num_micro_batches, self.ranks)
+        own = [self._read(part, first, end, self._least_rows) for part in parts]
         num_tokens = int(np.clip(self.sequences.lengths(ids) - first, 0, end - first).sum())
         return StepBatch(reading.epoch, num_tokens, own)
 
@@ -116,3 +117,9 @@ class Batches:
             mask=np.pad(mask[:, :length], ((0, missing), (0, 0))),
             first=first,
         )
+
+
+def parts_of_rank(rows: np.ndarray, num_micro_batches: int, ranks: Ranks) -> list[np.ndarray]:
+    """Split the rows of a step as `Batches` does; returns those of this rank's micro-batches, some without any."""
+    used = -(-min(num_micro_batches, len(rows)) // ranks.world_size) * ranks.world_size
+    return [rows[index::num_micro_batches] for index in range(ranks.rank, used, ranks.world_size)]

@@ -19,7 +19,7 @@ from pathlib import Path
 from harness.config.run import RunConfig, load_config
 from harness.corpus.prepared import open_data
 from harness.data.order import Sequences
-from harness.machine.hardware import processor_name, git_commit
+from harness.machine.hardware import git_commit, processor_name
 from harness.run.ledger import read_online_code
 from harness.units import bytes_from_bits
 

@@ -72,7 +72,9 @@ def test_a_step_is_shared_among_ranks_and_one_without_a_row_takes_part():
         own = [batches.of_step(step) for batches in parts]
         assert {len(batch.micro_batches) for batch in own} == {1}
         assert {batch.num_tokens for batch in own} == {whole.of_step(step).num_tokens}
-        assert np.array_equal(np.concatenate([learnt(batch) for batch in own]), learnt(whole.of_step(step)))
+        assert sorted(np.concatenate([learnt(batch) for batch in own])) == sorted(learnt(whole.of_step(step)))
+        rows = [int(batch.micro_batches[0].mask.any(axis=1).sum()) for batch in own]
+        assert rows[0] - rows[1] in (0, 1)
 
 
 def test_progress_goes_by_tokens():
