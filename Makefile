@@ -37,10 +37,10 @@ style: .venv/installed
 coverage: .venv/installed
 	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --cov --cov-report=term $(PYTEST)
 
-# The shortest online codes of the plain transformer that were found, run again (docs/records.md).
-RACE ?= runs/race
+# What the size of the first steps is worth (docs/records.md); RACE="--sizes all --seeds 1" for all of the text.
+RACE ?= --sizes 300000 --seeds 3
 race: .venv/installed
-	$(BIN)/python -m tests.benchmarks.race $(RACE)
+	$(BIN)/python -m tests.benchmarks.online_codes runs/race --only steps: plain: $(RACE) --send
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .

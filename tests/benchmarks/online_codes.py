@@ -28,20 +28,38 @@ from harness.units import bits_from_bytes, bits_per_byte
 ROOT = Path(__file__).parents[2]
 BLOCKS = "train.retrain_at=[0.0625,0.125,0.25,0.5]"
 BEST = "configs/wiki-mini-online.yaml"
+# One size of steps and its rates: what everything but the schedule was measured with.
+FULL = (
+    "train.batch_sequences=8",
+    "train.batch_schedule=[]",
+    "optimizer.learning_rate=3e-3",
+    "optimizer.muon_learning_rate=0.01",
+    "optimizer.muon_momentum=0.95",
+    "optimizer.warmup_tokens=122880",
+)
+EARLY = (*FULL[:4], "optimizer.muon_momentum=0.9", "optimizer.warmup_tokens=2000")
 SETTINGS = {
-    "plain: the transformer, once through the text": (),
-    "in the order of the text": ("train.order=sequential",),
-    "two replays a batch": ("train.replays=2",),
-    "two replays a batch, as streams": ("train.replays=2", "train.replay=streams", "train.order=streams"),
-    "block code, retrained at 1/16, 1/8, 1/4, 1/2": (BLOCKS, "train.retrain_epochs=2"),
-    "running means of the weights": ("online.ema=0.98",),
-    "temperature": ("online.calibrate=true",),
-    "self-switch, 4 states": ("online.checkpoints=4", "online.checkpoint_steps=8"),
-    "switch with a smaller transformer": ("online.models=[64x2x1]",),
-    "switch with uniform and frequencies": ("online.experts=[uniform,frequencies]",),
-    "switch with the n-gram model": ("online.experts=[uniform,ngram]",),
-    "mixing network with the n-gram model": ("online.experts=[uniform,ngram,network]",),
+    "plain: the transformer, once through the text": FULL,
+    "in the order of the text": (*FULL, "train.order=sequential"),
+    "two replays a batch": (*FULL, "train.replays=2"),
+    "two replays a batch, as streams": (*FULL, "train.replays=2", "train.replay=streams", "train.order=streams"),
+    "block code, retrained at 1/16, 1/8, 1/4, 1/2": (*FULL, BLOCKS, "train.retrain_epochs=2"),
+    "running means of the weights": (*FULL, "online.ema=0.98"),
+    "temperature": (*FULL, "online.calibrate=true"),
+    "self-switch, 4 states": (*FULL, "online.checkpoints=4", "online.checkpoint_steps=8"),
+    "switch with a smaller transformer": (*FULL, "online.models=[64x2x1]"),
+    "switch with uniform and frequencies": (*FULL, "online.experts=[uniform,frequencies]"),
+    "switch with the n-gram model": (*FULL, "online.experts=[uniform,ngram]"),
+    "mixing network with the n-gram model": (*FULL, "online.experts=[uniform,ngram,network]"),
     "all that helps (" + BEST + ")": (BEST,),
+    "steps: 4,096 tokens, warm-up of 2,000 tokens, momentum 0.9": EARLY,
+    "steps: 1,024 tokens": ("train.batch_schedule=[[0,1024]]",),
+    "steps: 512 tokens": ("train.batch_schedule=[[0,512]]",),
+    "steps: 512 tokens, momentum 0.95": ("train.batch_schedule=[[0,512]]", "optimizer.muon_momentum=0.95"),
+    "steps: 512 tokens, momentum 0.8": ("train.batch_schedule=[[0,512]]", "optimizer.muon_momentum=0.8"),
+    "steps: 256 tokens": ("train.batch_schedule=[[0,256]]",),
+    "steps: 128 tokens": ("train.batch_schedule=[[0,128]]",),
+    "steps: 128, 512 from 100 kB on, 1,024 from 1 MB on (configs/wiki-mini.yaml)": (),
 }
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 

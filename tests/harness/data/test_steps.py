@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.data.batches import Batches
@@ -40,6 +40,7 @@ def schedules(draw):
     return [list(stage) for stage in zip([0, *starts], sizes, strict=True)]
 
 
+@settings(deadline=None)
 @given(schedule=schedules(), num_tokens=st.integers(1, 300), order=st.sampled_from(["shuffled", "sequential"]))
 def test_every_token_is_learnt_once_in_every_epoch(schedule, num_tokens, order):
     config = TrainConfig(batch_sequences=ROWS, batch_schedule=schedule, order=order)
