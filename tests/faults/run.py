@@ -22,9 +22,11 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).parents[2]
 CALLS = {
@@ -65,8 +67,11 @@ OUTPUTS = {
     "receive": ("received",),
 }
 PROGRESS = re.compile(r"(left|prune.*)\s*$|^read     ")
-TIMEOUT_SECONDS = 120
-"""A command that takes longer waits without end: undisturbed ones take seconds."""
+IDLE_SECONDS, BUSY_SECONDS = 120, 300
+"""A command that computes nothing for so long waits without end, and one that computes so long has no end either.
+
+Undisturbed ones take seconds; on a busy machine they only get them late.
+"""
 INTERRUPTED_AT = 4
 """Steps of a training that has begun, so that a checkpoint is there to be lost."""
 
@@ -233,14 +238,27 @@ def run(folder: Path, command: str, fault: tuple[int, int, int] | None = None) -
 
 def _ended(pid: int) -> int:
     """The status of a child, which says where it stands and is ended where it takes too long."""
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while time.monotonic() < deadline:
+    process, busy, since = psutil.Process(pid), 0.0, time.monotonic()
+    while busy < BUSY_SECONDS and time.monotonic() - since < IDLE_SECONDS:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
             return status
+        now = _busy_seconds(process)
+        if now > busy:
+            busy, since = now, time.monotonic()
         time.sleep(0.005)
     os.kill(pid, signal.SIGABRT)
     return os.waitpid(pid, 0)[1]
+
+
+def _busy_seconds(process: psutil.Process) -> float:
+    """Seconds that a child and its children have computed."""
+    seconds = 0.0
+    for each in (process, *process.children(recursive=True)):
+        with suppress(psutil.Error):
+            times = each.cpu_times()
+            seconds = max(seconds, times.user + times.system + times.children_user + times.children_system)
+    return seconds
 
 
 def start(folder: Path, command: str, fault: tuple[int, int, int] | None = None) -> int:
