@@ -238,14 +238,16 @@ def run(folder: Path, command: str, fault: tuple[int, int, int] | None = None) -
 
 def _ended(pid: int) -> int:
     """The status of a child, which says where it stands and is ended where it takes too long."""
-    process, busy, since = psutil.Process(pid), 0.0, time.monotonic()
+    process, busy, since, looked = psutil.Process(pid), 0.0, time.monotonic(), time.monotonic()
     while busy < BUSY_SECONDS and time.monotonic() - since < IDLE_SECONDS:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
             return status
-        now = _busy_seconds(process)
-        if now > busy:
-            busy, since = now, time.monotonic()
+        if time.monotonic() - looked > 1:
+            looked = time.monotonic()
+            now = _busy_seconds(process)
+            if now > busy:
+                busy, since = now, looked
         time.sleep(0.005)
     os.kill(pid, signal.SIGABRT)
     return os.waitpid(pid, 0)[1]
