@@ -6,7 +6,7 @@ Sections: HEAD (what a decoder must know), TOKN (tokenizer), MODL (weights), DAT
 
 import hashlib
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from eval.codec.container import (
 )
 from eval.codec.range_coder import RangeDecoder, RangeEncoder
 from eval.length import Length
-from eval.offline.archive_head import cache_bytes_per_lane, check_head
+from eval.offline.archive_head import cache_bytes_per_lane, check_head, model_fields
 from eval.offline.chunks import Progress, decode_chunks, encode_chunks
 from eval.predict.devices import choose_devices, device_name
 from eval.predict.float_model import FloatModel
@@ -124,7 +124,7 @@ def write_archive(
     predictor = model.predictor(config.predictor, (config.lanes, blocks, length), threads, devices)
     sha256 = hashlib.sha256(text).hexdigest()
     head = {
-        "model": asdict(model.config),
+        "model": model_fields(model.config),
         "tokenizer": model.tokenizer.kind,
         "raw_bytes": len(text),
         "sha256": sha256,

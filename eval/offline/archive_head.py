@@ -1,6 +1,6 @@
 """The header of an archive: what a decoder must know, checked before anything is allocated."""
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 
 import torch
 
@@ -32,6 +32,15 @@ _HEAD_TYPES = {
 }
 
 
+# Fields of a model that came after the first archives; a header without them means these.
+ADDED_FIELDS = {"smear": False}
+
+
+def model_fields(config: ModelConfig) -> dict[str, object]:
+    """What a header says of a model; fields that came later only where they differ, so that old versions read it."""
+    return {name: value for name, value in asdict(config).items() if ADDED_FIELDS.get(name) != value}
+
+
 def check_head(
     head: dict, sections: dict[str, bytes], max_memory_bytes: int | None
 ) -> tuple[ModelConfig, ByteTokenizer | SentencePieceTokenizer]:
@@ -41,6 +50,7 @@ def check_head(
     and for an archive too large for this machine.
     """
     model = head.get("model", {})
+    model = ADDED_FIELDS | model if isinstance(model, dict) else {}
     wrong = [key for key, kind in _HEAD_TYPES.items() if type(head.get(key)) is not kind]
     if not wrong:
         wrong = [f"model.{f.name}" for f in fields(ModelConfig) if type(model.get(f.name)) is not type(f.default)]

@@ -14,7 +14,7 @@ from eval.kernels import float_steps as float_kernel
 from eval.kernels.attention import embed
 from eval.kernels.products import Matrix, Room
 from eval.kernels.vectors import WIDTH
-from eval.predict.stepping import Cache, tiles_of
+from eval.predict.stepping import Cache, smeared_symbols, tiles_of
 from harness.model.transformer import ModelConfig, rotary_tables, sinusoidal_positions
 
 
@@ -37,6 +37,7 @@ class FloatModel:
         """Replace all weights."""
         w = {name: np.ascontiguousarray(tensor.detach().float().cpu().numpy()) for name, tensor in weights}
         self._embed = w["embed.weight"]
+        self._smeared = np.pad(w["smear.weight"] * self._embed, ((0, 1), (0, 0))) if self.config.smear else None
         self._blocks = [_Block(w, f"blocks.{i}.") for i in range(self.config.layers)]
         self._norm, self._head = _Norm(w, "norm"), _Affine(w, "head")
 
@@ -58,6 +59,10 @@ class FloatModel:
         room, shape = cache.room, (count, self.config.width, lanes)
         x = room.array("stream", shape, np.float32)
         embed(self._embed, tokens, x)
+        if self._smeared is not None:
+            before = room.array("smeared", shape, np.float32)
+            embed(self._smeared, smeared_symbols(tokens, cache, self.begin), before)
+            x += before
         if self._positions is not None:
             x += self._positions[cache.position : cache.position + count, :, None]
         normal = room.array("normal", shape, np.float32)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eval.predict.stepping import Cache
+from eval.predict.stepping import Cache, smeared_symbols
 from harness.model.functions import rms_norm, squared_relu
 from harness.model.transformer import ModelConfig, rotary_tables, sinusoidal_positions
 
@@ -32,12 +32,16 @@ class TorchFloatModel:
 
     def step(self, tokens: np.ndarray, cache: Cache) -> np.ndarray:
         """Read `tokens` (lanes, count) into `cache`; returns probabilities (lanes, count, vocab_size), float32."""
-        columns = torch.from_numpy(tokens).to(self.device).unbind(1)
-        return torch.stack([self._step(column, cache) for column in columns], dim=1).cpu().numpy()
+        before = smeared_symbols(tokens, cache, self.begin)
+        read, smeared = (torch.from_numpy(symbols).to(self.device).unbind(1) for symbols in (tokens, before))
+        steps = [self._step(token, last, cache) for token, last in zip(read, smeared, strict=True)]
+        return torch.stack(steps, dim=1).cpu().numpy()
 
-    def _step(self, tokens: Tensor, cache: Cache) -> Tensor:
-        at = cache.position
-        x = self._weights["embed.weight"][tokens]
+    def _step(self, tokens: Tensor, before: Tensor, cache: Cache) -> Tensor:
+        at, embed = cache.position, self._weights["embed.weight"]
+        x = embed[tokens]
+        if self.config.smear:
+            x = x + self._weights["smear.weight"] * F.pad(embed, (0, 0, 0, 1))[before]
         if self._published:
             x = x + self._positions[at]
         for index, (keys, values) in enumerate(cache.layers):

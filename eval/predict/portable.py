@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from eval.predict.exact_products import (
@@ -22,7 +23,7 @@ from eval.predict.exact_products import (
     square_root,
 )
 from eval.predict.exact_tables import circle_tables, exp_table, normal_table
-from eval.predict.stepping import Cache
+from eval.predict.stepping import Cache, smeared_symbols
 from harness.model.functions import EPSILON
 from harness.model.transformer import ModelConfig
 
@@ -66,6 +67,11 @@ class PortableModel:
         # A centred row has at most twice the magnitude, and its squares must add up exactly.
         self.limit = math.isqrt((1 << 53) // (4 * config.width)) - 1
         self.embed = self._saturated(grids["embed.weight"].values(STREAM_BITS).round_())
+        self.smeared = None
+        if config.smear:
+            # One product of two numbers is rounded once, alike everywhere.
+            smeared = grids["embed.weight"].values(STREAM_BITS) * grids["smear.weight"].values(0)
+            self.smeared = F.pad(self._saturated(smeared.round_()), (0, 0, 0, 1))
         self.positions = None
         if config.architecture == "published":
             cos, sin = circle_tables(length, config.width // 2, STREAM_BITS)
@@ -91,12 +97,16 @@ class PortableModel:
 
     def step(self, tokens: np.ndarray, cache: Cache) -> np.ndarray:
         """Read `tokens` (lanes, count); returns weights of symbols (lanes, count, vocab_size), and advances `cache`."""
-        columns = torch.from_numpy(tokens).to(self.device).unbind(1)
-        return torch.stack([self._step(column, cache) for column in columns], dim=1).cpu().numpy()
+        before = smeared_symbols(tokens, cache, self.begin)
+        read, smeared = (torch.from_numpy(symbols).to(self.device).unbind(1) for symbols in (tokens, before))
+        steps = [self._step(token, last, cache) for token, last in zip(read, smeared, strict=True)]
+        return torch.stack(steps, dim=1).cpu().numpy()
 
-    def _step(self, tokens: Tensor, cache: Cache) -> Tensor:
+    def _step(self, tokens: Tensor, before: Tensor, cache: Cache) -> Tensor:
         at = cache.position
         x = self.embed[tokens]
+        if self.smeared is not None:
+            x = self._saturated(x.add_(self.smeared[before]))
         if self.positions is not None:
             x = self._saturated(x.add_(self.positions[at]))
         for (attend, perceive), (keys, values) in zip(self.blocks, cache.layers, strict=True):

@@ -18,6 +18,8 @@ class Cache:
 
     layers: list[Any]
     position: int = 0
+    last: np.ndarray | None = None
+    """The tokens (lanes,) before that position, for models that smear their embeddings."""
     room: Room = field(default_factory=Room)
 
 
@@ -37,6 +39,16 @@ class SteppingModel(Protocol):
 
         `lanes` is what the cache was made for, a multiple of 16; `cache` advances by `count`.
         """
+
+
+def smeared_symbols(tokens: np.ndarray, cache: Cache, begin: int) -> np.ndarray:
+    """Rows of a table of smeared embeddings (lanes, count) for `tokens`: the symbol before each.
+
+    Before the first one stands the row after that of `begin`, which is zero.
+    """
+    before = np.full(len(tokens), begin + 1) if cache.position == 0 or cache.last is None else cache.last
+    cache.last = tokens[:, -1].copy()
+    return np.concatenate([before[:, None], tokens[:, :-1]], axis=1)
 
 
 def tiles_of(lanes: int) -> int:

@@ -37,7 +37,7 @@ class TrainConfig:
     """Steps of the first epoch: `[[0, 128], [20000, 512]]` are 128 tokens each, and 512 after 20,000 tokens; else full.
 
     A step of less than a sequence reads a part of one, given what is before it. Tokens of a step divide
-    `model.context` or are a multiple of it, and never become fewer.
+    `model.context` or are a multiple of it, never become fewer, and are at most those of a full batch.
     """
     retrain_at: list[float] = field(default_factory=list)
     """Block code: nothing is learnt but at these fractions of the corpus, there anew from all that was read."""
@@ -94,18 +94,19 @@ class TrainConfig:
             len(schedule) <= MAX_STAGES
             and {len(stage) for stage in schedule} == {2}
             and (starts[0] == [0] and is_order and sizes[0] >= [1])
-            and not any(context % size if size < context else size % context or size > full for (size,) in sizes)
+            and not any(context % size if size < context else min(size, full) % context for (size,) in sizes)
         ):
             return []
         return [
             f"train.batch_schedule={schedule}: must be at most {MAX_STAGES} pairs [tokens read before, tokens of a "
             f"step], the first from 0 on, both ascending; a step must divide model.context={context} or be a multiple "
-            f"of it, up to {full} (train.batch_sequences={self.batch_sequences})"
+            "of it"
         ]
 
     def step_sizes(self, context: int) -> list[int]:
         """Tokens of a step in the first epoch, from the smallest to the largest, for sequences of `context` tokens."""
-        return sorted({tokens for _, tokens in self.batch_schedule}) or [self.batch_sequences * context]
+        full = self.batch_sequences * context
+        return sorted({min(tokens, full) for _, tokens in self.batch_schedule}) or [full]
 
     def micro_batch(self, world_size: int) -> int:
         """Sequences per forward pass of one rank.

@@ -100,7 +100,8 @@ class StepOrder:
 
     def _starts_of(self, schedule: list[list[int]]) -> np.ndarray:
         start, end, parts = 0, self._num_sequences * self.context, []
-        for (_, tokens), following in zip(schedule, [*schedule[1:], [end]], strict=True):
+        for (_, wanted), following in zip(schedule, [*schedule[1:], [end]], strict=True):
+            tokens = min(wanted, self.full_tokens)
             # Sizes change between whole steps, and between whole sequences.
             unit = max(tokens, self.context)
             steps = -(-(min(following[0], end) - start) // unit) * (unit // tokens)

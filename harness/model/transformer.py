@@ -32,6 +32,8 @@ class ModelConfig:
     """Number of blocks."""
     heads: int = bounded(2, least=1)
     """Attention heads per block."""
+    smear: bool = False
+    """Add to the embedding of each symbol that of the one before, times a number a channel that is learnt."""
     context: int = bounded(512, least=1)
     """Longest sequence in tokens; a training sequence has exactly this length."""
 
@@ -60,6 +62,7 @@ class Transformer(nn.Module):
         weight = torch.empty(vocab_size + 1, config.width)
         _fill_normal(weight, 1.0)
         self.embed = nn.Embedding(vocab_size + 1, config.width, _weight=weight)
+        self.smear = Smear(config.width) if config.smear else nn.Identity()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width) if published else RMSNorm()
         self.head = nn.Linear(config.width, vocab_size, bias=False)
@@ -87,6 +90,7 @@ class Transformer(nn.Module):
         """Logits (batch, length, vocab_size) of each of `targets` (batch, length) given those before it."""
         begin = torch.full_like(targets[:, :1], self.begin)
         x = self.embed(torch.cat([begin, targets[:, :-1]], dim=1))
+        x = self.smear(x)
         if self._published:
             x = x + self.positions[: x.shape[1]]
         rotary = None if self._published else (self.cos[: x.shape[1]], self.sin[: x.shape[1]])
@@ -141,6 +145,18 @@ class Block(nn.Module):
 
     def _activate(self, x: Tensor) -> Tensor:
         return F.gelu(x) if self.published else squared_relu(x)
+
+
+class Smear(nn.Module):
+    """To each position of a sequence a multiple of the one before is added, channel by channel; at first none."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of `x` (batch, length, width)."""
+        return x + self.weight * F.pad(x[:, :-1], (0, 0, 1, 0))
 
 
 class RMSNorm(nn.Module):

@@ -59,6 +59,8 @@ SETTINGS = {
     "steps: 512 tokens, momentum 0.8": ("train.batch_schedule=[[0,512]]", "optimizer.muon_momentum=0.8"),
     "steps: 256 tokens": ("train.batch_schedule=[[0,256]]",),
     "steps: 128 tokens": ("train.batch_schedule=[[0,128]]",),
+    "steps: 512 tokens, smeared embeddings": ("train.batch_schedule=[[0,512]]", "model.smear=true"),
+    "steps: 128 tokens, smeared embeddings": ("train.batch_schedule=[[0,128]]", "model.smear=true"),
     "steps: 128, 512 from 100 kB on, 1,024 from 1 MB on (configs/wiki-mini.yaml)": (),
 }
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -13,9 +13,9 @@ from harness.model.transformer import ModelConfig, Transformer
 
 CHUNK_BYTES = 16
 SETTINGS = EvalConfig(chunk_bytes=CHUNK_BYTES, lanes=3, predictor="portable")
-ARCHITECTURES = ["modern", "published"]
+ARCHITECTURES = ["modern", "published", "smeared"]
 # Integers alone, so every machine draws the same; gains and biases are about 1.
-MAGNITUDES = {"modern": 7, "published": 20}
+MAGNITUDES = {"modern": 7, "published": 20, "smeared": 7}
 
 
 def make_model(
@@ -27,7 +27,8 @@ def make_model(
     there sums are largest.
     """
     tokenizer = tokenizer or ByteTokenizer()
-    config = ModelConfig(architecture=architecture, width=width, layers=2, heads=2, context=context)
+    config = ModelConfig(width=width, layers=2, heads=2, context=context)
+    config = replace(config, smear=True) if architecture == "smeared" else replace(config, architecture=architecture)
     rng = np.random.default_rng(5)
     integers = {}
     for name, parameter in Transformer(config, tokenizer.vocab_size).named_parameters():

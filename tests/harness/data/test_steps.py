@@ -115,7 +115,6 @@ def test_replays_read_whole_sequences_that_were_read_in_their_own_row():
         [[0, 16], [9, 8]],
         [[0, 3]],
         [[0, 12]],
-        [[0, 64]],
         [[0, 0]],
         [[-1, 8]],
         [[i, 8] for i in range(65)],
@@ -125,6 +124,12 @@ def test_bad_schedules_are_refused_in_one_line(schedule):
     config = TrainConfig(batch_sequences=ROWS, batch_schedule=schedule)
     (line,) = [*config.problems(), *config.schedule_problems(CONTEXT)]
     assert line.startswith("train.batch_schedule=[[") and "must be at most 64 pairs" in line
+
+
+def test_no_step_is_larger_than_a_full_batch():
+    config = TrainConfig(batch_sequences=ROWS, batch_schedule=[[0, 16], [50, 1000]])
+    assert not config.problems() + config.schedule_problems(CONTEXT)
+    assert batches_of(config, 200).order.sizes == {16: 4, 32: 4, 8: 1} and config.step_sizes(CONTEXT) == [16, 32]
 
 
 @pytest.mark.parametrize("setting", [{"order": "streams"}, {"replay": "streams", "replays": 1}, {"retrain_at": [0.5]}])

@@ -11,17 +11,24 @@ from eval.predict.float_model import FloatModel
 from harness.model.functions import EPSILON, rms_norm, squared_relu
 from harness.model.transformer import ARCHITECTURES, ModelConfig, Transformer
 
+KINDS = (*ARCHITECTURES, "smeared")
+
+
+def kind(architecture: str) -> dict:
+    """Settings of a model: of an architecture, or of the first one with smeared embeddings."""
+    return {"smear": True} if architecture == "smeared" else {"architecture": architecture}
+
 
 def make_model(architecture: str, vocab_size: int = 256) -> Transformer:
     torch.manual_seed(0)
-    model = Transformer(ModelConfig(architecture=architecture, width=32, layers=2, heads=2, context=64), vocab_size)
+    model = Transformer(ModelConfig(**kind(architecture), width=32, layers=2, heads=2, context=64), vocab_size)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.2 * torch.randn_like(p))
     return model
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", KINDS)
 def test_stepping_computes_what_whole_sequences_do(architecture):
     model = make_model(architecture)
     stepping = FloatModel(model.config, 256, model.named_parameters())
@@ -36,7 +43,7 @@ def test_stepping_computes_what_whole_sequences_do(architecture):
     torch.testing.assert_close(torch.cat(rows, dim=1), whole, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", KINDS)
 def test_a_prediction_sees_all_before_it_and_nothing_else(architecture):
     model = make_model(architecture)
     tokens = torch.randint(0, 256, (1, 64))
@@ -65,7 +72,7 @@ def test_functions_are_what_torch_computes():
     assert torch.equal(squared_relu(x), F.relu(x).square())
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", KINDS)
 def test_a_model_of_zeros_stays_finite(architecture):
     model = make_model(architecture)
     with torch.no_grad():

@@ -12,10 +12,18 @@ from harness.pruning.structure import DeadStructure, find_dead
 WIDTH, HEADS = 16, 4
 
 
+KINDS = (*ARCHITECTURES, "smeared")
+
+
+def kind(architecture: str) -> dict:
+    """Settings of a model: of an architecture, or of the first one with smeared embeddings."""
+    return {"smear": True} if architecture == "smeared" else {"architecture": architecture}
+
+
 def make_model(architecture: str, density: float = 1.0, seed: int = 0) -> Transformer:
     """Random weights, of which a random share is not zero, norms and biases included."""
     torch.manual_seed(seed)
-    model = Transformer(ModelConfig(architecture=architecture, width=WIDTH, layers=2, heads=HEADS, context=16), 30)
+    model = Transformer(ModelConfig(**kind(architecture), width=WIDTH, layers=2, heads=HEADS, context=16), 30)
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(0.3 * torch.randn_like(p))
@@ -39,7 +47,7 @@ def zero(model: Transformer, live: dict[str, Tensor]) -> None:
             p.mul_(live[name])
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", KINDS)
 @pytest.mark.parametrize("density", [0.02, 0.05, 0.1, 0.2])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_zeroing_what_is_found_changes_no_bit_and_leaves_nothing_to_find(architecture, density, seed):
@@ -55,7 +63,7 @@ def test_zeroing_what_is_found_changes_no_bit_and_leaves_nothing_to_find(archite
     assert not any((nonzero[name] & ~live[name] & ~dead_by_gradient[name]).any() for name in dead_by_gradient)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", KINDS)
 def test_a_dense_model_has_no_dead_parts(architecture):
     model = make_model(architecture)
     assert find_dead(patterns(model), HEADS)[1] == DeadStructure(0, 0, 0, 0, 0, 0)
@@ -79,7 +87,7 @@ def dead_after(architecture: str, **zeroed: tuple) -> tuple[dict[str, Tensor], D
 ALL = slice(None)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", KINDS)
 def test_a_unit_that_nothing_reads_takes_its_row_along_and_its_bias(architecture):
     live, dead = dead_after(architecture, down=(ALL, 5))
     biases = architecture == "published"
@@ -93,7 +101,7 @@ def test_a_unit_without_weights_takes_its_column_along_unless_it_has_a_bias():
     assert dead_after("published", up=(5,))[1] == DeadStructure(1, 0, 0, 0, 0, 0)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", KINDS)
 def test_a_head_that_nothing_reads_takes_queries_keys_and_values_along(architecture):
     size = WIDTH // HEADS
     live, dead = dead_after(architecture, out=(ALL, slice(size, 2 * size)))
@@ -137,7 +145,7 @@ def text_loss(model: Transformer) -> float:
         return float(token_nats(model, tokens, torch.float32).sum(dtype=torch.float64))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", KINDS)
 def test_random_gradients_remove_what_zeros_prove_and_nothing_that_counts(architecture):
     model = make_model(architecture, density=0.1)
     live, _ = find_dead(patterns(model), HEADS)
