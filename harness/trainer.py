@@ -90,7 +90,7 @@ class Trainer:
             for tokens, number in order.sizes.items():
                 num_steps[tokens] = num_steps.get(tokens, 0) + number * (1 + self.config.train.replays)
             optimizers = [learner.optimizer for learner in self.ensemble.learners]
-            line = duration_line(self.ensemble.dry_step, optimizers, self.ranks, num_steps, seconds)
+            line = duration_line(self.ensemble.timed_step, optimizers, self.ranks, num_steps, seconds)
             if self.ranks.is_first:
                 print(line, flush=True)
         self.ensemble.reset()

@@ -76,6 +76,11 @@ class Ensemble:
         """Take one step of each on made-up tokens; returns digests of the weights. `reset` undoes it."""
         return " ".join(learner.dry_step(step_tokens) for learner in self.learners)
 
+    def timed_step(self, step_tokens: int) -> None:
+        """Take a bare step of each on made-up tokens, as long as one of training takes; `reset` undoes it."""
+        for learner in self.learners:
+            learner.train(learner.probe(step_tokens), "dry step")
+
     def reset(self) -> None:
         """Go back to before the first step."""
         for learner in self.learners:

@@ -30,13 +30,13 @@ def seconds_of_a_step(step: Callable[[], object], ranks: Ranks, seconds: float =
 
 
 def duration_line(
-    dry_step: Callable[[int], object],
+    timed_step: Callable[[int], object],
     optimizers: list[Optimizer],
     ranks: Ranks,
     num_steps: dict[int, int],
     first_seconds: float,
 ) -> str:
-    """Say how long all steps will take, and until when, at the rate of some more dry steps.
+    """Say how long all steps will take, and until when, at the rate of some steps on made-up tokens.
 
     `num_steps` are given by the tokens of a step. The first one, of the most tokens, took `first_seconds` on this rank;
     where that was long, it is taken for all.
@@ -46,7 +46,7 @@ def duration_line(
         for optimizer in optimizers:
             freeze_learning_rates(optimizer)
         for tokens in num_steps:
-            seconds[tokens] = seconds_of_a_step(functools.partial(dry_step, tokens), ranks, seconds=0.3)
+            seconds[tokens] = seconds_of_a_step(functools.partial(timed_step, tokens), ranks, seconds=0.3)
     total = sum(number * seconds[tokens] for tokens, number in num_steps.items())
     end = time.strftime("%H:%M", time.localtime(time.time() + total))
     return f"duration    about {clock(total)} at {total / sum(num_steps.values()):.3g} s a step, until {end}"
