@@ -11,7 +11,7 @@ from tests.support.processes import python, result_of
 ROOT = Path(__file__).parents[2]
 SMALL = (
     "corpus.subset_bytes=40300",
-    "corpus.heldout_bytes=5000",
+    "corpus.heldout_bytes=20000",
     "model.width=32",
     "model.layers=2",
     "train.epochs=3",

@@ -192,7 +192,10 @@ def sent_by_two(place) -> Path:
 
 def test_two_ranks_send_and_two_receive(place, tmp_path, sent_by_two):
     _, _, _, segments = read_online_file(sent_by_two)
-    assert all(len(segment.parts) == 2 and segment.parts[1].stream for segment in segments)
+    assert all(len(segment.parts) == 2 and segment.parts[0].stream for segment in segments)
+    # While steps have one row, the second rank waits.
+    streams = [bool(segment.parts[1].stream) for segment in segments]
+    assert streams == sorted(streams) and not streams[0] and streams[-1]
     # `receive` starts as many processes as have sent.
     status, printed, errors = ended(command("receive", sent_by_two, "-o", tmp_path / "out"))
     assert status == 0, errors

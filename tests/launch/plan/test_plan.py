@@ -65,7 +65,7 @@ def saved_bytes(architecture: str, layers: int, dtype: torch.dtype) -> int:
     ],
 )
 def test_all_work_of_the_online_code_counts(capsys, setting, passes):
-    arguments = (str(ROOT / "configs/wiki-mini.yaml"), "--gpu", "a100-80g")
+    arguments = (str(ROOT / "configs/wiki-mini.yaml"), "--gpu", "a100-80g", "train.batch_schedule=[]")
     _, plain, _ = answer(capsys, *arguments)
     _, plan, _ = answer(capsys, *arguments, setting)
     assert plan["total_flops"] == pytest.approx(passes * plain["total_flops"], rel=1e-6)
@@ -196,7 +196,7 @@ def test_sizes_and_steps_are_those_of_a_real_run(capsys, tmp_path, monkeypatch, 
     capsys.readouterr()
     _, plan, _ = answer(capsys, config, "--gpu", "cpu", *settings)
     assert before["corpus"]["source"] == "corpus.subset_bytes" and plan["corpus"]["source"] == "prepared data"
-    assert before["steps"] == plan["steps"] == {"main": 4}
+    assert before["steps"] == plan["steps"] == {"main": 97}
     run, sizes = tmp_path / "runs/x", plan["disk_bytes"]
     *_, newest = committed_checkpoints(run)
     assert newest.name.endswith(f"{plan['steps']['main']:08d}")
@@ -255,6 +255,7 @@ def test_hours_on_a_cpu_are_those_of_real_steps(capsys, tmp_path):
     """All of a step tells about the same as half its sequences through two of its blocks."""
     config = str(ROOT / "configs/wiki-mini.yaml")
     common = ["--gpu", "cpu", f"data_dir={tmp_path}", "train.precision=fp32", "model.layers=4"]
+    common += ["train.batch_sequences=8", "train.batch_schedule=[]"]
     _, whole, _ = answer(capsys, config, *common)
     (rate,) = whole["rates"]
     assert rate["bound_by"] == "measured" and rate["peak_flops"] is rate["mfu"] is None
