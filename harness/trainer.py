@@ -84,13 +84,9 @@ class Trainer:
             peak = peak_memory_bytes(self.ranks.device)
             print(f"dry step    {seconds:.2f} s, peak memory of rank 0 {peak / 1e6:,.0f} MB", flush=True)
         if not self.code_length:
-            order = self.batches.order
-            later_steps = self.num_steps - order.steps_per_epoch
-            num_steps = {order.full_tokens: later_steps} if later_steps else {}
-            for tokens, number in order.sizes.items():
-                num_steps[tokens] = num_steps.get(tokens, 0) + number * (1 + self.config.train.replays)
+            updates = self.batches.order.updates(self.num_steps, self.config.train.replays)
             optimizers = [learner.optimizer for learner in self.ensemble.learners]
-            line = duration_line(self.ensemble.timed_step, optimizers, self.ranks, num_steps, seconds)
+            line = duration_line(self.ensemble.timed_step, optimizers, self.ranks, updates, seconds)
             if self.ranks.is_first:
                 print(line, flush=True)
         self.ensemble.reset()

@@ -19,7 +19,7 @@ from eval.online.file import (
 )
 from eval.online.job import Costs, OnlineJob, Progress
 from eval.online.lockstep import INFORMATIVE, Lockstep, Sums, Text
-from eval.online.sizes import check_receiver, check_sizes
+from eval.online.sizes import check_receiver, check_segments, check_sizes
 from harness.config.run import RunConfig
 from harness.errors import UsageError
 from harness.files import sha256, write_file
@@ -37,6 +37,7 @@ def open_file(
     try:
         check_sizes(head, config, tokenizer, segments)
         check_receiver(head, config, tokenizer, processes, max_memory_bytes)
+        check_segments(head, config, segments)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
     return head, config, tokenizer, segments

@@ -12,6 +12,8 @@ from harness.online.combiner import mixture_bytes
 MOST_TOKENS_OF_A_BATCH, MOST_TEXTS_OF_A_BATCH = 1 << 16, 4
 # Interpreter and libraries of a process, and the compiler that a mixture needs (tests/benchmarks/decode_memory.py).
 _BASE_BYTES, _COMPILER_BYTES = 480_000_000, 150_000_000
+# Where each step begins, and what is made on the way to know that.
+_STEP_BYTES = 64
 
 
 def check_batch(config: RunConfig, num_tokens: int) -> None:
@@ -38,6 +40,13 @@ def check_sizes(head: OnlineHead, config: RunConfig, tokenizer: Tokenizer, segme
     most = sum(most_symbols(len(part.stream), alphabet) for segment in segments for part in segment.parts)
     if head.num_tokens * symbols_per_token > most:
         raise UsageError(f"num_tokens={head.num_tokens}: more than its streams can hold; fetch the file again")
+
+
+def check_segments(head: OnlineHead, config: RunConfig, segments: list[Segment]) -> None:
+    """Raises UsageError where there are not as many segments as steps need; to be asked when memory is known to do.
+
+    A schedule of steps takes memory by their number.
+    """
     num_steps = 0
     if head.num_tokens:
         order = StepOrder(config.train, head.num_tokens, config.model.context, head.fingerprint, config.seed)
@@ -59,6 +68,7 @@ def memory_bytes(head: OnlineHead, config: RunConfig, tokenizer: Tokenizer) -> i
     lanes, vocab_size = config.train.micro_batch(head.world_size), tokenizer.vocab_size
     context, models = config.model.context, config.expert_models()
     total = _BASE_BYTES + (16 + 4 * head.world_size) * head.num_tokens + 3 * head.raw_bytes
+    total += _STEP_BYTES * (head.num_tokens // config.train.step_sizes(context)[0] + 1)
     for index, model in enumerate(models):
         num_weights = 12 * model.layers * model.width**2 + (2 * vocab_size + context) * model.width
         per_token = 4 * (42 * model.layers * model.width + 4 * vocab_size)

@@ -38,7 +38,7 @@ class EvalConfig:
     """Write no file: weights are coded, the text counts as the sum of its ideal code lengths. For sweeps."""
     feedback_sequences: int = bounded(0, least=0)
     """Training sequences by whose inputs of layers weights are rounded with error feedback; 0: each to the nearest."""
-    feedback_damping: float = bounded(0.01, least=0)
+    feedback_damping: float = bounded(0.01, above=0)
     """What feedback adds to the second moments of the inputs, in mean squares of an input."""
     feedback_order: str = bounded("natural", choices=FEEDBACK_ORDERS)
     """Order in which feedback rounds the columns of a layer: `natural`, or those of the `largest` inputs first."""

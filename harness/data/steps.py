@@ -33,16 +33,21 @@ class StepOrder:
         self.context, self.full_tokens = context, config.batch_sequences * context
         self._num_sequences, self._last_tokens = -(-num_tokens // context), (num_tokens - 1) % context + 1
         self._sequences = SequenceOrder(self._num_sequences, config.batch_sequences, fingerprint, seed, config.order)
+        self._usual = sorted({*config.step_sizes(context), self.full_tokens})
         self._starts = self._starts_of(config.batch_schedule or [[0, self.full_tokens]])
         """Tokens before each step of the first epoch and at its end, each sequence counted as a whole one."""
         self.steps_per_epoch = len(self._starts) - 1
         """Steps of the first epoch."""
 
-    @property
-    def sizes(self) -> dict[int, int]:
-        """Number of steps of the first epoch by their tokens."""
-        sizes, counts = np.unique(np.diff(self._starts), return_counts=True)
-        return dict(zip(sizes.tolist(), counts.tolist(), strict=True))
+    def updates(self, num_steps: int, replays: int) -> dict[int, int]:
+        """Count the updates of the weights in a run of `num_steps` steps, by tokens of a step.
+
+        An odd one at the end of the epoch counts as one of the next larger size.
+        """
+        sizes = np.minimum(np.searchsorted(self._usual, np.diff(self._starts)), len(self._usual) - 1)
+        counts = np.bincount(sizes, minlength=len(self._usual)) * (1 + replays)
+        counts[-1] += num_steps - self.steps_per_epoch
+        return {tokens: int(count) for tokens, count in zip(self._usual, counts, strict=True) if count}
 
     def steps(self, epochs: float, later: bool = False) -> int:
         """Number of steps in `epochs`, rounded up, from the beginning on or `later`, where all batches are full."""

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from harness.data.order import Sequences
+from harness.errors import UsageError
 from harness.model.transformer import Transformer, token_nats
+from harness.pruning.sample import summing_moments
 
 # Columns between which errors are carried at once; those further on get the sums of a block.
 BLOCK = 64
@@ -69,22 +71,12 @@ def round_with_feedback(weights: np.ndarray, step: float, inputs: Inputs, dead_z
 
 def input_moments(model: Transformer, rows: np.ndarray, dtype: torch.dtype) -> dict[str, np.ndarray]:
     """Sums of x x' over the inputs x of each linear layer for token ids `rows` (n, length), float64."""
-    sums: dict[str, Tensor] = {}
-    handles = []
-    for name, layer in model.named_modules():
-        if isinstance(layer, nn.Linear):
-
-            def add(_: nn.Module, inputs: tuple[Tensor], name: str = f"{name}.weight") -> None:
-                x = inputs[0].float().flatten(0, 1)
-                with torch.autocast(x.device.type, enabled=False):
-                    sums[name] = sums.get(name, torch.zeros(())) + (x.T @ x).double()
-
-            handles.append(layer.register_forward_pre_hook(add))
-    with torch.inference_mode():
+    layers = {f"{name}.weight": layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    with torch.inference_mode(), summing_moments(layers) as (sums, masks):
         for start in range(0, len(rows), ROWS_PER_FORWARD):
-            token_nats(model, torch.from_numpy(rows[start : start + ROWS_PER_FORWARD]), dtype)
-    for handle in handles:
-        handle.remove()
+            tokens = torch.from_numpy(rows[start : start + ROWS_PER_FORWARD])
+            masks.append(torch.ones_like(tokens, dtype=torch.bool))
+            token_nats(model, tokens, dtype)
     return {name: total.numpy() for name, total in sums.items()}
 
 
@@ -100,8 +92,11 @@ def _inputs(moments: np.ndarray, damping: float, kind: str) -> Inputs:
     diagonal = np.diag(moments)
     damped = moments + np.eye(len(moments)) * max(damping * diagonal.mean(), np.finfo(np.float64).tiny)
     order = np.argsort(-diagonal, kind="stable") if kind == "largest" else np.arange(len(moments))
-    inverse = np.linalg.inv(damped[np.ix_(order, order)])
-    return Inputs(order, np.linalg.cholesky((inverse + inverse.T) / 2).T)
+    try:
+        inverse = np.linalg.inv(damped[np.ix_(order, order)])
+        return Inputs(order, np.linalg.cholesky((inverse + inverse.T) / 2).T)
+    except np.linalg.LinAlgError:
+        raise UsageError(f"eval.feedback_damping={damping:g}: too small for inputs that correlate; use 0.01") from None
 
 
 def _nearest(scaled: np.ndarray, dead_zone: float) -> np.ndarray:

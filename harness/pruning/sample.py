@@ -1,6 +1,7 @@
 """The training sequences that pruning is judged on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -33,26 +34,15 @@ class Sample:
     @torch.no_grad()
     def second_moments(self, model: nn.Module, layer: nn.Linear) -> Tensor:
         """Compute the mean of x x' over the inputs x of a layer of `model`, float64 (inputs, inputs)."""
-        total = torch.zeros(layer.in_features, layer.in_features, dtype=torch.float64, device=layer.weight.device)
         count = 0.0
-        masks: list[Tensor] = []
-
-        def add(_: nn.Module, inputs: tuple[Tensor]) -> None:
-            x = inputs[0].float()[masks[-1]]
-            with torch.autocast(x.device.type, enabled=False):
-                total.add_(x.T @ x)
-
-        handle = layer.register_forward_pre_hook(add)
-        try:
+        with summing_moments({"layer": layer}) as (sums, masks):
             for micro_batch in self._micro_batches:
                 ids, mask = self.learner.on_device(micro_batch)
                 masks.append(mask)
                 count += int(micro_batch.mask.sum())
                 with self._arithmetic():
                     model(ids)
-        finally:
-            handle.remove()
-        return self.ranks.sum_tensor(total) / self.ranks.sum(count)[0]
+        return self.ranks.sum_tensor(sums["layer"]) / self.ranks.sum(count)[0]
 
     @torch.no_grad()
     def _mean(self, values: Callable[[Tensor], Tensor]) -> float:
@@ -69,3 +59,31 @@ class Sample:
         dtype = self.learner.dtype
         device = self.ranks.device.type
         return torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+@contextmanager
+def summing_moments(layers: Mapping[str, nn.Linear]) -> Iterator[tuple[dict[str, Tensor], list[Tensor]]]:
+    """Sum x x' over the inputs x of layers, float64 (inputs, inputs) by name, while a model runs.
+
+    Yields the sums and a list: the mask (n, length) of the tokens that count is appended to it before each run.
+    """
+    masks: list[Tensor] = []
+    sums = {
+        name: torch.zeros(layer.in_features, layer.in_features, dtype=torch.float64, device=layer.weight.device)
+        for name, layer in layers.items()
+    }
+
+    def add(inputs: tuple[Tensor], total: Tensor) -> None:
+        x = inputs[0].float()[masks[-1]]
+        with torch.autocast(x.device.type, enabled=False):
+            total.add_(x.T @ x)
+
+    handles = [
+        layer.register_forward_pre_hook(lambda _, inputs, total=sums[name]: add(inputs, total))
+        for name, layer in layers.items()
+    ]
+    try:
+        yield sums, masks
+    finally:
+        for handle in handles:
+            handle.remove()

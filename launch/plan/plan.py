@@ -81,9 +81,8 @@ class Plan:
         names = dict.fromkeys(phase.name for phase in self.phases)
         self.phase_steps = {name: sum(p.num_steps for p in self.phases if p.name == name) for name in names}
         self.phase_tokens = {name: round(epochs[name] * self.corpus.tokens) for name in names}
-        self.small_updates = {
-            tokens: steps * (1 + train.replays) for tokens, steps in order.sizes.items() if tokens < self.step_tokens
-        }
+        updates = order.updates(self.phases[-1].end_step, train.replays)
+        self.small_updates = {tokens: count for tokens, count in updates.items() if tokens < self.step_tokens}
         """Updates of the weights from less than a full batch, by its tokens."""
         small_tokens = sum(tokens * number for tokens, number in self.small_updates.items())
         full_tokens = max(0, sum(self.phase_tokens.values()) - small_tokens)

@@ -53,6 +53,15 @@ def test_a_stream_that_ends_elsewhere_than_its_text_is_refused(capsys, tmp_path,
     assert "segment 1 (steps 3 to 5)" in message
 
 
+def test_steps_that_would_fill_the_memory_are_refused_before_they_are_counted(capsys, tmp_path, sent):
+    def claim(head, _):
+        head.update(num_tokens=10**8, raw_bytes=10**8)
+        head["settings"]["train.batch_schedule"] = [[0, 1]]
+
+    many = repacked(sent.read_bytes(), tmp_path / "many.clo", claim)
+    assert "memory" in refused(capsys, many, tmp_path / "out", "--max-memory", "1G")
+
+
 def test_a_stream_that_is_no_words_is_refused_before_anything_is_started(capsys, tmp_path, sent):
     odd = repacked(sent.read_bytes(), tmp_path / "odd.clo", with_stream(lambda s: s[:-1]))
     assert "malformed segments" in refused(capsys, odd, tmp_path / "out")
