@@ -48,7 +48,7 @@ def test_the_archive_decodes_to_the_held_out_bytes(report, demo_run, tmp_path):
     done = run_command(f"codelength decompress {demo_run}/offline/archive.cl -o {tmp_path}/out", tmp_path)
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "out").read_bytes()
-    assert len(text) == report["data"]["raw_bytes"] == 20000
+    assert len(text) == report["data"]["raw_bytes"] == 10000
     assert hashlib.sha256(text).hexdigest() == report["offline"]["sha256"]
     assert report["offline"]["verified"] is True
 
@@ -84,7 +84,7 @@ def test_the_online_code_is_of_the_whole_training_subset(report):
 
 def test_projection_is_model_plus_rate_times_corpus(report):
     offline, projected = report["offline"], report["projected"]
-    expected = offline["model_bytes"] + offline["data_bytes"] / 20000 * 40300
+    expected = offline["model_bytes"] + offline["data_bytes"] / 10000 * 40300
     assert projected["total_bytes"] == pytest.approx(expected)
 
 

@@ -99,7 +99,7 @@ def test_a_command_of_a_page_works(folder, command):
 def test_what_pages_decode_is_what_was_coded(folder):
     text = (folder / "README.md").read_bytes()
     assert all((folder / name).read_bytes() == text for name in ("README.copy", "text.copy", "README.received"))
-    assert len((folder / "heldout.txt").read_bytes()) == 5000
+    assert len((folder / "heldout.txt").read_bytes()) == 10000
     assert len((folder / "wiki.txt").read_bytes()) == int(SHRINK["300000"])
 
 

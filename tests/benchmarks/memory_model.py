@@ -46,13 +46,16 @@ CASES: dict[str, tuple[int, tuple[str, ...]]] = {
     "5 M, bf16 weights, ZeRO-2": (2, (*SMALL, BF16, ADAMW, *ZERO, "backend.zero_stage=2", "backend.bf16_weights=true")),
 }
 
+FULL_BATCHES = ("train.batch_sequences=4", "train.batch_schedule=[]")
+"""Three steps read the text of a run; smaller ones take less memory and many times as long."""
+
 
 def predicted_bytes(ranks: int, settings: tuple[str, ...]) -> float:
     """Peak of a rank above its fixed part."""
     from harness.config.run import load_config
     from launch.plan.memory import count_parameters, moments
 
-    config = load_config(ROOT / "configs/wiki-mini.yaml", ["train.batch_sequences=4", *settings])
+    config = load_config(ROOT / "configs/wiki-mini.yaml", [*FULL_BATCHES, *settings])
     parameters = count_parameters(config, 256)
     memories = moments(config, parameters, 256, ranks, config.train.precision == "bf16", 0.0, on_gpu=False)
     return max(memory.total for memory in memories)
@@ -68,7 +71,7 @@ def measured_bytes(ranks: int, settings: tuple[str, ...]) -> float:
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
         command = [sys.executable, *launcher, "-m", "tests.benchmarks.memory_model", "--rank-of"]
         done = subprocess.run(
-            [*command, *common, "train.batch_sequences=4", *settings],
+            [*command, *common, *FULL_BATCHES, *settings],
             cwd=ROOT,
             env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"},
             capture_output=True,

@@ -59,6 +59,8 @@ def make_config(shape: tuple[int, ...], architecture: str, kind: str, device: st
         "model.architecture": architecture,
         "optimizer.kind": kind,
         "train.batch_sequences": sequences,
+        "train.batch_schedule": [],
+        "model.smear": False,
         "eval.chunk_bytes": min(512, context),
         "backend.device": device,
         "train.compile": compiled,

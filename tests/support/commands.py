@@ -11,10 +11,11 @@ from tests.support.processes import python, result_of
 ROOT = Path(__file__).parents[2]
 SMALL = (
     "corpus.subset_bytes=40300",
-    "corpus.heldout_bytes=20000",
+    "corpus.heldout_bytes=10000",
     "model.width=32",
     "model.layers=2",
     "train.epochs=3",
+    "train.batch_schedule=[[0,512],[10000,1024]]",
     "train.finetune_epochs=0.5",
     "prune.sample_sequences=8",
     "eval.lanes=8",
