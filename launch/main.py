@@ -51,7 +51,7 @@ def extra_with(module: str | None) -> str:
     wanted = (module or "").partition(".")[0].lower()
     for line in metadata.requires("codelength") or []:
         match = re.match(r"([\w.-]+).*extra == ['\"](.+?)['\"]", line)
-        if match and _MODULES.get(match[1].lower(), match[1].lower()) == wanted:
+        if match and _MODULES.get(match[1].lower(), match[1].lower().replace("-", "_")) == wanted:
             return f"codelength[{match[2]}]"
     return ""
 

@@ -1,8 +1,8 @@
 """The program that a receiver of an online code needs: a part of the code's length, and what must not change.
 
 Counted is what receiving a code can run: the definitions and methods that it reaches with the settings of that code,
-without docstrings, comments, annotations and the words of errors, indented by tabs, packed by xz. Python and the
-installed packages are not counted, as with other compressors.
+without docstrings, comments, annotations and the words of errors, its local names shortened, packed by xz. Python and
+the installed packages are not counted, as with other compressors.
 """
 
 import hashlib
@@ -64,7 +64,11 @@ def program_bytes(config: RunConfig) -> int:
 
 def receiver_program(config: RunConfig) -> dict[str, str]:
     """Extract the program that receives what `config` sends, as sources by path; it runs as it is."""
-    program = Reached(_ENTRIES, _left_out(config)).sources()
+    # Only counting needs it, which receivers do not.
+    from python_minifier import minify
+
+    sources = Reached(_ENTRIES, _left_out(config)).sources()
+    program = {path: minify(text, path, remove_literal_statements=True) for path, text in sources.items()}
     # The program has other bytes than the sources whose digest a file names.
     path = str(Path(__file__).relative_to(ROOT))
     return program | {path: f"def {receiver_sha256.__name__}():\n\treturn {receiver_sha256()!r}\n"}

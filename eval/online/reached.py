@@ -1,11 +1,10 @@
-"""Which definitions of this project running some functions can reach, as bare sources."""
+"""Which definitions of this project running some functions can reach."""
 
 import ast
-import re
 from collections.abc import Iterator
 from modulefinder import ModuleFinder
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 ROOT = Path(__file__).parents[2]
 # Methods that libraries call by name: context managers that close, and objects in place of files.
@@ -79,10 +78,7 @@ class Reached:
             module = self._modules[name]
             kept = [part for statement in module.body for part in self._kept(name, statement)]
             unreached = {id(method) for methods in self._unreached.values() for _, method in methods}
-            text = ast.unparse(_Bare(unreached).visit(ast.Module(kept, type_ignores=[])))
-            # What is unparsed has no text of several lines: all spaces at the start of a line are indentation.
-            text = re.sub("^(?:    )+", lambda spaces: "\t" * (len(spaces[0]) // 4), text, flags=re.MULTILINE)
-            texts[str(module.path.relative_to(ROOT))] = f"{text}\n" if text else ""
+            texts[str(module.path.relative_to(ROOT))] = ast.unparse(_Without(unreached).visit(ast.Module(kept, [])))
         return texts
 
     def _touch(self, module: str) -> None:
@@ -187,40 +183,19 @@ class _Wordless(ast.NodeTransformer):
         return node
 
 
-class _Bare(ast.NodeTransformer):
-    """Drops docstrings, annotations, and methods by their identity; comments are in no tree."""
+class _Without(ast.NodeTransformer):
+    """Drops nodes by their identity; what is left of a class has at least a `pass`."""
 
-    def __init__(self, unreached: set[int]):
-        self._unreached = unreached
+    def __init__(self, dropped: set[int]):
+        self._dropped = dropped
 
-    def visit(self, node: ast.AST) -> Any:
-        if id(node) in self._unreached:
-            return None
-        self.generic_visit(node)
-        if isinstance(node, ast.FunctionDef):
-            node.returns = None
-        if isinstance(node, ast.FunctionDef | ast.Module):
-            # In a class they make the fields of a dataclass.
-            _Plain().generic_visit(node)
-        if isinstance(node, ast.arg):
-            node.annotation = None
-        for field in ("body", "orelse", "finalbody"):
-            statements = getattr(node, field, None)
-            if isinstance(statements, list):
-                kept = [statement for statement in statements if not _is_idle(statement)]
-                is_empty = field == "body" and not kept and not isinstance(node, ast.Module)
-                setattr(node, field, [ast.Pass()] if is_empty else kept)
-        return node
-
-
-class _Plain(ast.NodeTransformer):
-    """Drops annotations of variables, but for those of classes."""
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef | None:
+        return None if id(node) in self._dropped else node
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.ClassDef:
+        self.generic_visit(node)
+        node.body = node.body or [ast.Pass()]
         return node
-
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.Assign | None:
-        return ast.Assign([node.target], node.value, lineno=node.lineno) if node.value else None
 
 
 def _is_text(node: ast.expr) -> bool:

@@ -243,10 +243,11 @@ def _ended(pid: int) -> int:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
             return status
-        if time.monotonic() - looked > 1:
+        if (passed := time.monotonic() - looked) > 1:
             looked = time.monotonic()
             now = _busy_seconds(process)
-            if now > busy:
+            # Both may have been suspended together.
+            if now > busy or passed > IDLE_SECONDS / 2:
                 busy, since = now, looked
         time.sleep(0.005)
     os.kill(pid, signal.SIGABRT)

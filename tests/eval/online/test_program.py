@@ -65,10 +65,10 @@ def test_the_counted_files_alone_receive_in_a_fresh_process(program, tmp_path):
 def test_what_receiving_does_not_run_is_not_counted(program):
     text = "\n".join(program.values())
     for name in ("send", "open_input", "train_run", "prepare_data", "write_online_file", "tamade", "RangeEncoder"):
-        assert f" {name}(" not in text, name
+        assert not re.search(rf"(def|class) {name}\b", text), name
     for content in program.values():
         tree = ast.parse(content)
-        assert "    " not in content and '"""' not in content
+        assert " = " not in content and '"""' not in content
         nodes = [n for n in ast.walk(tree) if isinstance(n, ast.Module | ast.ClassDef | ast.FunctionDef)]
         assert not any(ast.get_docstring(node) for node in nodes)
     sources = {str(path.relative_to(ROOT)): path.read_text() for path in receiver_sources()}
@@ -78,13 +78,13 @@ def test_what_receiving_does_not_run_is_not_counted(program):
 
 def test_a_code_is_charged_with_what_its_settings_need():
     plain, mixture = configured("rule.kind=none", "rule.alpha=0"), load_config("wiki-mini-online")
-    assert 30_000 < program_bytes(plain) < program_bytes(configured()) < program_bytes(mixture) <= 47_500
+    assert 30_000 < program_bytes(plain) < program_bytes(configured()) < program_bytes(mixture) <= 45_000
     assert program_bytes(plain) < program_bytes(load_config("wiki-mini", ["backend.name=deepspeed"]))
     assert "harness/online/ngram.py" in receiver_program(mixture).keys() - receiver_program(plain).keys()
 
 
 def test_a_method_that_nothing_names_is_not_counted_and_the_rest_of_its_class_is(program):
-    text = program["harness/run/checkpoint.py"] + program["harness/config/run.py"]
+    text = "\n".join(program[f"harness/{name}.py"] for name in ("run/checkpoint", "config/run"))
     assert "def problems(" in program["harness/config/run.py"]
     assert "def describe(" not in text and "deepspeed.py" not in " ".join(program)
     functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
