@@ -37,7 +37,7 @@ class FloatModel:
         """Replace all weights."""
         w = {name: np.ascontiguousarray(tensor.detach().float().cpu().numpy()) for name, tensor in weights}
         self._embed = w["embed.weight"]
-        factors = w["smear.weight"].reshape(-1, 1, self.config.width) if self.config.smear else []
+        factors = w.get("smear.weight", np.zeros(0, dtype=np.float32)).reshape(-1, 1, self.config.width)
         self._smeared = [np.pad(each * self._embed, ((0, 1), (0, 0))) for each in factors]
         self._blocks = [_Block(w, f"blocks.{i}.") for i in range(self.config.layers)]
         self._norm, self._head = _Norm(w, "norm"), _Affine(w, "head")

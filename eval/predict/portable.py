@@ -67,7 +67,7 @@ class PortableModel:
         # A centred row has at most twice the magnitude, and its squares must add up exactly.
         self.limit = math.isqrt((1 << 53) // (4 * config.width)) - 1
         self.embed = self._saturated(grids["embed.weight"].values(STREAM_BITS).round_())
-        factors = grids["smear.weight"].values(0).view(-1, config.width) if config.smear else []
+        factors = (grids["smear.weight"].values(0) if config.smear else torch.zeros(0)).view(-1, config.width)
         # One product of two numbers is rounded once, alike everywhere.
         products = [(grids["embed.weight"].values(STREAM_BITS) * each).round_() for each in factors]
         self.smeared = [F.pad(self._saturated(product), (0, 0, 0, 1)) for product in products]
