@@ -3,61 +3,91 @@
 The concatenation of the documents, without separators, is the corpus: every byte of it is coded.
 """
 
+import itertools
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness.bounds import bound_problems, bounded
-from harness.corpus.readers import ON_NULL
+from harness.corpus.named import DOMAINS, list_wiki40b, wiki40b_articles, wiki40b_from_hub, wiki_mini
+from harness.corpus.readers import ON_NULL, TEXT
 from harness.corpus.sources import Listing, describe, list_sources
-from harness.corpus.wikipedia import list_wiki40b, wiki40b_articles, wiki40b_from_hub, wiki_mini
 from harness.errors import UsageError
 
-KINDS = ("wiki-mini", "wiki40b", "files")
+KINDS = ("wiki-mini", "domains", "wiki40b", "files")
+DOMAIN_NAMES = ("wiki", "bible", "python", "random")
 SHUFFLE_SEEDS = {"train": 0, "heldout": 1}
+_ENTRIES_SHOWN = 8
 
 
 @dataclass(kw_only=True, slots=True)
 class CorpusConfig:
     """Which text is trained on, and which is held out."""
 
-    kind: str = bounded("wiki-mini", choices=KINDS, words="unknown; use wiki-mini, wiki40b or files")
-    """Source of the text: wiki-mini (packaged with gensim), wiki40b (English) or files (text, jsonl, json, parquet)."""
+    kind: str = bounded("wiki-mini", choices=KINDS, words=f"unknown; use one of {', '.join(KINDS)}")
+    """wiki-mini (packaged with gensim), domains (four texts from packages), wiki40b (English), or files."""
     subset_bytes: int | None = bounded(None, least=1, words="must be at least 1; null uses the whole split")
-    """Leading bytes of the training split that are used; None is all of them."""
+    """Leading bytes of the training split that are used, of each part an equal share; None is all of them."""
     heldout_bytes: int = bounded(256_000, least=1)
-    """Size of the held-out split in bytes: the end of wiki-mini or files, the beginning of wiki40b's validation."""
+    """Size of the held-out split: the end of wiki-mini or files, of each part an equal share; wiki40b's validation."""
     path: str | None = None
     """files: a file or folder; wiki40b: a local folder of its parquet files, None is the Hugging Face hub."""
     heldout_path: str | None = None
     """files: a file or folder that is the held-out split, whole; None cuts it off the end of `path`."""
+    parts: list[str] = field(default_factory=list)
+    """files: entries of the folder `path` that are parts of the text, in this order; domains: some of its parts."""
     text_field: str = "text"
     """Field that holds the text in jsonl, json and parquet."""
     on_null: str = bounded("fail", choices=ON_NULL, words="unknown; use fail or skip")
     """What a record does whose text is null: fail ends the preparation, skip leaves the record out."""
+    documents: str = "as-is"
+    """Order in which documents are read: `as-is`, `random` (`random:1`), `shortest`, `longest`, `similar`, or a FILE.
+
+    A FILE has the number of each document, a line each. The order is a part of an online code's file, and `receive`
+    gives the text back in its own.
+    """
     shuffle: bool = False
     """Permute the bytes of each split by itself, always alike: a control that leaves only frequencies to learn."""
+
+    @property
+    def part_names(self) -> list[str]:
+        """Names of the parts of the text, in their order; none where it is one."""
+        return [*DOMAIN_NAMES] if self.kind == "domains" and not self.parts else self.parts
 
     def problems(self) -> list[str]:
         """Every bad value, one line each that names key, value and remedy."""
         problems = bound_problems(self, "corpus.")
         if self.kind == "files" and not self.path:
             problems.append(f"corpus.path={self.path}: corpus.kind=files needs it; name a file or folder")
-        if self.kind == "wiki-mini" and self.path:
-            problems.append(f"corpus.path={self.path}: wiki-mini is packaged; leave it null or use corpus.kind=files")
+        if self.kind in ("wiki-mini", "domains") and self.path:
+            problems.append(f"corpus.path={self.path}: {self.kind} is packaged; leave it null or use corpus.kind=files")
         if self.kind in KINDS and self.kind != "files" and self.heldout_path:
             problems.append(f"corpus.heldout_path={self.heldout_path}: only for corpus.kind=files; leave it null")
         if not self.text_field:
             problems.append("corpus.text_field=: empty; name the field that holds the text, such as text")
+        if self.documents != "as-is":
+            from harness.corpus.orders import ORDERS, is_known
+
+            if not is_known(self.documents):
+                words = f"unknown; use one of {', '.join(ORDERS)}, or the path of a file"
+                problems.append(f"corpus.documents={self.documents}: {words}")
+        if self.part_names:
+            # Most texts have none.
+            from harness.data.parts import corpus_problems
+
+            problems.extend(corpus_problems(self, self.part_names, DOMAIN_NAMES))
         return problems
 
 
 class Corpus:
     """The two splits of a corpus; each source is read once, the training split first."""
 
-    def __init__(self, config: CorpusConfig):
-        """Raises UsageError where the corpus is missing or its configuration is wrong."""
+    def __init__(self, config: CorpusConfig, text: Iterable[bytes] | None = None):
+        """`text` is read in place of what `config` names.
+
+        Raises UsageError where the corpus is missing or its configuration is wrong.
+        """
         if problems := config.problems():
             raise UsageError("; ".join(problems))
         self._config = config
@@ -66,9 +96,13 @@ class Corpus:
         self._front: Iterator[bytes] | None = None
         """All but the end of a corpus whose end is held out."""
         self._tail: list[bytes] = []
+        self.order: list[int] = []
+        """Numbers of the documents of the training split in the order in which they were read, if they were ordered."""
         if config.kind == "files":
             self.listings = list_corpus(config)
-        if config.kind == "wiki-mini":
+        if text is not None:
+            self._front = self._cut_off_tail(iter(text))
+        elif config.kind == "wiki-mini":
             self._front = self._cut_off_tail(iter(wiki_mini()))
         elif config.kind == "files" and config.heldout_path is None:
             self._front = self._cut_off_tail(self._documents(self.listings[0]))
@@ -79,7 +113,7 @@ class Corpus:
         The last may be a piece of a document where a cut falls inside it; a plain file or shuffled split comes in
         blocks. Raises UsageError, while iterating, where the corpus is empty, too small or damaged.
         """
-        return self._finished(self._train(), "train")
+        return self._finished(self._train(), "train") if self._config.documents == "as-is" else self._ordered()
 
     def heldout(self) -> Iterator[bytes]:
         """Stream the documents of the held-out split; where it is the end of the text, `train` is read first."""
@@ -92,6 +126,7 @@ class Corpus:
             "summary": self.what_was_read(),
             "read": [source.record() for source in sources],
             "left_out": dict(pair for listing in self.listings for pair in listing.left_out),
+            **({"order": self.order} if self.order else {}),
         }
 
     def what_was_read(self) -> list[str]:
@@ -120,7 +155,9 @@ class Corpus:
 
     def _documents(self, listing: Listing) -> Iterator[bytes]:
         for source in listing.taken:
-            yield from source.documents(self._config.text_field, self._config.on_null)
+            documents = source.documents(self._config.text_field, self._config.on_null)
+            is_one = source.reader == TEXT and self._config.documents != "as-is"
+            yield from [b"".join(documents)] if is_one else documents
 
     def _articles(self, split: str) -> Iterator[bytes]:
         config = self._config
@@ -156,13 +193,112 @@ class Corpus:
         if cut:
             yield first[:cut]
 
+    def _ordered(self) -> Iterator[bytes]:
+        """The documents of the training split in the order of `corpus.documents`; all of them wait in memory."""
+        from harness.corpus.orders import document_order
+
+        documents = [document for document in self._train() if document]
+        if self._config.shuffle:
+            # Of the same lengths, so that an order has as much to choose from.
+            text = b"".join(self._finished(iter(documents), "train"))
+            ends = list(itertools.accumulate(map(len, documents)))
+            documents = [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        self.order = document_order(self._config.documents, documents).tolist()
+        for number in self.order:
+            yield documents[number]
+
     def _finished(self, stream: Iterator[bytes], split: str) -> Iterator[bytes]:
         if not self._config.shuffle:
             return stream
         # It needs numpy, which reading does not.
-        from harness.corpus.shuffle import shuffled
+        from harness.corpus.orders import shuffled
 
         return shuffled(stream, SHUFFLE_SEEDS[split])
+
+
+class PartedCorpus:
+    """The two splits of a corpus of parts, each read as a `Corpus` of its own, one after another."""
+
+    def __init__(self, config: CorpusConfig):
+        """Raises UsageError where a part is missing or the configuration is wrong."""
+        if problems := config.problems():
+            raise UsageError("; ".join(problems))
+        self.names = config.part_names
+        texts = [DOMAINS[name]() if config.kind == "domains" else None for name in self.names]
+        self._parts = [Corpus(part, text) for part, text in zip(part_configs(config), texts, strict=True)]
+        self.num_documents: dict[str, list[int]] = {"train": [], "heldout": []}
+        """Documents of each part that have been read, those without text left out."""
+
+    def train(self) -> Iterator[bytes]:
+        """Stream the documents of the training split of each part."""
+        return self._counted("train", [part.train for part in self._parts])
+
+    def heldout(self) -> Iterator[bytes]:
+        """Stream the documents of the held-out split of each part."""
+        return self._counted("heldout", [part.heldout for part in self._parts])
+
+    def record(self) -> dict:
+        """Record what was read so far, as `Corpus.record` does, and how many documents each part has."""
+        records = [part.record() for part in self._parts]
+        return {
+            "summary": [line for part in self._parts for line in part.what_was_read()],
+            "read": [source for record in records for source in record["read"]],
+            "left_out": {name: why for record in records for name, why in record["left_out"].items()},
+            "parts": {"names": self.names, **self.num_documents},
+            **self._order(),
+        }
+
+    def _order(self) -> dict[str, list[int]]:
+        """The orders of all parts as one of all documents; nothing where they have none."""
+        starts = itertools.accumulate((len(part.order) for part in self._parts), initial=0)
+        order = [start + number for start, part in zip(starts, self._parts, strict=False) for number in part.order]
+        return {"order": order} if order else {}
+
+    def _counted(self, split: str, parts: list[Callable[[], Iterator[bytes]]]) -> Iterator[bytes]:
+        counts = self.num_documents[split]
+        counts.clear()
+        for part in parts:
+            counts.append(0)
+            for document in filter(None, part()):
+                counts[-1] += 1
+                yield document
+
+
+def open_corpus(config: CorpusConfig) -> Corpus | PartedCorpus:
+    """Open a corpus, of parts or of one; raises UsageError where it is missing or its configuration is wrong."""
+    return PartedCorpus(config) if config.part_names else Corpus(config)
+
+
+def part_configs(config: CorpusConfig) -> list[CorpusConfig]:
+    """Make the configuration of each part as a corpus of its own.
+
+    Raises UsageError where the folder has no such entry.
+    """
+    names, configs = config.part_names, []
+    kind = "wiki-mini" if config.kind == "domains" else config.kind
+    for index, name in enumerate(names):
+        paths = [_entry(key, getattr(config, key), name) for key in ("path", "heldout_path")]
+        subset, heldout = (
+            size and size // len(names) + (index < size % len(names))
+            for size in (config.subset_bytes, config.heldout_bytes)
+        )
+        part = replace(config, kind=kind, parts=[], subset_bytes=subset, heldout_bytes=heldout or 1)
+        part.path, part.heldout_path = paths
+        configs.append(part)
+    return configs
+
+
+def _entry(key: str, folder: str | None, name: str) -> str | None:
+    """The path of a part in a folder, if there is one; raises UsageError where the folder has no such entry."""
+    if not folder:
+        return None
+    path = Path(folder) / name
+    if not path.exists():
+        entries = sorted(entry.name for entry in Path(folder).glob("*"))[:_ENTRIES_SHOWN]
+        raise UsageError(
+            f"corpus.parts={name}: no such entry of corpus.{key}={folder}; it has {', '.join(entries) or 'nothing'}"
+        )
+    return str(path)
 
 
 def list_corpus(config: CorpusConfig) -> list[Listing]:
@@ -170,6 +306,8 @@ def list_corpus(config: CorpusConfig) -> list[Listing]:
 
     Raises UsageError where one is missing or has no text.
     """
+    if config.parts:
+        return [listing for part in part_configs(config) for listing in list_corpus(part)]
     places = (("corpus.path", config.path), ("corpus.heldout_path", config.heldout_path))
     return [list_sources(key, path, config.text_field) for key, path in places if path]
 
@@ -181,7 +319,7 @@ def documents(config: CorpusConfig, split: str) -> Iterator[bytes]:
     """
     if split not in SHUFFLE_SEEDS:
         raise ValueError(f"split={split}: use train or heldout")
-    corpus = Corpus(config)
+    corpus = open_corpus(config)
     return corpus.train() if split == "train" else corpus.heldout()
 
 

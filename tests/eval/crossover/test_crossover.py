@@ -44,8 +44,8 @@ from eval.offline.evaluate import evaluate
 from eval.offline.step_search import GridPoint
 from harness.config.run import load_config
 from harness.corpus.config import CorpusConfig, documents
+from harness.corpus.orders import BLOCK_BYTES
 from harness.corpus.prepared import data_directory
-from harness.corpus.shuffle import BLOCK_BYTES
 from harness.errors import UsageError
 from harness.run.directory import mark_done, write_weights
 from harness.train import train_run
@@ -326,7 +326,7 @@ def test_a_shuffled_corpus_is_prepared_in_a_place_of_its_own(place):
 
 
 def test_a_text_that_is_too_large_to_shuffle_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("harness.corpus.shuffle.MAX_BYTES", 99)
+    monkeypatch.setattr("harness.corpus.orders.MAX_BYTES", 99)
     (tmp_path / "a.txt").write_bytes(b"x" * 110)
     settings = {"kind": "files", "path": str(tmp_path), "heldout_bytes": 10, "shuffle": True}
     assert len(read("train", subset_bytes=99, **settings)) == 99

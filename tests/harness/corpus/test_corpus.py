@@ -68,7 +68,7 @@ def test_a_missing_package_says_what_to_install(tmp_path):
 
 def test_the_config_lists_every_problem_and_is_an_omegaconf_schema():
     config = CorpusConfig(kind="foo", subset_bytes=0, heldout_bytes=0, text_field="")
-    assert config.problems()[0] == "corpus.kind=foo: unknown; use wiki-mini, wiki40b or files"
+    assert config.problems()[0] == "corpus.kind=foo: unknown; use one of wiki-mini, domains, wiki40b, files"
     assert len(config.problems()) == 4
     assert "corpus.path" in CorpusConfig(kind="files").problems()[0]
     assert "corpus.path" in CorpusConfig(path="x").problems()[0]
