@@ -243,7 +243,7 @@ class Trainer:
             raw_bytes=metrics["online_raw_bytes"],
             tokens_per_second=metrics["tokens_per_second"],
             mfu=metrics["mfu"],
-            seconds_left=metrics["seconds_per_step"] * (self.num_steps - step),
+            seconds_left=self.batches.order.tokens_left(step, self.num_steps) / metrics["tokens_per_second"],
         )
 
     def _prune(self) -> None:

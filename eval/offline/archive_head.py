@@ -33,7 +33,7 @@ _HEAD_TYPES = {
 
 
 # Fields of a model that came after the first archives; a header without them means these.
-ADDED_FIELDS = {"smear": False}
+ADDED_FIELDS = {"smear": 0}
 
 
 def model_fields(config: ModelConfig) -> dict[str, object]:

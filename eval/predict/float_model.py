@@ -37,7 +37,8 @@ class FloatModel:
         """Replace all weights."""
         w = {name: np.ascontiguousarray(tensor.detach().float().cpu().numpy()) for name, tensor in weights}
         self._embed = w["embed.weight"]
-        self._smeared = np.pad(w["smear.weight"] * self._embed, ((0, 1), (0, 0))) if self.config.smear else None
+        factors = w.get("smear.weight", np.zeros(0, dtype=np.float32)).reshape(-1, 1, self.config.width)
+        self._smeared = [np.pad(each * self._embed, ((0, 1), (0, 0))) for each in factors]
         self._blocks = [_Block(w, f"blocks.{i}.") for i in range(self.config.layers)]
         self._norm, self._head = _Norm(w, "norm"), _Affine(w, "head")
 
@@ -59,10 +60,12 @@ class FloatModel:
         room, shape = cache.room, (count, self.config.width, lanes)
         x = room.array("stream", shape, np.float32)
         embed(self._embed, tokens, x)
-        if self._smeared is not None:
+        if self._smeared:
             before = room.array("smeared", shape, np.float32)
-            embed(self._smeared, smeared_symbols(tokens, cache, self.begin), before)
-            x += before
+            symbols = smeared_symbols(tokens, cache, self.begin, len(self._smeared))
+            for table, own in zip(self._smeared, symbols, strict=True):
+                embed(table, own, before)
+                x += before
         if self._positions is not None:
             x += self._positions[cache.position : cache.position + count, :, None]
         normal = room.array("normal", shape, np.float32)

@@ -32,16 +32,17 @@ class TorchFloatModel:
 
     def step(self, tokens: np.ndarray, cache: Cache) -> np.ndarray:
         """Read `tokens` (lanes, count) into `cache`; returns probabilities (lanes, count, vocab_size), float32."""
-        before = smeared_symbols(tokens, cache, self.begin)
-        read, smeared = (torch.from_numpy(symbols).to(self.device).unbind(1) for symbols in (tokens, before))
-        steps = [self._step(token, last, cache) for token, last in zip(read, smeared, strict=True)]
+        before = smeared_symbols(tokens, cache, self.begin, self.config.smear)
+        read, smeared = (torch.from_numpy(symbols).to(self.device) for symbols in (tokens, before))
+        steps = [self._step(read[:, t], smeared[:, :, t], cache) for t in range(tokens.shape[1])]
         return torch.stack(steps, dim=1).cpu().numpy()
 
     def _step(self, tokens: Tensor, before: Tensor, cache: Cache) -> Tensor:
         at, embed = cache.position, self._weights["embed.weight"]
         x = embed[tokens]
         if self.config.smear:
-            x = x + self._weights["smear.weight"] * F.pad(embed, (0, 0, 0, 1))[before]
+            factors, table = self._weights["smear.weight"].view(-1, 1, self.config.width), F.pad(embed, (0, 0, 0, 1))
+            x = x + (factors * table[before]).sum(0)
         if self._published:
             x = x + self._positions[at]
         for index, (keys, values) in enumerate(cache.layers):

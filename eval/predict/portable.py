@@ -67,11 +67,10 @@ class PortableModel:
         # A centred row has at most twice the magnitude, and its squares must add up exactly.
         self.limit = math.isqrt((1 << 53) // (4 * config.width)) - 1
         self.embed = self._saturated(grids["embed.weight"].values(STREAM_BITS).round_())
-        self.smeared = None
-        if config.smear:
-            # One product of two numbers is rounded once, alike everywhere.
-            smeared = grids["embed.weight"].values(STREAM_BITS) * grids["smear.weight"].values(0)
-            self.smeared = F.pad(self._saturated(smeared.round_()), (0, 0, 0, 1))
+        factors = (grids["smear.weight"].values(0) if config.smear else torch.zeros(0)).view(-1, config.width)
+        # One product of two numbers is rounded once, alike everywhere.
+        products = [(grids["embed.weight"].values(STREAM_BITS) * each).round_() for each in factors]
+        self.smeared = [F.pad(self._saturated(product), (0, 0, 0, 1)) for product in products]
         self.positions = None
         if config.architecture == "published":
             cos, sin = circle_tables(length, config.width // 2, STREAM_BITS)
@@ -97,16 +96,16 @@ class PortableModel:
 
     def step(self, tokens: np.ndarray, cache: Cache) -> np.ndarray:
         """Read `tokens` (lanes, count); returns weights of symbols (lanes, count, vocab_size), and advances `cache`."""
-        before = smeared_symbols(tokens, cache, self.begin)
-        read, smeared = (torch.from_numpy(symbols).to(self.device).unbind(1) for symbols in (tokens, before))
-        steps = [self._step(token, last, cache) for token, last in zip(read, smeared, strict=True)]
+        before = smeared_symbols(tokens, cache, self.begin, self.config.smear)
+        read, smeared = (torch.from_numpy(symbols).to(self.device) for symbols in (tokens, before))
+        steps = [self._step(read[:, t], smeared[:, :, t], cache) for t in range(tokens.shape[1])]
         return torch.stack(steps, dim=1).cpu().numpy()
 
     def _step(self, tokens: Tensor, before: Tensor, cache: Cache) -> Tensor:
         at = cache.position
         x = self.embed[tokens]
-        if self.smeared is not None:
-            x = self._saturated(x.add_(self.smeared[before]))
+        for table, symbols in zip(self.smeared, before, strict=True):
+            x = self._saturated(x.add_(table[symbols]))
         if self.positions is not None:
             x = self._saturated(x.add_(self.positions[at]))
         for (attend, perceive), (keys, values) in zip(self.blocks, cache.layers, strict=True):

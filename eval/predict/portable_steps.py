@@ -25,7 +25,7 @@ class CompiledPortableModel:
     def __init__(self, model: PortableModel):
         self.config, self.vocab_size, self.begin = model.config, model.vocab_size, model.begin
         self._embed, self._limit = model.embed.numpy(), float(model.limit)
-        self._smeared = None if model.smeared is None else model.smeared.numpy()
+        self._smeared = [table.numpy() for table in model.smeared]
         self._positions = None if model.positions is None else model.positions.numpy()
         attention = _Published if self.config.architecture == "published" else _Modern
         self._blocks = [
@@ -51,11 +51,13 @@ class CompiledPortableModel:
         room = cache.room
         x = room.array("stream", (count, self.config.width, lanes), np.float64)
         embed(self._embed, tokens, x)
-        if self._smeared is not None:
+        if self._smeared:
             before = room.array("smeared", x.shape, np.float64)
-            embed(self._smeared, smeared_symbols(tokens, cache, self.begin), before)
-            x += before
-            np.clip(x, -self._limit, self._limit, out=x)
+            symbols = smeared_symbols(tokens, cache, self.begin, len(self._smeared))
+            for table, own in zip(self._smeared, symbols, strict=True):
+                embed(table, own, before)
+                x += before
+                np.clip(x, -self._limit, self._limit, out=x)
         if self._positions is not None:
             x += self._positions[cache.position : cache.position + count, :, None]
             np.clip(x, -self._limit, self._limit, out=x)

@@ -18,8 +18,8 @@ class Cache:
 
     layers: list[Any]
     position: int = 0
-    last: np.ndarray | None = None
-    """The tokens (lanes,) before that position, for models that smear their embeddings."""
+    before: np.ndarray | None = None
+    """The tokens (lanes, n) before that position, the last one last, for models that smear their embeddings."""
     room: Room = field(default_factory=Room)
 
 
@@ -41,14 +41,17 @@ class SteppingModel(Protocol):
         """
 
 
-def smeared_symbols(tokens: np.ndarray, cache: Cache, begin: int) -> np.ndarray:
-    """Rows of a table of smeared embeddings (lanes, count) for `tokens`: the symbol before each.
+def smeared_symbols(tokens: np.ndarray, cache: Cache, begin: int, distance: int) -> np.ndarray:
+    """Rows of tables of smeared embeddings for `tokens` (lanes, count): the symbols 1 to `distance` before each.
 
-    Before the first one stands the row after that of `begin`, which is zero.
+    Of shape (distance, lanes, count). Before the first symbol stands the row after that of `begin`, which is zero.
     """
-    before = np.full(len(tokens), begin + 1) if cache.position == 0 or cache.last is None else cache.last
-    cache.last = tokens[:, -1].copy()
-    return np.concatenate([before[:, None], tokens[:, :-1]], axis=1)
+    if cache.position == 0 or cache.before is None:
+        cache.before = np.full((len(tokens), distance), begin + 1)
+    known, count = np.concatenate([cache.before, tokens], axis=1), tokens.shape[1]
+    cache.before = known[:, count:]
+    symbols = [known[:, distance - d : distance - d + count] for d in range(1, distance + 1)]
+    return np.array(symbols, dtype=np.int64).reshape(distance, *tokens.shape)
 
 
 def tiles_of(lanes: int) -> int:

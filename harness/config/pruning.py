@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from harness.bounds import bound_problems, bounded
 
-PRUNERS = ("none", "tamade", "layerwise")
+PRUNERS = ("none", "tamade", "layerwise", "feedback")
 MEASURES = ("loss", "accuracy")
 TEXTS = ("heldout", "train")
 MAX_ROUNDS, LARGEST_GRID = 100, 16
@@ -15,7 +15,7 @@ class PruneConfig:
     """Pruning after the main phase."""
 
     kind: str = bounded("none", choices=PRUNERS)
-    """`none`, `tamade` (a threshold on magnitudes) or `layerwise` (each linear layer fits its own outputs)."""
+    """`none`, `tamade` (a threshold on magnitudes), `layerwise` or `feedback` (docs/offline.md)."""
     measure: str = bounded("loss", choices=MEASURES)
     """What is tolerated: a relative rise of the mean `loss`, or an absolute drop of next-token `accuracy`."""
     tolerance: float = 0.02
@@ -23,9 +23,9 @@ class PruneConfig:
     resolution: float = bounded(1e-7, above=0)
     """`tamade`: width of the bracket of the threshold at which the search ends."""
     random_gradient: bool = True
-    """Remove weights without influence before and after the search, or after each layer of `layerwise`."""
+    """Remove weights without influence before and after the search, or after each layer, not with `tamade`."""
     alpha: float = bounded(1e-3, above=0)
-    """`layerwise`: price of a weight, in mean squares of an output of its layer."""
+    """`layerwise`, `feedback`: price of a weight, in mean squares of an output of its layer."""
     steps: int = bounded(500, least=1)
     """`layerwise`: Adam steps a layer."""
     rounds: int = bounded(1, least=1, most=MAX_ROUNDS)
@@ -36,6 +36,11 @@ class PruneConfig:
     """`heldout` or `train`: the text that the file is to hold, of which the grid needs the length."""
     sample_sequences: int = bounded(64, least=1)
     """Training sequences that the loss is measured on; held-out text stays unseen."""
+
+    @property
+    def is_by_layer(self) -> bool:
+        """Whether linear layers are pruned one after another, by what their outputs lose."""
+        return self.kind in ("layerwise", "feedback")
 
     @property
     def prunings(self) -> int:

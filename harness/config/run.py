@@ -110,9 +110,10 @@ class RunConfig:
         acts = self.rule.kind != "none" or self.prune.kind != "none"
         if acts and self.model.architecture == "modern" and self.rule.tensors == ["vectors"]:
             problems.append("rule.tensors=['vectors']: a modern model has none; name matrices, embedding or head")
-        elif self.prune.kind == "layerwise" and not {"matrices", "head"} & set(self.rule.tensors):
+        elif self.prune.is_by_layer and not {"matrices", "head"} & set(self.rule.tensors):
             problems.append(
-                f"rule.tensors={self.rule.tensors}: prune.kind=layerwise prunes linear layers; add matrices or head"
+                f"rule.tensors={self.rule.tensors}: prune.kind={self.prune.kind} prunes linear layers; add matrices or "
+                "head"
             )
         return problems
 

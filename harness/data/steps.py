@@ -86,6 +86,10 @@ class StepOrder:
         done, batch = (after - start) / (end - start), (after - before) / self.full_tokens
         return Moment((before - start) / (end - start), done, after - start, batch, phase.name == "finetune")
 
+    def tokens_left(self, step: int, num_steps: int) -> int:
+        """Tokens that the steps from `step` on read in a run of `num_steps` steps."""
+        return self._before(num_steps) - self._before(step)
+
     def rows_of(self, step: int) -> int:
         """Sequences, or one that is cut, of a step of the first epoch."""
         return max(1, self._tokens_of(step) // self.context)

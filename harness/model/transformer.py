@@ -32,8 +32,8 @@ class ModelConfig:
     """Number of blocks."""
     heads: int = bounded(2, least=1)
     """Attention heads per block."""
-    smear: bool = False
-    """Add to the embedding of each symbol that of the one before, times a number a channel that is learnt."""
+    smear: int = bounded(0, least=0, most=8)
+    """How many symbols before each add their embeddings to its own, each times a number a channel that is learnt."""
     context: int = bounded(512, least=1)
     """Longest sequence in tokens; a training sequence has exactly this length."""
 
@@ -62,7 +62,7 @@ class Transformer(nn.Module):
         weight = torch.empty(vocab_size + 1, config.width)
         _fill_normal(weight, 1.0)
         self.embed = nn.Embedding(vocab_size + 1, config.width, _weight=weight)
-        self.smear = Smear(config.width) if config.smear else nn.Identity()
+        self.smear = Smear(config.smear, config.width) if config.smear else nn.Identity()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width) if published else RMSNorm()
         self.head = nn.Linear(config.width, vocab_size, bias=False)
@@ -148,15 +148,18 @@ class Block(nn.Module):
 
 
 class Smear(nn.Module):
-    """To each position of a sequence a multiple of the one before is added, channel by channel; at first none."""
+    """To each position of a sequence multiples of those before are added, channel by channel; at first none."""
 
-    def __init__(self, width: int):
+    def __init__(self, distance: int, width: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(width))
+        self.weight = nn.Parameter(torch.zeros(distance * width))
 
     def forward(self, x: Tensor) -> Tensor:
         """Of `x` (batch, length, width)."""
-        return x + self.weight * F.pad(x[:, :-1], (0, 0, 1, 0))
+        y = x
+        for distance, factors in enumerate(self.weight.view(-1, x.shape[-1]), start=1):
+            y = y + factors * F.pad(x, (0, 0, distance, 0))[:, : x.shape[1]]
+        return y
 
 
 class RMSNorm(nn.Module):

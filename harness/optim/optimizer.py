@@ -32,6 +32,12 @@ class OptimizerConfig:
     """`muon` (matrices of the blocks by Muon, the rest by AdamW) or `adamw`."""
     learning_rate: float = bounded(3e-3, above=0)
     """Peak learning rate of AdamW."""
+    embedding_factor: float = bounded(1.0, above=0)
+    """Factor on it for the embedding."""
+    head_factor: float = bounded(1.0, above=0)
+    """Factor on it for the head."""
+    vectors_factor: float = bounded(1.0, above=0)
+    """Factor on it for vectors: biases, gains, and those of `model.smear`."""
     muon_learning_rate: float = bounded(0.01, above=0)
     """Peak learning rate of Muon."""
     muon_momentum: float = bounded(0.95, least=0, most=0.9999)
@@ -52,6 +58,10 @@ class OptimizerConfig:
     """Fraction of the peak that the fine-tuning phase starts from."""
     clip_norm: float | None = bounded(None, above=0, words="must be positive, or null for no clipping")
     """Largest global norm of the gradient; none leaves it as it is."""
+
+    def peak_of(self, kind: str) -> float:
+        """Peak learning rate of AdamW for tensors of a kind."""
+        return self.learning_rate * getattr(self, f"{kind}_factor", 1.0)
 
     def problems(self) -> list[str]:
         """Every bad value, a line each."""
@@ -164,8 +174,9 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
         size = muon_update_size(p) if by_muon else ADAM_UPDATE_SIZE
         settings = {"muon": by_muon, "regularised": is_regularised(p), "update_size": size}
         settings["alpha_scale"] = getattr(p, "alpha_scale", 1.0)
-        peak = config.muon_learning_rate if by_muon else config.learning_rate
-        group = groups.setdefault(tuple(settings.values()), {"params": [], "peak": peak, "lr": peak, **settings})
+        peak = config.muon_learning_rate if by_muon else config.peak_of(kind_of_tensor(name, p))
+        settings |= {"peak": peak, "lr": peak}
+        group = groups.setdefault(tuple(settings.values()), {"params": [], **settings})
         group["params"].append(p)
     return list(groups.values())
 

@@ -6,12 +6,12 @@ one after another, and the error of each is taken from those that are still to c
 which weights become zero too. What is rounded is a choice of the sender: a receiver sees integers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from harness.data.order import Sequences
 from harness.errors import UsageError
@@ -20,6 +20,8 @@ from harness.pruning.sample import summing_moments
 
 # Columns between which errors are carried at once; those further on get the sums of a block.
 BLOCK = 64
+# Added to second moments where weights are pruned, in mean squares of an input.
+DAMPING = 0.01
 ROWS_PER_FORWARD = 8
 
 
@@ -52,20 +54,46 @@ class Feedback:
 
 def round_with_feedback(weights: np.ndarray, step: float, inputs: Inputs, dead_zone: float) -> np.ndarray:
     """Integers (outputs, inputs), int64, such that their outputs are close to those of `weights`."""
+    kept = _with_feedback(weights, inputs, lambda column, _: step * _nearest(column / step, dead_zone))
+    return np.rint(kept / step).astype(np.int64)
+
+
+def sparse_with_feedback(weights: Tensor, second_moments: Tensor, alpha: float) -> Tensor:
+    """Remove the weights (outputs, inputs) that cost little once those after them in their row make up for it.
+
+    A weight goes where its removal adds less than the fraction `alpha` of the mean square of an output of its layer,
+    given that all weights after it move by the optimal brain surgeon's update (SparseGPT, Frantar & Alistarh 2023,
+    section 3.3, with a price instead of a share). Zeros stay zero. `second_moments`, the mean of x x', stands for all
+    inputs.
+    """
+    own, moments = weights.cpu().double().numpy(), second_moments.cpu().double().numpy()
+    output_square = float(((own @ moments) * own).sum()) / len(own)
+    if output_square <= 0:
+        return torch.zeros_like(weights)
+    inputs = _inputs(moments / output_square, DAMPING, "natural")
+    kept = _with_feedback(own, inputs, lambda column, size: np.where((column / size) ** 2 < alpha, 0.0, column))
+    return torch.from_numpy(kept).to(weights)
+
+
+def _with_feedback(
+    weights: np.ndarray, inputs: Inputs, chosen: Callable[[np.ndarray, float], np.ndarray]
+) -> np.ndarray:
+    """What `chosen(column, diagonal of the factor)` makes of column after column, each after what those before lost."""
     open_ = weights[:, inputs.order].astype(np.float64)
     may_live, factor = open_ != 0, inputs.factor
-    integers = np.zeros(open_.shape)
+    kept = np.zeros(open_.shape)
     for start in range(0, open_.shape[1], BLOCK):
         end = min(start + BLOCK, open_.shape[1])
         errors = np.zeros((len(open_), end - start))
         for column in range(start, end):
-            integers[:, column] = np.where(may_live[:, column], _nearest(open_[:, column] / step, dead_zone), 0)
-            error = (open_[:, column] - step * integers[:, column]) / factor[column, column]
+            own, size = open_[:, column], float(factor[column, column])
+            kept[:, column] = np.where(may_live[:, column], chosen(own, size), 0.0)
+            error = (own - kept[:, column]) / size
             open_[:, column + 1 : end] -= np.outer(error, factor[column, column + 1 : end])
             errors[:, column - start] = error
         open_[:, end:] -= errors @ factor[start:end, end:]
-    result = np.empty(integers.shape, dtype=np.int64)
-    result[:, inputs.order] = integers
+    result = np.empty(kept.shape)
+    result[:, inputs.order] = kept
     return result
 
 

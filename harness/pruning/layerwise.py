@@ -19,18 +19,18 @@ def prune_layers(
     second_moments: Callable[[nn.Linear], Tensor],
     agreed: Callable[[Tensor], Tensor],
     after_each: Callable[[], None],
-    alpha: float,
-    steps: int,
+    fit: Callable[[Tensor, Tensor], Tensor],
 ) -> None:
     """Prune every linear layer of `model` that is regularised, the last one first; `after_each()` is called after each.
 
-    `second_moments(layer)` is the mean of x x' over the inputs x of a layer, float64 (inputs, inputs). In reverse order
-    nothing upstream has changed when a layer is pruned, so its targets are its own present outputs. `agreed` returns
-    the first rank's tensor on every rank. Embeddings are no linear layers and stay as they are.
+    `fit(weights, moments)` returns sparse weights of a layer, given the mean of x x' over its inputs x, float64
+    (inputs, inputs), which `second_moments(layer)` measures. In reverse order nothing upstream has changed when a layer
+    is pruned, so its targets are its own present outputs. `agreed` returns the first rank's tensor on every rank.
+    Embeddings are no linear layers and stay as they are.
     """
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     for layer in reversed([layer for layer in layers if is_regularised(layer.weight)]):
-        layer.weight.copy_(agreed(sparse_fit(layer.weight, second_moments(layer), alpha, steps)))
+        layer.weight.copy_(agreed(fit(layer.weight, second_moments(layer))))
         after_each()
 
 

@@ -13,7 +13,8 @@ from harness.config.pruning import PruneConfig
 from harness.errors import RunFailure
 from harness.model.transformer import Transformer
 from harness.optim.optimizer import Optimizer, is_regularised, rounded
-from harness.pruning.layerwise import prune_layers
+from harness.pruning.feedback import sparse_with_feedback
+from harness.pruning.layerwise import prune_layers, sparse_fit
 from harness.pruning.random_gradient import remove_without_influence
 from harness.pruning.sample import Sample
 from harness.pruning.step_sizes import Scale, balanced_steps
@@ -46,7 +47,8 @@ class PruneReport:
 
     def lines(self, config: PruneConfig) -> Iterator[str]:
         """Describe the pruning in lines for the user."""
-        how = f"layerwise, alpha {config.alpha:g}," if self.threshold is None else f"|weight| >= {self.threshold:.3g}"
+        by_layer = f"{config.kind}, alpha {config.alpha:g},"
+        how = by_layer if self.threshold is None else f"|weight| >= {self.threshold:.3g}"
         before, after = (shown(loss, config.measure) for loss in (self.loss_before, self.loss_after))
         yield (
             f"{how} keeps {self.nonzeros:,} of {self.parameters:,} weights ({self.nonzeros / self.parameters:.1%}); "
@@ -129,16 +131,12 @@ def _prune_replica(replica: Transformer, sample: Sample, config: PruneConfig, se
             if removal.warning:
                 warnings.append(removal.warning)
 
-    if config.kind == "layerwise":
+    if config.is_by_layer:
         before = finite_loss(loss)
-        prune_layers(
-            replica,
-            partial(sample.second_moments, replica),
-            sample.ranks.broadcast_tensor,
-            clean,
-            config.alpha,
-            config.steps,
-        )
+        by_descent = partial(sparse_fit, steps=config.steps)
+        fit = partial(sparse_with_feedback if config.kind == "feedback" else by_descent, alpha=config.alpha)
+        moments = partial(sample.second_moments, replica)
+        prune_layers(replica, moments, sample.ranks.broadcast_tensor, clean, fit)
         outcome = Outcome(None, before, loss(), evaluations=2, warnings=[])
     else:
         clean()
@@ -146,7 +144,7 @@ def _prune_replica(replica: Transformer, sample: Sample, config: PruneConfig, se
         clean()
     nonzero = {name: p != 0 for name, p in replica.named_parameters()}
     if not any(nonzero[name].any() for name, p in replica.named_parameters() if is_regularised(p)):
-        strength = "alpha" if config.kind == "layerwise" else "tolerance"
+        strength = "alpha" if config.is_by_layer else "tolerance"
         raise RunFailure(f"pruning: no weight survives; lower rule.alpha or prune.{strength} and train again")
     return PruneReport(
         threshold=outcome.threshold,

@@ -73,7 +73,8 @@ def find_dead(nonzero: Mapping[str, Tensor], heads: int) -> tuple[dict[str, Tens
     live = {name: pattern & is_read for name, pattern in live.items()}
     live |= {"embed.weight": nonzero["embed.weight"] & is_read, "head.weight": head}
     if "smear.weight" in nonzero:
-        live["smear.weight"] = nonzero["smear.weight"] & nonzero["embed.weight"].any(0) & is_read
+        factors, channels = nonzero["smear.weight"], nonzero["embed.weight"].any(0)
+        live["smear.weight"] = factors & channels.repeat(len(factors) // len(channels)) & is_read
     live |= _norm_live(nonzero, "norm", head)
     matrices = [p for name, p in live.items() if name.startswith("blocks.") and p.dim() == 2]
     return live, DeadStructure(

@@ -36,10 +36,10 @@ FULL = (
     "optimizer.muon_learning_rate=0.01",
     "optimizer.muon_momentum=0.95",
     "optimizer.warmup_tokens=122880",
-    "model.smear=false",
+    "model.smear=0",
 )
-EARLY = (*FULL[:4], "optimizer.muon_momentum=0.9", "optimizer.warmup_tokens=2000", "model.smear=false")
-PLAIN_EMBEDDINGS = "model.smear=false"
+EARLY = (*FULL[:4], "optimizer.muon_momentum=0.9", "optimizer.warmup_tokens=2000", "model.smear=0")
+PLAIN_EMBEDDINGS = "model.smear=0"
 SETTINGS = {
     "plain: the transformer, once through the text": FULL,
     "in the order of the text": (*FULL, "train.order=sequential"),
@@ -57,33 +57,33 @@ SETTINGS = {
     "steps: 4,096 tokens, warm-up of 2,000 tokens, momentum 0.9": EARLY,
     "steps: 1,024 tokens": (
         "train.batch_schedule=[[0,1024]]",
-        "model.smear=false",
+        "model.smear=0",
     ),
     "steps: 512 tokens": (
         "train.batch_schedule=[[0,512]]",
-        "model.smear=false",
+        "model.smear=0",
     ),
     "steps: 512 tokens, momentum 0.95": (
         "train.batch_schedule=[[0,512]]",
-        "model.smear=false",
+        "model.smear=0",
         "optimizer.muon_momentum=0.95",
     ),
     "steps: 512 tokens, momentum 0.8": (
         "train.batch_schedule=[[0,512]]",
-        "model.smear=false",
+        "model.smear=0",
         "optimizer.muon_momentum=0.8",
     ),
     "steps: 256 tokens": (
         "train.batch_schedule=[[0,256]]",
-        "model.smear=false",
+        "model.smear=0",
     ),
     "steps: 128 tokens": (
         "train.batch_schedule=[[0,128]]",
-        "model.smear=false",
+        "model.smear=0",
     ),
-    "steps: 512 tokens, smeared embeddings": ("train.batch_schedule=[[0,512]]", "model.smear=true"),
-    "steps: 128 tokens, smeared embeddings": ("train.batch_schedule=[[0,128]]", "model.smear=true"),
-    "steps: 128, 512 from 100 kB on, 1,024 from 1 MB on": ("model.smear=false",),
+    "steps: 512 tokens, smeared embeddings": ("train.batch_schedule=[[0,512]]", "model.smear=1"),
+    "steps: 128 tokens, smeared embeddings": ("train.batch_schedule=[[0,128]]", "model.smear=1"),
+    "steps: 128, 512 from 100 kB on, 1,024 from 1 MB on": ("model.smear=0",),
     "steps: the same, smeared embeddings (configs/wiki-mini.yaml)": (),
 }
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -161,7 +161,7 @@ def make_config(shape: tuple[int, ...], architecture: str, kind: str, *settings:
     """A run of that shape."""
     width, layers, heads, context, sequences = shape
     own = [f"model.architecture={architecture}", f"optimizer.kind={kind}", f"train.batch_sequences={sequences}"]
-    own += ["train.batch_schedule=[]", "model.smear=false"]
+    own += ["train.batch_schedule=[]", "model.smear=0"]
     own += [f"model.width={width}", f"model.layers={layers}", f"model.heads={heads}", f"model.context={context}"]
     return load_config(ROOT / "configs" / "wiki-mini.yaml", [*own, *settings])
 

@@ -60,7 +60,7 @@ def make_config(shape: tuple[int, ...], architecture: str, kind: str, device: st
         "optimizer.kind": kind,
         "train.batch_sequences": sequences,
         "train.batch_schedule": [],
-        "model.smear": False,
+        "model.smear": 0,
         "eval.chunk_bytes": min(512, context),
         "backend.device": device,
         "train.compile": compiled,

@@ -28,7 +28,7 @@ def make_model(
     """
     tokenizer = tokenizer or ByteTokenizer()
     config = ModelConfig(width=width, layers=2, heads=2, context=context)
-    config = replace(config, smear=True) if architecture == "smeared" else replace(config, architecture=architecture)
+    config = replace(config, smear=2) if architecture == "smeared" else replace(config, architecture=architecture)
     rng = np.random.default_rng(5)
     integers = {}
     for name, parameter in Transformer(config, tokenizer.vocab_size).named_parameters():

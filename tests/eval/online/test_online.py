@@ -59,7 +59,7 @@ PREDICTING = {
     "network": ("online.experts=[ngram,network]", "train.order=sequential"),
     "two transformers": ("online.models=[16x1x1]",),
     "running means": ("online.ema=0.9",),
-    "smeared embeddings": ("model.smear=true",),
+    "smeared embeddings": ("model.smear=2",),
     "temperature": ("online.calibrate=true",),
     "self-switch": ("online.checkpoints=3", "online.checkpoint_steps=2"),
     "replays": ("train.replays=2",),

@@ -84,6 +84,7 @@ def test_progress_goes_by_tokens():
     moments = [order.moment(step, phase) for step in range(phase.num_steps)]
     assert moments[0].begun == 0 and moments[-1].done == 1 and moments[-1].tokens == 200
     assert [moment.done for moment in moments[:-1]] == [moment.begun for moment in moments[1:]]
+    assert [order.tokens_left(step, phase.num_steps) for step in (0, 1, 8, phase.num_steps)] == [200, 198, 184, 0]
     assert moments[8].tokens == 20 and moments[8].batch == 4 / 32 and moments[-2].batch == 1
     later = Phase("finetune", phase.end_step, 3)
     assert order.moment(later.first_step, later).begun == 0 and order.moment(later.first_step, later).is_finetuning

@@ -16,7 +16,7 @@ KINDS = (*ARCHITECTURES, "smeared")
 
 def kind(architecture: str) -> dict:
     """Settings of a model: of an architecture, or of the first one with smeared embeddings."""
-    return {"smear": True} if architecture == "smeared" else {"architecture": architecture}
+    return {"smear": 2} if architecture == "smeared" else {"architecture": architecture}
 
 
 def make_model(architecture: str, vocab_size: int = 256) -> Transformer:

@@ -11,6 +11,7 @@ from harness.data.schedule import Moment, learning_rate_factor
 from harness.machine.ranks import Ranks
 from harness.model.transformer import ModelConfig, Transformer
 from harness.optim.optimizer import Optimizer, OptimizerConfig, rounded, torch_parts
+from harness.rules.config import kind_of_tensor
 from harness.rules.penalties import RL1
 
 
@@ -27,6 +28,23 @@ def make_optimizer(model: Transformer, config: OptimizerConfig, rule: RL1 | None
 
 def backward(model: Transformer) -> None:
     model(torch.arange(8)[None]).square().mean().backward()
+
+
+def test_a_factor_moves_its_tensors_alone_and_by_as_much():
+    config = {"kind": "muon", "learning_rate": 0.01, "warmup_tokens": 0}
+    factors = {"embedding": 2.0, "head": 3.0, "vectors": 5.0}
+    moved = []
+    for settings in (config, config | {f"{kind}_factor": factor for kind, factor in factors.items()}):
+        model = make_model()
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        optimizer, _ = make_optimizer(model, OptimizerConfig(**settings), None)
+        optimizer.set_learning_rate(Moment(0.0, 0.5, 8))
+        backward(model)
+        optimizer.step()
+        moved.append({name: p.detach() - before[name] for name, p in model.named_parameters()})
+    for name, p in model.named_parameters():
+        factor = factors.get(kind_of_tensor(name, p), 1.0)
+        assert torch.allclose(moved[1][name], factor * moved[0][name], rtol=1e-4, atol=1e-7), name
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])

@@ -11,7 +11,8 @@ from eval.weights.codec import quantise
 from harness.data.order import Sequences
 from harness.data.tokenizer import ByteTokenizer
 from harness.model.transformer import ModelConfig, Transformer
-from harness.pruning.feedback import Feedback, input_moments, sample_rows
+from harness.pruning.feedback import Feedback, input_moments, sample_rows, sparse_with_feedback
+from harness.pruning.layerwise import sparse_fit
 
 STEP = 0.25
 
@@ -74,6 +75,36 @@ def test_zeros_stay_and_a_dead_zone_makes_more_of_them():
     ]
     assert zeros == sorted(set(zeros))
     assert not feedback(moments).rounded("w", weights, np.float32(1.0), 0.2)[:, ::3].any()
+
+
+def relative_loss(weights: torch.Tensor, sparse: torch.Tensor, moments: torch.Tensor) -> float:
+    error = (weights - sparse).double()
+    return float(((error @ moments) * error).sum() / ((weights.double() @ moments) * weights).sum())
+
+
+def test_pruning_with_feedback_loses_less_than_by_magnitude_and_no_weight_for_more_than_its_price():
+    moments = torch.from_numpy(correlated(48)) / 384
+    weights = torch.from_numpy(np.random.default_rng(4).normal(size=(20, 48))).float()
+    sparse = sparse_with_feedback(weights, moments, 0.003)
+    kept = int(sparse.count_nonzero())
+    assert 200 < kept < 700
+    threshold = weights.abs().flatten().sort().values[-kept]
+    by_magnitude = weights * (weights.abs() >= threshold)
+    assert relative_loss(weights, sparse, moments) < 0.6 * relative_loss(weights, by_magnitude, moments)
+    # What is removed costs less than its price each, in mean squares of one of the 20 outputs.
+    assert 20 * relative_loss(weights, sparse, moments) < 0.003 * (int(weights.count_nonzero()) - kept)
+
+
+def test_without_correlation_feedback_and_descent_prune_the_same_weights():
+    squares = torch.rand(30, generator=torch.Generator().manual_seed(0)).double() + 0.1
+    weights = torch.randn(20, 30, generator=torch.Generator().manual_seed(1))
+    found = sparse_with_feedback(weights, torch.diag(squares), 0.02)
+    assert torch.equal(found[found != 0], weights[found != 0])
+    other = sparse_fit(weights, torch.diag(squares), 0.02, 300)
+    assert ((found != 0) != (other != 0)).float().mean() < 0.03
+    assert not sparse_with_feedback(weights, 0 * torch.diag(squares), 0.02).any()
+    weights[:, ::5] = 0
+    assert not sparse_with_feedback(weights, torch.diag(squares), 0.02)[:, ::5].any()
 
 
 def test_layers_without_any_input_are_rounded_all_the_same():

@@ -86,7 +86,7 @@ def test_layers_are_pruned_in_rounds(config, capsys):
     assert nonzeros[9] > nonzeros[10] > nonzeros[12]
 
 
-@pytest.mark.parametrize("kind", ["tamade", "layerwise"])
+@pytest.mark.parametrize("kind", ["tamade", "layerwise", "feedback"])
 def test_tensors_that_are_not_regularised_are_not_pruned(config, kind):
     settings = ("prune.kind=tamade", "prune.rounds=1") if kind == "tamade" else LAYERWISE
     run_dir = train(config, f"only-{kind}", "rule.tensors=[matrices]", *settings)

@@ -105,7 +105,7 @@ def test_memory_of_a_real_run_is_as_predicted(settings):
 
 
 def test_the_published_run_in_bf16_takes_a_tenth_of_its_hours(capsys):
-    status, plan, _ = answer(capsys, RL1, *A100, "--gpu-hours", "292")
+    status, plan, _ = answer(capsys, RL1, "train.batch_schedule=[]", *A100, "--gpu-hours", "292")
     assert status == 0 and plan["arithmetic"] == "bf16"
     assert plan["parameters"]["total"] == 308_232_000
     assert plan["steps"] == {"main": 93_994, "finetune": 14_100}

@@ -1,0 +1,199 @@
+"""What changes that this project has not taken up would do to the area under the loss curve.
+
+`python -m tests.benchmarks.area_ablations [--seeds 3] [--only WORDS ...] [key=value ...]` trains one pass of
+configs/wiki-mini.yaml, by default over the leading 300,000 bytes in steps of 512 tokens, with each change in place of
+the original class, and prints bits per byte (ideal, mean and standard deviation over seeds) and processor seconds.
+"""
+
+import argparse
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import harness.model.transformer as transformer
+from harness.config.run import load_config
+from harness.corpus.prepared import prepare_data
+from harness.data.batches import Batches, StepBatch
+from harness.data.schedule import Phase
+from harness.learner import Learner
+from harness.machine.hardware import compute_deterministically
+from harness.machine.ranks import Ranks
+from harness.model.attention import causal_attention
+from harness.model.transformer import Block, ModelConfig, Smear
+from harness.optim.muon import Muon
+from harness.units import bits_from_nats
+
+SETTINGS = ("corpus.subset_bytes=300000", "train.batch_schedule=[[0,512]]")
+NORM_DECAY = 0.95
+"""Running mean of squared rows (Li et al. 2025, "NorMuon")."""
+
+
+class ChangedBlock(Block):
+    """A block whose values, mixed values or inputs pass through one more function."""
+
+    number = 0
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+        batch, length, _ = x.shape
+        normal = self.before_attention(self.attention_norm(x))
+        q, k, v = self._heads(self.qkv(normal).view(batch, length, 3, self.heads, -1), rotary)
+        mixed = causal_attention(q, k, self.of_values(v))
+        x = x + self.out(self.of_mixed(mixed, normal))
+        return x + self.down(self._activate(self.up(self.before_perceptron(self.mlp_norm(x)))))
+
+    def before_attention(self, normal: Tensor) -> Tensor:
+        return normal
+
+    def before_perceptron(self, normal: Tensor) -> Tensor:
+        return normal
+
+    def of_values(self, values: Tensor) -> Tensor:
+        return values
+
+    def of_mixed(self, mixed: Tensor, normal: Tensor) -> Tensor:
+        return mixed
+
+
+class ValueResidual(ChangedBlock):
+    """Values of the first block are added to those of the others (Zhou et al. 2024)."""
+
+    first: list[Tensor] = []
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config)
+        self.shares = nn.Parameter(torch.tensor([1.0, 0.0]))
+
+    def of_values(self, values: Tensor) -> Tensor:
+        if self.number == 0:
+            self.first[:] = [values]
+            return values
+        return self.shares[0] * values + self.shares[1] * self.first[0]
+
+
+class Gated(ChangedBlock):
+    """What each head mixes is scaled by a gate of the first twelve channels."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config)
+        self.gate = nn.Parameter(torch.zeros(12 * config.heads))
+
+    def of_mixed(self, mixed: Tensor, normal: Tensor) -> Tensor:
+        gate = 2 * torch.sigmoid(normal[..., :12] @ self.gate.view(12, -1))
+        return (mixed.unflatten(-1, (self.heads, -1)) * gate[..., None]).flatten(-2)
+
+
+class Convolved(ChangedBlock):
+    """Inputs of attention and perceptron are smeared as embeddings are, three places back (Allen-Zhu 2025)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config)
+        self.attention_smear, self.perceptron_smear = (Smear(3, config.width) for _ in range(2))
+
+    def before_attention(self, normal: Tensor) -> Tensor:
+        return self.attention_smear(normal)
+
+    def before_perceptron(self, normal: Tensor) -> Tensor:
+        return self.perceptron_smear(normal)
+
+
+def normalised_by_row(orthogonalised: Callable) -> Callable:
+    """Muon's update with rows of equal running size and the norm that it had."""
+
+    def changed(self: Muon, matrices: list[Tensor]) -> list[Tensor]:
+        parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        made = []
+        for p, update in zip(parameters, orthogonalised(self, matrices), strict=True):
+            state = self.state[p]
+            state["rows"] = state.get("rows", torch.zeros(len(p), 1)).lerp(
+                update.square().mean(1, True), 1 - NORM_DECAY
+            )
+            state["count"] = state.get("count", 0) + 1
+            scaled = update / ((state["rows"] / (1 - NORM_DECAY ** state["count"])).sqrt() + 1e-8)
+            made.append(scaled * (update.norm() / (scaled.norm() + 1e-8)))
+        return made
+
+    return changed
+
+
+@contextmanager
+def changed(name: str) -> Iterator[None]:
+    """The project with one change."""
+    blocks = {"value residual": ValueResidual, "gates of heads": Gated, "smeared inputs of every layer": Convolved}
+    if name in blocks:
+        with patch.object(transformer, "Block", blocks[name]):
+            yield
+    elif name == "NorMuon":
+        with patch.object(Muon, "_orthogonalised", normalised_by_row(Muon._orthogonalised)):
+            yield
+    else:
+        yield
+
+
+CHANGES = ("as it is", "value residual", "gates of heads", "smeared inputs of every layer", "NorMuon", "EMA predicts")
+
+
+def area(name: str, settings: list[str]) -> tuple[float, float]:
+    """Bits per byte of one pass with a change, and the processor seconds that it took."""
+    config = load_config("wiki-mini", settings)
+    text = prepare_data(config).train
+    ranks, started = Ranks(0, 1, torch.device("cpu")), time.process_time()
+    with changed(name):
+        learner = Learner(config, 256, ranks, torch.float32)
+        model = learner.backend.model
+        for number, block in enumerate(model.blocks):
+            block.number = number
+        batches = Batches(text, config.train, config.model.context, config.train.micro_batch(1), config.seed, ranks)
+        phase = Phase("main", 0, batches.order.steps(1))
+        mean, nats = {n: p.detach().clone() for n, p in model.named_parameters()}, 0.0
+        for step in range(phase.num_steps):
+            batch = batches.of_step(step)
+            learner.set_schedule(batches.order.moment(step, phase))
+            if name == "EMA predicts":
+                nats += predicted_nats(model, mean, batch)
+            losses = learner.train(batch, f"step {step}")
+            nats += 0.0 if name == "EMA predicts" else losses.nats_sum
+            decay = min(0.98, (step + 1) / (step + 10))
+            for parameter, p in model.named_parameters():
+                mean[parameter].lerp_(p.detach(), 1 - decay)
+    return bits_from_nats(nats) / text.num_tokens, time.process_time() - started
+
+
+def predicted_nats(model: nn.Module, weights: dict[str, Tensor], batch: StepBatch) -> float:
+    """Nats of a batch as other weights predict it."""
+    nats = 0.0
+    with torch.no_grad():
+        for part in batch.micro_batches:
+            tokens, mask = torch.from_numpy(part.tokens), torch.from_numpy(part.mask)
+            logits = torch.func.functional_call(model, weights, (tokens,))
+            losses = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none")
+            nats += losses.view_as(tokens)[mask].double().sum().item()
+    return nats
+
+
+def main() -> None:
+    """Print a line for each change."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("settings", nargs="*")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="*", help="words of the changes to measure")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    compute_deterministically()
+    for name in CHANGES:
+        if options.only and not any(word in name for word in options.only):
+            continue
+        runs = [area(name, [*SETTINGS, f"seed={seed}", *options.settings]) for seed in range(options.seeds)]
+        bits, seconds = zip(*runs, strict=True)
+        deviation = statistics.stdev(bits) if len(bits) > 1 else math.nan
+        print(f"{name:32} {statistics.mean(bits):.3f} ± {deviation:.3f}  {statistics.mean(seconds):.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
