@@ -76,7 +76,9 @@ def receiver_program(config: RunConfig) -> dict[str, str]:
 
 def _left_out(config: RunConfig) -> set[str]:
     """Modules that are imported where a setting asks for them, and that this one never does."""
-    left_out = set() if config.backend.name == "deepspeed" else {"harness.backends.deepspeed"}
+    # No receiver reads a corpus.
+    left_out = {"harness.corpus.named", "harness.corpus.arrangement"}
+    left_out |= set() if config.backend.name == "deepspeed" else {"harness.backends.deepspeed"}
     if not (config.online.experts or config.online.models):
         left_out |= {f"harness.online.{name}" for name in _MIXTURE}
     unused = {

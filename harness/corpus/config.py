@@ -5,12 +5,12 @@ The concatenation of the documents, without separators, is the corpus: every byt
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.bounds import bound_problems, bounded
-from harness.corpus.named import DOMAINS, list_wiki40b, wiki40b_articles, wiki40b_from_hub, wiki_mini
+from harness.corpus.named import list_wiki40b, wiki40b_articles, wiki40b_from_hub, wiki_mini
 from harness.corpus.readers import ON_NULL, TEXT
 from harness.corpus.sources import Listing, describe, list_sources
 from harness.errors import UsageError
@@ -18,7 +18,6 @@ from harness.errors import UsageError
 KINDS = ("wiki-mini", "domains", "wiki40b", "files")
 DOMAIN_NAMES = ("wiki", "bible", "python", "random")
 SHUFFLE_SEEDS = {"train": 0, "heldout": 1}
-_ENTRIES_SHOWN = 8
 
 
 @dataclass(kw_only=True, slots=True)
@@ -66,12 +65,6 @@ class CorpusConfig:
             problems.append(f"corpus.heldout_path={self.heldout_path}: only for corpus.kind=files; leave it null")
         if not self.text_field:
             problems.append("corpus.text_field=: empty; name the field that holds the text, such as text")
-        if self.documents != "as-is":
-            from harness.corpus.orders import ORDERS, is_known
-
-            if not is_known(self.documents):
-                words = f"unknown; use one of {', '.join(ORDERS)}, or the path of a file"
-                problems.append(f"corpus.documents={self.documents}: {words}")
         if self.part_names:
             # Most texts have none.
             from harness.data.parts import corpus_problems
@@ -90,6 +83,10 @@ class Corpus:
         """
         if problems := config.problems():
             raise UsageError("; ".join(problems))
+        if config.documents != "as-is":
+            from harness.corpus.arrangement import check_order
+
+            check_order(config.documents)
         self._config = config
         self.listings: list[Listing] = []
         """What `path` and `heldout_path` hold, or the splits of a local Wiki-40B that have been read."""
@@ -195,7 +192,7 @@ class Corpus:
 
     def _ordered(self) -> Iterator[bytes]:
         """The documents of the training split in the order of `corpus.documents`; all of them wait in memory."""
-        from harness.corpus.orders import document_order
+        from harness.corpus.arrangement import document_order
 
         documents = [document for document in self._train() if document]
         if self._config.shuffle:
@@ -211,94 +208,9 @@ class Corpus:
         if not self._config.shuffle:
             return stream
         # It needs numpy, which reading does not.
-        from harness.corpus.orders import shuffled
+        from harness.corpus.arrangement import shuffled
 
         return shuffled(stream, SHUFFLE_SEEDS[split])
-
-
-class PartedCorpus:
-    """The two splits of a corpus of parts, each read as a `Corpus` of its own, one after another."""
-
-    def __init__(self, config: CorpusConfig):
-        """Raises UsageError where a part is missing or the configuration is wrong."""
-        if problems := config.problems():
-            raise UsageError("; ".join(problems))
-        self.names = config.part_names
-        texts = [DOMAINS[name]() if config.kind == "domains" else None for name in self.names]
-        self._parts = [Corpus(part, text) for part, text in zip(part_configs(config), texts, strict=True)]
-        self.num_documents: dict[str, list[int]] = {"train": [], "heldout": []}
-        """Documents of each part that have been read, those without text left out."""
-
-    def train(self) -> Iterator[bytes]:
-        """Stream the documents of the training split of each part."""
-        return self._counted("train", [part.train for part in self._parts])
-
-    def heldout(self) -> Iterator[bytes]:
-        """Stream the documents of the held-out split of each part."""
-        return self._counted("heldout", [part.heldout for part in self._parts])
-
-    def record(self) -> dict:
-        """Record what was read so far, as `Corpus.record` does, and how many documents each part has."""
-        records = [part.record() for part in self._parts]
-        return {
-            "summary": [line for part in self._parts for line in part.what_was_read()],
-            "read": [source for record in records for source in record["read"]],
-            "left_out": {name: why for record in records for name, why in record["left_out"].items()},
-            "parts": {"names": self.names, **self.num_documents},
-            **self._order(),
-        }
-
-    def _order(self) -> dict[str, list[int]]:
-        """The orders of all parts as one of all documents; nothing where they have none."""
-        starts = itertools.accumulate((len(part.order) for part in self._parts), initial=0)
-        order = [start + number for start, part in zip(starts, self._parts, strict=False) for number in part.order]
-        return {"order": order} if order else {}
-
-    def _counted(self, split: str, parts: list[Callable[[], Iterator[bytes]]]) -> Iterator[bytes]:
-        counts = self.num_documents[split]
-        counts.clear()
-        for part in parts:
-            counts.append(0)
-            for document in filter(None, part()):
-                counts[-1] += 1
-                yield document
-
-
-def open_corpus(config: CorpusConfig) -> Corpus | PartedCorpus:
-    """Open a corpus, of parts or of one; raises UsageError where it is missing or its configuration is wrong."""
-    return PartedCorpus(config) if config.part_names else Corpus(config)
-
-
-def part_configs(config: CorpusConfig) -> list[CorpusConfig]:
-    """Make the configuration of each part as a corpus of its own.
-
-    Raises UsageError where the folder has no such entry.
-    """
-    names, configs = config.part_names, []
-    kind = "wiki-mini" if config.kind == "domains" else config.kind
-    for index, name in enumerate(names):
-        paths = [_entry(key, getattr(config, key), name) for key in ("path", "heldout_path")]
-        subset, heldout = (
-            size and size // len(names) + (index < size % len(names))
-            for size in (config.subset_bytes, config.heldout_bytes)
-        )
-        part = replace(config, kind=kind, parts=[], subset_bytes=subset, heldout_bytes=heldout or 1)
-        part.path, part.heldout_path = paths
-        configs.append(part)
-    return configs
-
-
-def _entry(key: str, folder: str | None, name: str) -> str | None:
-    """The path of a part in a folder, if there is one; raises UsageError where the folder has no such entry."""
-    if not folder:
-        return None
-    path = Path(folder) / name
-    if not path.exists():
-        entries = sorted(entry.name for entry in Path(folder).glob("*"))[:_ENTRIES_SHOWN]
-        raise UsageError(
-            f"corpus.parts={name}: no such entry of corpus.{key}={folder}; it has {', '.join(entries) or 'nothing'}"
-        )
-    return str(path)
 
 
 def list_corpus(config: CorpusConfig) -> list[Listing]:
@@ -307,19 +219,26 @@ def list_corpus(config: CorpusConfig) -> list[Listing]:
     Raises UsageError where one is missing or has no text.
     """
     if config.parts:
+        from harness.corpus.arrangement import part_configs
+
         return [listing for part in part_configs(config) for listing in list_corpus(part)]
     places = (("corpus.path", config.path), ("corpus.heldout_path", config.heldout_path))
     return [list_sources(key, path, config.text_field) for key, path in places if path]
 
 
-def documents(config: CorpusConfig, split: str) -> Iterator[bytes]:
+def read_documents(config: CorpusConfig, split: str) -> Iterator[bytes]:
     """Read the documents of one split of `Corpus`, "train" or "heldout".
 
     Raises UsageError, also while iterating, if the corpus is missing, empty, too small or damaged.
     """
     if split not in SHUFFLE_SEEDS:
         raise ValueError(f"split={split}: use train or heldout")
-    corpus = open_corpus(config)
+    if config.part_names:
+        from harness.corpus.arrangement import PartedCorpus
+
+        parts = PartedCorpus(config)
+        return parts.train() if split == "train" else parts.heldout()
+    corpus = Corpus(config)
     return corpus.train() if split == "train" else corpus.heldout()
 
 

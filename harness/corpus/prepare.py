@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.corpus.config import CorpusConfig, open_corpus
+from harness.corpus.arrangement import open_corpus
+from harness.corpus.config import CorpusConfig
 from harness.corpus.encode import MODEL_FILE, encode_pieces, tokens_of_pieces, train_on_pieces
 from harness.corpus.pieces import read_text, text_path, write_text_pieces
 from harness.data.shards import Encoded, token_type, write_encoded, write_shard
