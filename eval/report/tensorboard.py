@@ -6,8 +6,9 @@ from eval.report.record import load_reports
 from eval.report.run_figures import FIGURES_DIR
 from eval.report.run_tables import render
 from harness.config.run import RunConfig, settings_of
+from harness.files import naming
 from harness.run.directory import load_run_config
-from harness.run.monitor import TENSORBOARD_DIR, add_scalar
+from harness.run.monitor import TENSORBOARD_DIR, add_scalar, event_writer
 
 SUFFIX = ".evaluation"
 """Ending of the event file, which a later evaluation replaces."""
@@ -28,7 +29,6 @@ def show_run(run_dir: Path) -> Path:
     Raises UsageError where the run is not trained and evaluated yet.
     """
     from matplotlib.image import imread
-    from torch.utils.tensorboard import SummaryWriter
     from torch.utils.tensorboard.summary import hparams
 
     config, (report,) = load_run_config(run_dir), load_reports([run_dir])
@@ -36,7 +36,7 @@ def show_run(run_dir: Path) -> Path:
     for path in folder.glob(f"*{SUFFIX}"):
         path.unlink()
     found = totals(report)
-    with SummaryWriter(log_dir=str(folder), filename_suffix=SUFFIX) as writer:
+    with naming(folder), event_writer(folder, filename_suffix=SUFFIX) as writer:
         for tag, value in found.items():
             add_scalar(writer, tag, TOTALS[tag], value, 0)
         writer.add_text("table", render([report], "md"))

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
@@ -74,9 +74,6 @@ class Monitor(NullMonitor):
     """Writes `metrics.jsonl` and `tensorboard/` in the run directory; progress to stderr, messages to stdout."""
 
     def __init__(self, run_dir: Path, total_steps: int, purge_step: int | None = None) -> None:
-        # TensorBoard takes a second to import and only this class needs it.
-        from torch.utils.tensorboard import SummaryWriter
-
         self._total_steps = total_steps
         self._line, self._pause = ProgressLine(), Pause(SECONDS_BETWEEN_LINES)
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -86,9 +83,8 @@ class Monitor(NullMonitor):
         self._metrics_file = metrics_path.open("a", encoding="utf-8")
         # A restart purges only what a marked start came before, so the first start is marked too, as a purge from 0.
         self._log_dir = run_dir / TENSORBOARD_DIR
-        threading.excepthook = _print_error_once
         with naming(self._log_dir):
-            self._writer = SummaryWriter(log_dir=str(self._log_dir), purge_step=purge_step or 0, flush_secs=10)
+            self._writer = event_writer(self._log_dir, purge_step=purge_step or 0, flush_secs=10)
 
     def close(self) -> None:
         """Finish the progress line and close the files."""
@@ -168,6 +164,15 @@ def add_scalar(writer: "SummaryWriter", tag: str, description: str, value: float
     tensor = TensorProto(float_val=[value], dtype=DT_FLOAT)
     summary = Summary(value=[Summary.Value(tag=tag, tensor=tensor, metadata=metadata)])
     writer._get_file_writer().add_summary(summary, step)
+
+
+def event_writer(folder: Path, **options: Any) -> "SummaryWriter":
+    """Open a TensorBoard writer, whose errors are raised by its next call and not also printed by its thread."""
+    # TensorBoard takes a second to import.
+    from torch.utils.tensorboard import SummaryWriter
+
+    threading.excepthook = _print_error_once
+    return SummaryWriter(log_dir=str(folder), **options)
 
 
 def _print_error_once(problem: threading.ExceptHookArgs) -> None:

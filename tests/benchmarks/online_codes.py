@@ -28,6 +28,8 @@ from harness.units import bits_from_bytes, bits_per_byte
 ROOT = Path(__file__).parents[2]
 BLOCKS = "train.retrain_at=[0.0625,0.125,0.25,0.5]"
 BEST = "configs/wiki-mini-online.yaml"
+ONE_RATE = ("optimizer.embedding_factor=1", "optimizer.head_factor=1", "optimizer.vectors_factor=1")
+PLAIN = ("model.smear=0", *ONE_RATE)
 # One size of steps and its rates: what everything but the schedule was measured with.
 FULL = (
     "train.batch_sequences=8",
@@ -36,10 +38,10 @@ FULL = (
     "optimizer.muon_learning_rate=0.01",
     "optimizer.muon_momentum=0.95",
     "optimizer.warmup_tokens=122880",
-    "model.smear=0",
+    *PLAIN,
 )
-EARLY = (*FULL[:4], "optimizer.muon_momentum=0.9", "optimizer.warmup_tokens=2000", "model.smear=0")
-PLAIN_EMBEDDINGS = "model.smear=0"
+EARLY = (*FULL[:4], "optimizer.muon_momentum=0.9", "optimizer.warmup_tokens=2000", *PLAIN)
+OF_1024, OF_512, OF_256, OF_128 = (f"train.batch_schedule=[[0,{tokens}]]" for tokens in (1024, 512, 256, 128))
 SETTINGS = {
     "plain: the transformer, once through the text": FULL,
     "in the order of the text": (*FULL, "train.order=sequential"),
@@ -55,36 +57,18 @@ SETTINGS = {
     "mixing network with the n-gram model": (*FULL, "online.experts=[uniform,ngram,network]"),
     "all that helps (" + BEST + ")": (BEST,),
     "steps: 4,096 tokens, warm-up of 2,000 tokens, momentum 0.9": EARLY,
-    "steps: 1,024 tokens": (
-        "train.batch_schedule=[[0,1024]]",
-        "model.smear=0",
-    ),
-    "steps: 512 tokens": (
-        "train.batch_schedule=[[0,512]]",
-        "model.smear=0",
-    ),
-    "steps: 512 tokens, momentum 0.95": (
-        "train.batch_schedule=[[0,512]]",
-        "model.smear=0",
-        "optimizer.muon_momentum=0.95",
-    ),
-    "steps: 512 tokens, momentum 0.8": (
-        "train.batch_schedule=[[0,512]]",
-        "model.smear=0",
-        "optimizer.muon_momentum=0.8",
-    ),
-    "steps: 256 tokens": (
-        "train.batch_schedule=[[0,256]]",
-        "model.smear=0",
-    ),
-    "steps: 128 tokens": (
-        "train.batch_schedule=[[0,128]]",
-        "model.smear=0",
-    ),
-    "steps: 512 tokens, smeared embeddings": ("train.batch_schedule=[[0,512]]", "model.smear=1"),
-    "steps: 128 tokens, smeared embeddings": ("train.batch_schedule=[[0,128]]", "model.smear=1"),
-    "steps: 128, 512 from 100 kB on, 1,024 from 1 MB on": ("model.smear=0",),
-    "steps: the same, smeared embeddings (configs/wiki-mini.yaml)": (),
+    "steps: 1,024 tokens": (OF_1024, *PLAIN),
+    "steps: 512 tokens, momentum 0.95": (OF_512, *PLAIN, "optimizer.muon_momentum=0.95"),
+    "steps: 512 tokens": (OF_512, *PLAIN),
+    "steps: 512 tokens, momentum 0.8": (OF_512, *PLAIN, "optimizer.muon_momentum=0.8"),
+    "steps: 256 tokens": (OF_256, *PLAIN),
+    "steps: 128 tokens": (OF_128, *PLAIN),
+    "steps: 512 tokens, smeared by one symbol": (OF_512, "model.smear=1", *ONE_RATE),
+    "steps: 512 tokens, smeared by three": (OF_512, *ONE_RATE),
+    "steps: 512 tokens, smeared by three at 16 times the rate": (OF_512, *ONE_RATE[:2]),
+    "steps: 512 tokens, and embedding and head at 3 and 2 times": (OF_512,),
+    "steps: 128, 512 from 100 kB on, 1,024 from 1 MB on": PLAIN,
+    "steps: the same with all of it (configs/wiki-mini.yaml)": (),
 }
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 

@@ -97,27 +97,29 @@ def main() -> int:
     parser.add_argument("--share", type=float, default=1.0, help="share of the faults that are tried")
     parser.add_argument("--seed", type=int, default=0, help="which of them")
     parser.add_argument("--skip", type=int, default=0, help="leave out the first faults of each command, tried before")
+    parser.add_argument("--stop", type=int, default=sys.maxsize, help="the last fault of each command to be tried")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         if "fault" not in os.environ.get("LD_PRELOAD", ""):
             return _with_shim(Path(scratch))
         import_all()
-        counts, harms = examine(Path(scratch), options.commands, options.share, options.seed, options.skip)
+        wanted = range(options.skip + 1, options.stop + 1)
+        counts, harms = examine(Path(scratch), options.commands, options.share, options.seed, wanted)
     for text, count in sorted(counts.items()):
         print(f"{count:6,}  {text}")
     print("\n".join(harms) or "no wrong output, nothing lost, one line each")
     return int(bool(harms))
 
 
-def examine(scratch: Path, commands: list[str], share: float, seed: int, skip: int = 0) -> tuple[Counter, list[str]]:
-    """Try faults of `commands` in `scratch`: counts by command and ending, and a line for each that did harm.
+def examine(scratch: Path, commands: list[str], share: float, seed: int, wanted: range) -> tuple[Counter, list[str]]:
+    """Try the `wanted` faults of each of `commands` in `scratch`: counts by ending, and a line for each that did harm.
 
-    Says after every fault how far it is, so that a sweep of hours can go on with `skip` where it was ended.
+    Says after every fault how far it is, so that a sweep of hours can go on where it was ended.
     """
     counts, harms, chooser = Counter(), [], random.Random(seed)
     for command, before in stages(scratch, commands):
         for number, fault in enumerate(_faults(scratch, before, command), start=1):
-            if number <= skip or chooser.random() >= share:
+            if number not in wanted or chooser.random() >= share:
                 continue
             ending, harm = _try(scratch, before, fault)
             counts[f"{command}, {fault.call}: {ending}"] += 1

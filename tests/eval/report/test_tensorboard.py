@@ -1,6 +1,7 @@
 """What TensorBoard shows of an evaluated run: totals, table, figures and settings, however often it is evaluated."""
 
 import shutil
+import sys
 
 import pytest
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
@@ -9,6 +10,19 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from eval.report.record import load_reports
 from eval.report.tensorboard import TOTALS, show_run
+from tests.support.processes import python, result_of
+
+# A full disk: files may have no more than a thousand bytes.
+FULL = """
+import resource, sys
+from pathlib import Path
+from eval.report.tensorboard import show_run
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+try:
+    show_run(Path(sys.argv[1]))
+except OSError as error:
+    print(error.filename)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +62,10 @@ def test_runs_are_compared_by_their_settings_and_totals(events):
     content = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
     metrics = plugin_data_pb2.HParamsPluginData.FromString(content).experiment.metric_infos
     assert {metric.name.tag for metric in metrics} == {*TOTALS}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a limit of Linux")
+def test_a_disk_that_is_full_is_said_once_with_the_name_of_the_folder(demo_run, tmp_path):
+    run = shutil.copytree(demo_run, tmp_path / "demo")
+    done = result_of(python("-c", FULL, run, cwd=tmp_path))
+    assert (done.stdout, done.stderr) == (f"{run}/tensorboard\n", "")
