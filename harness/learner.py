@@ -101,11 +101,12 @@ class Learner:
         Raises RunFailure on every rank, naming `where`, when a loss of any is not finite; the weights are then as they
         were.
         """
-        losses = []
+        losses, num_learnt = [], batch.num_tokens - batch.num_untrained
         for index, micro_batch in enumerate(batch.micro_batches, start=1):
-            losses.append(self._backward(micro_batch, batch.num_tokens, last=index == len(batch.micro_batches)))
+            losses.append(self._backward(micro_batch, num_learnt, last=index == len(batch.micro_batches)))
         result = self._agree(losses, where, asked)
-        self.backend.step()
+        if num_learnt:
+            self.backend.step()
         return result
 
     def dry_step(self, step_tokens: int | None = None) -> str:
@@ -204,8 +205,11 @@ class Learner:
             )
         return StepLosses([(own.numpy(), total) for own, total in zip(nats, own_sums, strict=True)], nats_sum, agreed)
 
-    def _backward(self, micro_batch: MicroBatch, num_tokens: int, last: bool) -> tuple[Tensor, Tensor]:
-        """Nats of each token and their sum; the gradient of the sum over `num_tokens` is accumulated."""
+    def _backward(self, micro_batch: MicroBatch, num_learnt: int, last: bool) -> tuple[Tensor, Tensor]:
+        """Nats of each token and their sum; the gradient of what is learnt from, over `num_learnt`, is accumulated.
+
+        Without a token to learn from, none is.
+        """
         tokens, mask = self.on_device(micro_batch)
         seen: list[Tensor] = []
 
@@ -213,10 +217,17 @@ class Learner:
             nats = token_nats(module, tokens, self.dtype)
             nats_sum = nats.masked_fill(~mask, 0.0).sum(dtype=torch.float64)
             seen.extend((nats.detach(), nats_sum.detach()))
+            if micro_batch.untrained is not None:
+                learnt = mask & torch.from_numpy(~micro_batch.untrained).to(mask.device)[:, None]
+                nats_sum = nats.masked_fill(~learnt, 0.0).sum(dtype=torch.float64)
             # Backends average gradients over ranks: the factor makes that the mean over the step's tokens.
-            return nats_sum * (self.ranks.world_size / num_tokens)
+            return nats_sum * (self.ranks.world_size / max(1, num_learnt))
 
-        self.backend.backward(compute_loss, last)
+        if num_learnt:
+            self.backend.backward(compute_loss, last)
+        else:
+            with torch.no_grad():
+                compute_loss(self.backend.module)
         return seen[0], seen[1]
 
 

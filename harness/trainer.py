@@ -11,7 +11,7 @@ import torch
 
 from harness.config.run import RunConfig, training_sha256
 from harness.corpus.prepared import Data
-from harness.data.batches import Ahead, Batches, StepBatch
+from harness.data.batches import Ahead, StepBatch, make_batches
 from harness.data.schedule import Phase, plan_phases
 from harness.errors import Paused, RunFailure, Stopped
 from harness.machine.hardware import identity, peak_flops, peak_memory_bytes
@@ -45,13 +45,15 @@ class Trainer:
         self.learner = self.ensemble.main
         self.backend, self.optimizer = self.learner.backend, self.learner.optimizer
         length, micro_batch = config.model.context, self.learner.micro_batch
-        self.batches = Batches(data.train, config.train, length, micro_batch, config.seed, ranks)
-        self._read = Ahead(self._read_step)
+        self.batches = make_batches(data.train, config.train, length, micro_batch, config.seed, ranks)
+        self._read = Ahead(self._read_step, is_pure=not self.batches.adaptive)
         self.replays = ReplaySchedule(config.train, self.batches)
         self.code_length = None
         if config.train.retrain_at or not config.online.trains_plainly:
             self.code_length = CodeLength(self.ensemble, data.tokenizer.vocab_size, data.train.num_tokens, ranks, dtype)
-        packages = self.code_length.combiner.packages if self.code_length else ()
+        packages: tuple[str, ...] = self.code_length.combiner.packages if self.code_length else ()
+        # Laws of losses are fitted by the host.
+        packages = (*packages, "numpy") if self.batches.adaptive else packages
         host_computes = bool(packages) or config.backend.offload_optimizer
         self.phases = plan_phases(config.train, self.batches.order, config.prune.prunings)
         self.num_steps = self.phases[-1].end_step
@@ -285,6 +287,7 @@ class Trainer:
             is_whole = "backend" in own["learners"][0] and "means" in own
             first = own if is_whole else of_rank(0)
             self.ensemble.load(own, first)
+            self.batches.load(own)
             if self.code_length:
                 self.code_length.combiner.load(own["combiner"])
             self.sums = MetricSums(**own["sums"])
@@ -293,7 +296,7 @@ class Trainer:
     def _save(self) -> Path:
         on_first_rank(self.ranks, self._check)
         self.state.ledger_parts = self.ranks.gather(self.ledger.flush())
-        own = self.ensemble.state() | {"sums": self.sums.state()}
+        own = self.ensemble.state() | {"sums": self.sums.state()} | self.batches.state()
         if self.code_length:
             own["combiner"] = self.code_length.combiner.state()
         return self.saver.start(self.state, own)

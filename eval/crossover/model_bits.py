@@ -7,17 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from eval.offline.evaluate import load_weights
-from eval.offline.ideal import ROWS_PER_FORWARD
+from eval.report.parts import heldout_nats
 from eval.report.record import load_reports
 from harness.config.run import RunConfig
 from harness.corpus.prepared import Data
 from harness.data.order import Sequences
 from harness.data.shards import Shard
 from harness.errors import UsageError
-from harness.model.transformer import Transformer, token_nats
 from harness.run.directory import load_run_config, open_run_data
 from harness.run.ledger import OnlineCode, read_online_code, read_rows
 from harness.units import bits_from_nats, bits_per_byte
@@ -121,19 +118,8 @@ def model_bits(run: EvaluatedRun) -> ModelBits:
 
 def final_heldout_rate(run: EvaluatedRun) -> float:
     """Measure the bits per byte of the held-out text under the final weights, in float32."""
-    data, config = run.data, run.config
-    weights, _ = load_weights(run.run_dir, config, data.tokenizer.vocab_size)
-    model = Transformer(config.model, data.tokenizer.vocab_size).eval()
-    model.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in weights.items()})
-    sequences = Sequences(data.heldout, config.model.context)
-    nats_sum = 0.0
-    with torch.inference_mode():
-        for start in range(0, sequences.num_sequences, ROWS_PER_FORWARD):
-            ids = np.arange(start, min(start + ROWS_PER_FORWARD, sequences.num_sequences))
-            tokens, mask = sequences.read(ids)
-            nats = token_nats(model, torch.from_numpy(tokens), torch.float32).numpy()
-            nats_sum += float(nats[mask].sum(dtype=np.float64))
-    return bits_per_byte(bits_from_nats(nats_sum), data.heldout.raw_bytes)
+    nats, _ = heldout_nats(run.run_dir, run.config, run.data)
+    return bits_per_byte(bits_from_nats(float(nats.sum())), run.data.heldout.raw_bytes)
 
 
 def final_training_rate(run_dir: Path, corpus_bytes: int) -> float:

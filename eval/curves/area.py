@@ -12,16 +12,13 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize_scalar, nnls
 
 from eval.curves.read import Curve
 from eval.length import Length
 from harness.errors import UsageError
+from harness.laws.power_law import LARGEST_EXPONENT, fit_power_law
 from harness.units import bits_from_nats, bytes_from_bits
 
-# Beyond it most of the law's integral would lie in the first tokens, which hardly any curve shows.
-_LARGEST_EXPONENT = 1.0
-_SMALLEST_EXPONENT = 1e-3
 _MAX_FITTED_POINTS = 20_000
 KIND = "ideal"
 """What every length that is read off a curve is worth."""
@@ -173,33 +170,23 @@ def power_integral(
 def fit_law(tokens: np.ndarray, loss_nats: np.ndarray) -> Law:
     """Fit the law of least squares to at least two points; two unequal ones give the pure power law, c = 0.
 
-    For a given exponent the best c and a are linear, not negative and unique, so only b is searched: on a grid first,
-    because the error can have several minima in it. A curve without a descent gives its mean as c, a = 0 and b = 0.
+    A curve without a descent gives its mean as c, a = 0 and b = 0.
     """
     # Three numbers do not need a million points.
     every = -(-len(tokens) // _MAX_FITTED_POINTS)
     tokens, loss_nats = tokens[::every], loss_nats[::every]
     reference = float(np.sqrt(tokens[0]) * np.sqrt(tokens[-1]))
-    log_tokens = np.log(tokens) - math.log(reference)
-
-    def solve(exponent: float) -> tuple[np.ndarray, float]:
-        power = np.exp(-exponent * log_tokens)
-        return nnls(np.column_stack([np.ones_like(power), power]), loss_nats)
-
     if np.ptp(loss_nats) == 0:
         c, scale, exponent = float(loss_nats[0]), 0.0, 0.0
     elif len(tokens) == 2:
+        log_tokens = np.log(tokens) - math.log(reference)
         slope = (math.log(loss_nats[0]) - math.log(loss_nats[1])) / float(log_tokens[1] - log_tokens[0])
-        exponent = min(max(slope, 0.0), _LARGEST_EXPONENT)
+        exponent = min(max(slope, 0.0), LARGEST_EXPONENT)
         power = np.exp(-exponent * log_tokens)
         c, scale = 0.0, float(power @ loss_nats / (power @ power))
     else:
-        grid = np.geomspace(_SMALLEST_EXPONENT, _LARGEST_EXPONENT, 61)
-        best = int(np.argmin([solve(b)[1] for b in grid]))
-        bounds = (grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)])
-        minimum = minimize_scalar(lambda b: solve(b)[1], bounds=bounds, method="bounded", options={"xatol": 1e-10})
-        exponent = min((float(minimum.x), float(grid[best])), key=lambda b: solve(b)[1])
-        c, scale = map(float, solve(exponent)[0])
+        fit = fit_power_law(tokens, loss_nats)
+        c, scale, exponent = fit.floor, fit.scale, fit.exponent
     return Law(c_nats=c, scale_nats=scale, reference_tokens=reference, exponent=exponent if scale else 0.0)
 
 

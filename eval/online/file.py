@@ -1,13 +1,15 @@
 """The file of an online code: what a receiver must know, then one stream per rank and segment.
 
-Sections: HEAD (settings that differ from the defaults, sizes, digests, environment), TOKN (tokenizer), SEGM. A segment
-is a number of optimizer steps. It holds a digest of the weights after it and, for each rank, a checksum of the rank's
-tokens, the length of the rank's stream, and the stream; little-endian.
+Sections: HEAD (settings that differ from the defaults, sizes, digests, environment), TOKN (tokenizer), SEGM, PART where
+settings speak of parts of the text (the first token of each), and ORDR where its documents are coded in an order that
+is not their own. A segment is a number of optimizer steps. It holds a digest of the weights after it and, for each
+rank, a checksum of the rank's tokens, the length of the rank's stream, and the stream; little-endian.
 """
 
 import struct
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from eval.codec.container import (
     CHECKSUM_BYTES,
@@ -23,10 +25,16 @@ from harness.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, from_m
 from harness.errors import UsageError
 from harness.files import write_file
 
+if TYPE_CHECKING:
+    from eval.codec.permutation import DocumentOrder
+    from harness.data.parts import Parts
+
 _WORLD_SIZE_DIGITS = 5
 MAX_TOKENS = 1 << 40
 # Settings of the corpus and of what follows the first epoch decide nothing of what is sent.
 _UNSENT = ("corpus.", "prune.")
+_OF_PARTS = ("train.last", "train.untrained")
+_SECTIONS = {"HEAD", "TOKN", "SEGM"}
 _SEGMENT, _PART = struct.Struct("<8s"), struct.Struct("<8sI")
 
 Tokenizer = ByteTokenizer | SentencePieceTokenizer
@@ -48,6 +56,10 @@ class OnlineHead:
     """What decides the last bits, and what else is known of the sender."""
     arithmetic: str
     """Digest of a training step and of probabilities on made-up tokens: differs where a machine computes otherwise."""
+    parts: "Parts | None" = None
+    """Where the parts of the text begin, in a section of its own; named by their numbers."""
+    order: "DocumentOrder | None" = None
+    """The order of its documents, where it is not coded in its own; in a section too."""
 
     @property
     def world_size(self) -> int:
@@ -83,14 +95,17 @@ class FileSizes:
     segment_bytes: int
     """Digests, checksums and lengths of the segments."""
     stream_bytes: int
+    order_bytes: int
+    """Order and lengths of the documents."""
     checksum_bytes: int
     file_bytes: int
 
 
 def sent_settings(config: RunConfig) -> dict[str, object]:
-    """Select the settings that a receiver needs."""
+    """Select the settings that a receiver needs; parts are named by their numbers."""
+    numbers = {name: str(number) for number, name in enumerate(config.corpus.part_names)}
     return {
-        key: value
+        key: [numbers[name] for name in value] if key in _OF_PARTS and isinstance(value, list) else value
         for key, value in settings_of(config).items()
         if (decides_training(key) or key.startswith("online.")) and not key.startswith(_UNSENT)
     }
@@ -106,15 +121,19 @@ def write_online_file(path: Path, head: OnlineHead, tokenizer: Tokenizer, segmen
         + b"".join(_PART.pack(part.checksum, len(part.stream)) + part.stream for part in segment.parts)
         for segment in segments
     )
-    sections = {"HEAD": pack_json(asdict(head)), "TOKN": tokenizer.model_bytes(), "SEGM": packed}
+    plain = asdict(replace(head, parts=None, order=None))
+    del plain["parts"], plain["order"]
+    sections = {"HEAD": pack_json(plain), "TOKN": tokenizer.model_bytes(), "SEGM": packed}
+    sections |= {tag: own.to_bytes() for tag, own in (("PART", head.parts), ("ORDR", head.order)) if own}
     content = pack_sections(sections)
     write_file(path, content)
     stream_bytes = sum(len(part.stream) for segment in segments for part in segment.parts)
     return FileSizes(
-        header_bytes=framing_bytes(len(sections)) + len(sections["HEAD"]),
+        header_bytes=framing_bytes(len(sections)) + len(sections["HEAD"]) + len(sections.get("PART", b"")),
         tokenizer_bytes=len(sections["TOKN"]),
         segment_bytes=len(packed) - stream_bytes,
         stream_bytes=stream_bytes,
+        order_bytes=len(sections.get("ORDR", b"")),
         checksum_bytes=CHECKSUM_BYTES,
         file_bytes=len(content),
     )
@@ -126,12 +145,26 @@ def read_online_file(path: Path) -> tuple[OnlineHead, RunConfig, Tokenizer, list
     Raises UsageError for files that are missing, foreign, damaged, or made to mislead.
     """
     sections = read_sections(path)
-    if set(sections) != {"HEAD", "TOKN", "SEGM"}:
+    if sections.keys() - {"PART", "ORDR"} != _SECTIONS:
         raise UsageError(f"{path}: not an online code; give a file made by `codelength send`")
     try:
         head = _parse_head(unpack_json(sections["HEAD"], path))
+        settings: dict[str, object] = {}
+        if "PART" in sections:
+            # Most codes are of texts without parts.
+            from harness.data.parts import received_parts
+
+            parts, settings = received_parts(sections["PART"], head.num_tokens)
+            head = replace(head, parts=parts)
+        if "ORDR" in sections:
+            from eval.codec.permutation import read_order
+
+            try:
+                head = replace(head, order=read_order(sections["ORDR"], head.num_tokens))
+            except ValueError as error:
+                raise UsageError(f"malformed order of documents ({error}); fetch the file again") from None
         # Nothing is evaluated; the default would not fit into a short context.
-        config = config_from(head.settings | {"eval.chunk_bytes": 1})
+        config = config_from(head.settings | settings | {"eval.chunk_bytes": 1})
         tokenizer = from_model_bytes(config.tokenizer.kind, sections["TOKN"])
         return head, config, tokenizer, _parse_segments(sections["SEGM"], head.world_size)
     except UsageError as error:

@@ -19,7 +19,7 @@ from eval.online.program import receiver_sha256
 from eval.predict.float_model import FloatModel
 from eval.predict.predictor import Predictor
 from harness.config.run import RunConfig
-from harness.data.batches import Batches, MicroBatch
+from harness.data.batches import MicroBatch, make_batches
 from harness.data.schedule import plan_phases
 from harness.machine.hardware import c_library, git_commit, identity, isa_limits, resolve_precision
 from harness.machine.ranks import Ranks
@@ -28,6 +28,7 @@ from harness.online.ensemble import Ensemble, Weights
 from harness.online.replay import ReplaySchedule
 
 if TYPE_CHECKING:
+    from harness.data.parts import Parts
     from harness.online.mixture import Mixture
 
 # Entries of the environment that are told, but decide nothing by themselves.
@@ -43,6 +44,8 @@ class Text:
     raw_bytes: int
     fingerprint: str
     """`Shard.fingerprint` of the tokens."""
+    parts: "Parts | None" = None
+    """Where the parts of the text begin, if the code speaks of any."""
 
     @property
     def num_tokens(self) -> int:
@@ -79,7 +82,7 @@ class Lockstep:
         context, lanes = config.model.context, self.ensemble.main.micro_batch
         self.num_steps = 0
         if source.num_tokens:
-            self.batches = Batches(source, config.train, context, lanes, config.seed, ranks)
+            self.batches = make_batches(source, config.train, context, lanes, config.seed, ranks)
             self.replays = ReplaySchedule(config.train, self.batches)
             self.num_steps = self.batches.order.steps_per_epoch
             self._phase = plan_phases(config.train, self.batches.order, prunings=0)[0]
@@ -147,13 +150,14 @@ class Lockstep:
 
     def state(self) -> dict:
         """What a checkpoint of this rank holds."""
-        state = {"ensemble": self.ensemble.state(), "combiner": self.combiner.state()}
+        state = {"ensemble": self.ensemble.state(), "combiner": self.combiner.state()} | self.batches.state()
         return state | {"learning_seconds": self.learning_seconds}
 
     def load(self, rank_state: dict, common_state: dict) -> None:
         """Go on from the saved states of this rank and of the first."""
         self.ensemble.load(rank_state["ensemble"], common_state["ensemble"])
         self.combiner.load(rank_state["combiner"])
+        self.batches.load(rank_state)
         self.learning_seconds = rank_state["learning_seconds"]
 
     def close(self) -> None:

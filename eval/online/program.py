@@ -76,9 +76,19 @@ def receiver_program(config: RunConfig) -> dict[str, str]:
 
 def _left_out(config: RunConfig) -> set[str]:
     """Modules that are imported where a setting asks for them, and that this one never does."""
-    left_out = set() if config.backend.name == "deepspeed" else {"harness.backends.deepspeed"}
+    # No receiver reads a corpus.
+    left_out = {"harness.corpus.named", "harness.corpus.arrangement"}
+    left_out |= set() if config.backend.name == "deepspeed" else {"harness.backends.deepspeed"}
     if not (config.online.experts or config.online.models):
         left_out |= {f"harness.online.{name}" for name in _MIXTURE}
+    unused = {
+        "eval.codec.permutation": config.corpus.documents == "as-is",
+        "harness.data.parts": not config.train.reads_parts,
+        "harness.data.mixture": not config.train.reads_parts,
+        "harness.data.ado": config.train.shares != "ado",
+        "harness.laws.power_law": config.train.shares != "ado",
+    }
+    left_out |= {name for name, is_unused in unused.items() if is_unused}
     return left_out | ({*RULE_MODULES.values()} - {RULE_MODULES.get(config.rule.kind, "")})
 
 

@@ -55,7 +55,7 @@ def receive(path: Path, output: Path, ranks: Ranks, progress: Progress, max_memo
             f"{path}: world_size: {head.world_size} in the file, {ranks.world_size} here; receive it with "
             f"{head.world_size} process(es)"
         )
-    source = Text(np.zeros(head.num_tokens, dtype=np.uint16), head.raw_bytes, head.fingerprint)
+    source = Text(np.zeros(head.num_tokens, dtype=np.uint16), head.raw_bytes, head.fingerprint, head.parts)
     with closing(Lockstep(config, source, tokenizer.vocab_size, ranks)) as lockstep:
         _check_setting(path, head, lockstep)
         identity = {"file": sha256(path), "arithmetic": head.arithmetic}
@@ -76,7 +76,8 @@ def _receive_text(path: Path, head: OnlineHead, segments: list[Segment], tokeniz
         for index, first_step, end_step in job.segments():
             _receive_segment(segments[index], (first_step, end_step), job, f"{path}: segment {index}", head)
             job.save(end_step, {"tokens": torch.from_numpy(source.tokens)})
-        text = tokenizer.decode(np.sum(ranks.gather(source.tokens), axis=0, dtype=source.tokens.dtype))
+        tokens = np.sum(ranks.gather(source.tokens), axis=0, dtype=source.tokens.dtype)
+        text = tokenizer.decode(head.order.in_text(tokens) if head.order else tokens)
         if len(text) != head.raw_bytes or hashlib.sha256(text).hexdigest() != head.sha256:
             raise UsageError(f"{path}: the text is not the one that was sent (SHA-256); fetch the file again")
     except UsageError:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from eval.codec.permutation import DocumentOrder
 from eval.codec.symbol_coders import Sending
 from eval.online.file import (
     FileSizes,
@@ -26,7 +27,7 @@ from eval.online.job import Costs, OnlineJob, Progress
 from eval.online.lockstep import Lockstep, Sums, Text
 from eval.online.sizes import check_batch
 from harness.config.run import RunConfig
-from harness.data.shards import token_fingerprint
+from harness.data.shards import Shard, token_fingerprint
 from harness.data.tokenizer import from_model_bytes, train_tokenizer
 from harness.errors import UsageError
 from harness.machine.ranks import Ranks, on_first_rank
@@ -56,6 +57,8 @@ class SendReport:
     """Digests, checksums and lengths."""
     header_bits: float
     """Header, tokenizer and checksum of the file."""
+    order_bits: float
+    """Order and lengths of the documents, where they are not coded in their own order."""
     costs: Costs
 
 
@@ -67,6 +70,8 @@ class Input:
     source: Text
     sha256: str
     """Digest of the text."""
+    order: DocumentOrder | None = None
+    """The order in which its documents are coded, where that is not their own."""
 
 
 def open_input(config: RunConfig, path: Path | None, ranks: Ranks) -> Input:
@@ -76,10 +81,14 @@ def open_input(config: RunConfig, path: Path | None, ranks: Ranks) -> Input:
     """
     if path is None:
         data = open_on_all_ranks(config, ranks)
-        shard, digest = data.train, hashlib.sha256()
+        shard, digest, order = data.train, hashlib.sha256(), document_order(data.train)
+        tokens = order.in_text(shard.tokens) if order else shard.tokens
         for start in range(0, shard.num_tokens, BLOCK_TOKENS):
-            digest.update(data.tokenizer.decode(shard.tokens[start : start + BLOCK_TOKENS]))
-        return Input(data.tokenizer, Text(shard.tokens, shard.raw_bytes, shard.fingerprint), digest.hexdigest())
+            digest.update(data.tokenizer.decode(tokens[start : start + BLOCK_TOKENS]))
+        source = Text(shard.tokens, shard.raw_bytes, shard.fingerprint, shard.parts)
+        return Input(data.tokenizer, source, digest.hexdigest(), order)
+    if config.train.reads_parts:
+        raise UsageError(f"{path}: a file has no parts, which settings of train name; send the corpus instead")
     try:
         text = path.read_bytes()
     except OSError as error:
@@ -91,6 +100,15 @@ def open_input(config: RunConfig, path: Path | None, ranks: Ranks) -> Input:
     tokens.flags.writeable = False
     source = Text(tokens, len(text), token_fingerprint(tokens, tokenizer))
     return Input(tokenizer, source, hashlib.sha256(text).hexdigest())
+
+
+def document_order(shard: Shard) -> DocumentOrder | None:
+    """The order of a text's documents, where it is not their own."""
+    if shard.order is None:
+        return None
+    lengths = np.diff(np.append(shard.document_offsets, np.uint64(shard.num_tokens))).astype(np.int64)
+    # They stand in the order in which they are coded.
+    return DocumentOrder(shard.order, lengths[np.argsort(shard.order)])
 
 
 def send(config: RunConfig, sent: Input, output: Path, ranks: Ranks, progress: Progress) -> SendReport:
@@ -114,6 +132,8 @@ def _send(config: RunConfig, sent: Input, lockstep: Lockstep, output: Path, prog
         fingerprint=sent.source.fingerprint,
         environment=lockstep.environment,
         arithmetic=lockstep.probe(),
+        parts=sent.source.parts if config.train.reads_parts else None,
+        order=sent.order,
     )
     identity = {"settings": json.dumps(head.settings), "text": head.sha256, "arithmetic": head.arithmetic}
     with closing(OnlineJob(lockstep, output, identity, progress)) as job:
@@ -156,5 +176,6 @@ def _report(head: OnlineHead, sums: Sums, sizes: FileSizes, costs: Costs) -> Sen
         termination_bits=bits_from_bytes(sizes.stream_bytes) - sums.quantised_bits,
         segment_bits=bits_from_bytes(sizes.segment_bytes),
         header_bits=bits_from_bytes(header_bytes),
+        order_bits=bits_from_bytes(sizes.order_bytes),
         costs=costs,
     )

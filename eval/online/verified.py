@@ -54,7 +54,10 @@ def send_and_receive(run_dir: Path, config: RunConfig, ideal_bits: float, quiet:
         "verified": True,
         "sha256": sent["sha256"],
         "prediction_bits": sent["prediction_bits"] + sent["aulc_bits"] - ideal_bits,
-        **{key: sent[key] for key in ("quantisation_bits", "termination_bits", "segment_bits", "header_bits")},
+        **{
+            key: sent[key]
+            for key in ("quantisation_bits", "termination_bits", "segment_bits", "header_bits", "order_bits")
+        },
         **costs,
     }
 

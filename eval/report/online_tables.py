@@ -12,6 +12,7 @@ SENT_PARTS = {
     "termination": "ends of the streams",
     "segment": "digests, checksums and lengths of the segments",
     "header": "header, tokenizer and checksum of the file",
+    "order": "order and lengths of the documents",
 }
 """What the file of an online code adds to the losses of the training steps."""
 
@@ -28,7 +29,9 @@ def sent_block(record: Record, sent: Length) -> Block:
     """How the bits of the file of the online code come about."""
     parts = [("code length by the ledger", record["online_ideal_bits"])]
     parts += [(words, record[f"online_{part}_bits"]) for part, words in SENT_PARTS.items()]
-    rows = [{"part": words, "bits": bits, "share": ratio(bits, sent.total_bits)} for words, bits in parts]
+    # Most texts are coded in their own order, and reports of earlier releases know of none.
+    shown = [(words, bits) for words, bits in parts if bits or words != SENT_PARTS["order"]]
+    rows = [{"part": words, "bits": bits, "share": ratio(bits, sent.total_bits)} for words, bits in shown]
     rows.append({"part": f"the file, {sent.kind}", "bits": sent.total_bits, "share": 1.0, "is_emphasised": True})
     columns: list[Column] = [
         ("part of the online code", "part", in_words),

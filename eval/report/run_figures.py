@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from eval.report.parts import plot_parts
 from eval.report.record import WHOLE, flat_record, lengths, load_reports
 from eval.show.figures import loss_curve, online_curve, sparsity_per_layer
 from harness.data.order import Sequences
@@ -17,7 +18,7 @@ FIGURES_DIR = "figures"
 
 
 def plot_run(run_dir: Path) -> list[Path]:
-    """Draw the online curve, the loss curve and the sparsity per layer; returns the files.
+    """Draw the online curve, the loss curve, the sparsity per layer and the parts of the text; returns the files.
 
     Raises UsageError where the run is not trained and evaluated yet.
     """
@@ -33,7 +34,7 @@ def plot_run(run_dir: Path) -> list[Path]:
     loss_curve(paths[1], steps, losses, phases)
     tensors = report["offline"]["tensors"]
     sparsity_per_layer(paths[2], list(tensors), [t[0] for t in tensors.values()], [t[1] for t in tensors.values()])
-    return paths
+    return [*paths, *plot_parts(run_dir, folder)]
 
 
 def baseline_rates(report: dict) -> dict[str, float]:

@@ -3,6 +3,7 @@
 Drawn on `Figure` objects: no display, no state shared between pictures.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,49 @@ def sparsity_per_layer(path: Path, names: list[str], parameters: list[int], nonz
     axes.set_ylim(rows[-1] + 0.7 if len(rows) else 1, -0.7)
     axes.set_xlabel("share of the tensor's parameters (%)")
     axes.grid(visible=False)
+    save_figure(figure, path)
+
+
+@dataclass(frozen=True, slots=True)
+class PartCurve:
+    """What a part of a text looks like over the bytes that were read (n,)."""
+
+    name: str
+    raw_bytes: np.ndarray
+    shares: np.ndarray
+    """Share of the part in what is read there."""
+    bits_per_byte: np.ndarray
+    """Its loss; NaN where it was not read."""
+    law: np.ndarray | None
+    """A law fitted to the loss before `fitted_bytes`, and from there on its forecast."""
+    fitted_bytes: float
+
+
+def parts_figure(path: Path, curves: list[PartCurve]) -> None:
+    """Shares of the parts of a text over what was read, and the loss of each with a fitted law and its forecast."""
+    scale, prefix = si_prefix(float(curves[0].raw_bytes[-1]))
+    figure = _new_canvas(_HEIGHT_INCHES * 1.5)
+    figure.suptitle("Parts of the text", x=0.02, ha="left", fontsize="large")
+    above, below = figure.subplots(2, 1, sharex=True)
+    bottom = np.zeros(len(curves[0].raw_bytes))
+    for index, curve in enumerate(curves):
+        colour, places = COLOURS[index % len(COLOURS)], curve.raw_bytes / scale
+        above.fill_between(places, bottom, bottom + curve.shares, color=colour, lw=0, label=curve.name)
+        bottom = bottom + curve.shares
+        below.plot(places, curve.bits_per_byte, color=colour, lw=1.2, label=curve.name)
+        if curve.law is not None:
+            is_fitted = curve.raw_bytes < curve.fitted_bytes
+            for chosen, dashes in ((is_fitted, "-"), (~is_fitted, _DASHES[0])):
+                below.plot(places[chosen], curve.law[chosen], color=colour, lw=0.8, linestyle=dashes, alpha=0.7)
+    for axes in (above, below):
+        _style(axes)
+        axes.margins(x=0)
+    _limit_to_the_bulk(below, np.concatenate([curve.bits_per_byte for curve in curves]))
+    above.set_ylim(0, 1)
+    above.set_ylabel("share of what is read")
+    below.set_ylabel("loss (bits/byte); thin: law, dashed: its forecast")
+    below.set_xlabel(f"text read ({prefix}B)")
+    above.legend(loc="upper right", **LEGEND)
     save_figure(figure, path)
 
 

@@ -61,6 +61,9 @@ class BackendConfig:
 class Backend(Protocol):
     """The interface of a backend; its methods are called on all ranks together, unless they say otherwise."""
 
+    module: nn.Module
+    """What a forward pass runs."""
+
     @property
     def packages(self) -> tuple[str, ...]:
         """Packages whose versions decide the last bits."""

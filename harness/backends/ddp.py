@@ -28,7 +28,7 @@ class DDPBackend:
     def prepare(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Take model and optimizer; the weights of rank 0 become those of all ranks."""
         self.model, self.optimizer = model, optimizer
-        self.module = model
+        self.module: nn.Module = model
         if self.ranks.world_size > 1:
             # The only buffers are position tables, the same on every rank.
             self.module = DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)

@@ -83,6 +83,7 @@ class DeepSpeedBackend:
             self.engine, *_ = self.deepspeed.initialize(
                 model=model, optimizer=optimizer.parts[0], config=settings, dist_init_required=False
             )
+        self.module: nn.Module = self.engine
         stage, wanted = self.engine.zero_optimization_stage(), self.config.zero_stage
         if int(stage) != wanted:
             raise RunFailure(

@@ -93,6 +93,10 @@ class RunConfig:
             )
         problems.extend(self._online_problems())
         problems.extend(self.train.schedule_problems(self.model.context))
+        if self.train.reads_parts:
+            from harness.data.parts import part_problems
+
+            problems.extend(part_problems(self.train, self.corpus.part_names))
         if self.model.context < 1 or self.eval.chunk_bytes > self.model.context:
             problems.append(
                 f"eval.chunk_bytes={self.eval.chunk_bytes}: must not exceed model.context ({self.model.context}), "

@@ -3,18 +3,20 @@
 The concatenation of the documents, without separators, is the corpus: every byte of it is coded.
 """
 
+import itertools
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.bounds import bound_problems, bounded
-from harness.corpus.readers import ON_NULL
+from harness.corpus.named import list_wiki40b, wiki40b_articles, wiki40b_from_hub, wiki_mini
+from harness.corpus.readers import ON_NULL, TEXT
 from harness.corpus.sources import Listing, describe, list_sources
-from harness.corpus.wikipedia import list_wiki40b, wiki40b_articles, wiki40b_from_hub, wiki_mini
 from harness.errors import UsageError
 
-KINDS = ("wiki-mini", "wiki40b", "files")
+KINDS = ("wiki-mini", "domains", "wiki40b", "files")
+DOMAIN_NAMES = ("wiki", "bible", "python", "random")
 SHUFFLE_SEEDS = {"train": 0, "heldout": 1}
 
 
@@ -22,53 +24,82 @@ SHUFFLE_SEEDS = {"train": 0, "heldout": 1}
 class CorpusConfig:
     """Which text is trained on, and which is held out."""
 
-    kind: str = bounded("wiki-mini", choices=KINDS, words="unknown; use wiki-mini, wiki40b or files")
-    """Source of the text: wiki-mini (packaged with gensim), wiki40b (English) or files (text, jsonl, json, parquet)."""
+    kind: str = bounded("wiki-mini", choices=KINDS, words=f"unknown; use one of {', '.join(KINDS)}")
+    """wiki-mini (packaged with gensim), domains (four texts from packages), wiki40b (English), or files."""
     subset_bytes: int | None = bounded(None, least=1, words="must be at least 1; null uses the whole split")
-    """Leading bytes of the training split that are used; None is all of them."""
+    """Leading bytes of the training split that are used, of each part an equal share; None is all of them."""
     heldout_bytes: int = bounded(256_000, least=1)
-    """Size of the held-out split in bytes: the end of wiki-mini or files, the beginning of wiki40b's validation."""
+    """Size of the held-out split: the end of wiki-mini or files, of each part an equal share; wiki40b's validation."""
     path: str | None = None
     """files: a file or folder; wiki40b: a local folder of its parquet files, None is the Hugging Face hub."""
     heldout_path: str | None = None
     """files: a file or folder that is the held-out split, whole; None cuts it off the end of `path`."""
+    parts: list[str] = field(default_factory=list)
+    """files: entries of the folder `path` that are parts of the text, in this order; domains: some of its parts."""
     text_field: str = "text"
     """Field that holds the text in jsonl, json and parquet."""
     on_null: str = bounded("fail", choices=ON_NULL, words="unknown; use fail or skip")
     """What a record does whose text is null: fail ends the preparation, skip leaves the record out."""
+    documents: str = "as-is"
+    """Order in which documents are read: `as-is`, `random` (`random:1`), `shortest`, `longest`, `similar`, or a FILE.
+
+    A FILE has the number of each document, a line each. The order is a part of an online code's file, and `receive`
+    gives the text back in its own.
+    """
     shuffle: bool = False
     """Permute the bytes of each split by itself, always alike: a control that leaves only frequencies to learn."""
+
+    @property
+    def part_names(self) -> list[str]:
+        """Names of the parts of the text, in their order; none where it is one."""
+        return [*DOMAIN_NAMES] if self.kind == "domains" and not self.parts else self.parts
 
     def problems(self) -> list[str]:
         """Every bad value, one line each that names key, value and remedy."""
         problems = bound_problems(self, "corpus.")
         if self.kind == "files" and not self.path:
             problems.append(f"corpus.path={self.path}: corpus.kind=files needs it; name a file or folder")
-        if self.kind == "wiki-mini" and self.path:
-            problems.append(f"corpus.path={self.path}: wiki-mini is packaged; leave it null or use corpus.kind=files")
+        if self.kind in ("wiki-mini", "domains") and self.path:
+            problems.append(f"corpus.path={self.path}: {self.kind} is packaged; leave it null or use corpus.kind=files")
         if self.kind in KINDS and self.kind != "files" and self.heldout_path:
             problems.append(f"corpus.heldout_path={self.heldout_path}: only for corpus.kind=files; leave it null")
         if not self.text_field:
             problems.append("corpus.text_field=: empty; name the field that holds the text, such as text")
+        if self.part_names:
+            # Most texts have none.
+            from harness.data.parts import corpus_problems
+
+            problems.extend(corpus_problems(self, self.part_names, DOMAIN_NAMES))
         return problems
 
 
 class Corpus:
     """The two splits of a corpus; each source is read once, the training split first."""
 
-    def __init__(self, config: CorpusConfig):
-        """Raises UsageError where the corpus is missing or its configuration is wrong."""
+    def __init__(self, config: CorpusConfig, text: Iterable[bytes] | None = None):
+        """`text` is read in place of what `config` names.
+
+        Raises UsageError where the corpus is missing or its configuration is wrong.
+        """
         if problems := config.problems():
             raise UsageError("; ".join(problems))
+        if config.documents != "as-is":
+            from harness.corpus.arrangement import check_order
+
+            check_order(config.documents)
         self._config = config
         self.listings: list[Listing] = []
         """What `path` and `heldout_path` hold, or the splits of a local Wiki-40B that have been read."""
         self._front: Iterator[bytes] | None = None
         """All but the end of a corpus whose end is held out."""
         self._tail: list[bytes] = []
+        self.order: list[int] = []
+        """Numbers of the documents of the training split in the order in which they were read, if they were ordered."""
         if config.kind == "files":
             self.listings = list_corpus(config)
-        if config.kind == "wiki-mini":
+        if text is not None:
+            self._front = self._cut_off_tail(iter(text))
+        elif config.kind == "wiki-mini":
             self._front = self._cut_off_tail(iter(wiki_mini()))
         elif config.kind == "files" and config.heldout_path is None:
             self._front = self._cut_off_tail(self._documents(self.listings[0]))
@@ -79,7 +110,7 @@ class Corpus:
         The last may be a piece of a document where a cut falls inside it; a plain file or shuffled split comes in
         blocks. Raises UsageError, while iterating, where the corpus is empty, too small or damaged.
         """
-        return self._finished(self._train(), "train")
+        return self._finished(self._train(), "train") if self._config.documents == "as-is" else self._ordered()
 
     def heldout(self) -> Iterator[bytes]:
         """Stream the documents of the held-out split; where it is the end of the text, `train` is read first."""
@@ -92,6 +123,7 @@ class Corpus:
             "summary": self.what_was_read(),
             "read": [source.record() for source in sources],
             "left_out": dict(pair for listing in self.listings for pair in listing.left_out),
+            **({"order": self.order} if self.order else {}),
         }
 
     def what_was_read(self) -> list[str]:
@@ -120,7 +152,9 @@ class Corpus:
 
     def _documents(self, listing: Listing) -> Iterator[bytes]:
         for source in listing.taken:
-            yield from source.documents(self._config.text_field, self._config.on_null)
+            documents = source.documents(self._config.text_field, self._config.on_null)
+            is_one = source.reader == TEXT and self._config.documents != "as-is"
+            yield from [b"".join(documents)] if is_one else documents
 
     def _articles(self, split: str) -> Iterator[bytes]:
         config = self._config
@@ -156,11 +190,25 @@ class Corpus:
         if cut:
             yield first[:cut]
 
+    def _ordered(self) -> Iterator[bytes]:
+        """The documents of the training split in the order of `corpus.documents`; all of them wait in memory."""
+        from harness.corpus.arrangement import document_order
+
+        documents = [document for document in self._train() if document]
+        if self._config.shuffle:
+            # Of the same lengths, so that an order has as much to choose from.
+            text = b"".join(self._finished(iter(documents), "train"))
+            ends = list(itertools.accumulate(map(len, documents)))
+            documents = [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        self.order = document_order(self._config.documents, documents).tolist()
+        for number in self.order:
+            yield documents[number]
+
     def _finished(self, stream: Iterator[bytes], split: str) -> Iterator[bytes]:
         if not self._config.shuffle:
             return stream
         # It needs numpy, which reading does not.
-        from harness.corpus.shuffle import shuffled
+        from harness.corpus.arrangement import shuffled
 
         return shuffled(stream, SHUFFLE_SEEDS[split])
 
@@ -170,17 +218,26 @@ def list_corpus(config: CorpusConfig) -> list[Listing]:
 
     Raises UsageError where one is missing or has no text.
     """
+    if config.parts:
+        from harness.corpus.arrangement import part_configs
+
+        return [listing for part in part_configs(config) for listing in list_corpus(part)]
     places = (("corpus.path", config.path), ("corpus.heldout_path", config.heldout_path))
     return [list_sources(key, path, config.text_field) for key, path in places if path]
 
 
-def documents(config: CorpusConfig, split: str) -> Iterator[bytes]:
+def read_documents(config: CorpusConfig, split: str) -> Iterator[bytes]:
     """Read the documents of one split of `Corpus`, "train" or "heldout".
 
     Raises UsageError, also while iterating, if the corpus is missing, empty, too small or damaged.
     """
     if split not in SHUFFLE_SEEDS:
         raise ValueError(f"split={split}: use train or heldout")
+    if config.part_names:
+        from harness.corpus.arrangement import PartedCorpus
+
+        parts = PartedCorpus(config)
+        return parts.train() if split == "train" else parts.heldout()
     corpus = Corpus(config)
     return corpus.train() if split == "train" else corpus.heldout()
 

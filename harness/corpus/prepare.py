@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.corpus.config import Corpus, CorpusConfig
+from harness.corpus.arrangement import open_corpus
+from harness.corpus.config import CorpusConfig
 from harness.corpus.encode import MODEL_FILE, encode_pieces, tokens_of_pieces, train_on_pieces
 from harness.corpus.pieces import read_text, text_path, write_text_pieces
 from harness.data.shards import Encoded, token_type, write_encoded, write_shard
@@ -72,7 +73,7 @@ def clear(work: Path) -> None:
 
 
 def _write_bytes(config: CorpusConfig, ready: Path, tell: Tell) -> dict:
-    corpus = Corpus(config)
+    corpus = open_corpus(config)
     write_shard(ready / TRAIN_FILE, corpus.train(), ByteTokenizer())
     write_shard(ready / HELDOUT_FILE, corpus.heldout(), ByteTokenizer())
     return _said(corpus.record(), tell)
@@ -86,7 +87,7 @@ def _write_pieces(
     if known is None:
         shutil.rmtree(folder, ignore_errors=True)
         make_directory(folder)
-        corpus = Corpus(config)
+        corpus = open_corpus(config)
         counts = {"train": write_text_pieces(folder, "train", corpus.train())}
         counts["heldout"] = write_text_pieces(folder, "heldout", corpus.heldout())
         known = {"counts": counts, "sources": corpus.record()}

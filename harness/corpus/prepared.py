@@ -10,15 +10,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from harness.corpus.config import CorpusConfig, list_corpus
 from harness.corpus.encode import MODEL_FILE
-from harness.corpus.prepare import HELDOUT_FILE, TRAIN_FILE, clear, prepare
+from harness.corpus.prepare import HELDOUT_FILE, SHARDS, SOURCES_FILE, TRAIN_FILE, clear, prepare
+from harness.data.parts import Parts
 from harness.data.shards import Shard, open_shard
 from harness.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, TokenizerConfig, from_model_bytes
 from harness.errors import RunFailure, UsageError
 from harness.files import make_directory, read_file, reason, sync_directory
 from harness.lock import DirectoryLock
 from harness.machine.stop import keeping
+
+# Keys that have come since there are prepared data, whose names do not change where a key says what was always done.
+_LATER_KEYS: dict[str, object] = {"on_null": "fail", "parts": [], "documents": "as-is"}
 
 
 class TextSettings(Protocol):
@@ -42,11 +48,13 @@ class Data:
 def data_directory(config: TextSettings) -> Path:
     """Name the directory of the shards by corpus and tokenizer; local files count with size and time of change."""
     corpus = asdict(config.corpus)
-    if corpus["on_null"] == "fail":
-        # As it was before there was a choice.
-        del corpus["on_null"]
+    for key, before in _LATER_KEYS.items():
+        if corpus[key] == before:
+            del corpus[key]
     stamps, is_plain = _stamps(config.corpus)
-    settings = [corpus, asdict(config.tokenizer)]
+    settings: list[object] = [corpus, asdict(config.tokenizer)]
+    if Path(config.corpus.documents).is_file():
+        settings.append(_stamp(Path(config.corpus.documents)))
     # Earlier versions counted folders too, so that a corpus moved when anything beside it changed.
     earlier = _named(config, [*settings, _stamps_of_all(config.corpus)]) if is_plain else None
     if earlier and (earlier.exists() or not stamps):
@@ -76,6 +84,11 @@ def open_data(config: TextSettings, verify: bool = False) -> Data:
         raise UsageError(f"{directory}: incomplete, without {', '.join(missing)}; {remedy}")
     model = read_file(directory / MODEL_FILE)
     shards = [open_shard(directory / name) for name in (TRAIN_FILE, HELDOUT_FILE)]
+    if config.corpus.part_names or config.corpus.documents != "as-is":
+        try:
+            _mark(directory, dict(zip(SHARDS, shards, strict=True)), config.corpus)
+        except (OSError, ValueError, KeyError, TypeError, IndexError):
+            raise UsageError(f"{directory / SOURCES_FILE}: missing or damaged; {remedy}") from None
     for shard in shards:
         if hashlib.sha256(model).digest() != shard.model_digest:
             raise UsageError(f"{directory / MODEL_FILE}: not the one that {shard.path.name} was made with; {remedy}")
@@ -152,6 +165,23 @@ def _damage(config: TextSettings) -> str:
     except UsageError as error:
         return str(error)
     return ""
+
+
+def _mark(directory: Path, shards: dict[str, Shard], corpus: CorpusConfig) -> None:
+    """Tell the shards their parts and the order of their documents; raises ValueError and its like where it is lost."""
+    record = json.loads(read_file(directory / SOURCES_FILE))
+    if corpus.documents != "as-is":
+        shards["train"].order = np.array(record["order"], dtype=np.int64)
+        if not np.array_equal(np.sort(record["order"]), np.arange(len(shards["train"].document_offsets))):
+            raise ValueError("order")
+    if not corpus.part_names:
+        return
+    parts = record["parts"]
+    for split, shard in shards.items():
+        before = np.cumsum([0, *parts[split][:-1]])
+        if sum(parts[split]) != len(shard.document_offsets) or len(before) != len(parts["names"]):
+            raise ValueError(split)
+        shard.parts = Parts(tuple(parts["names"]), shard.document_offsets[before].astype(np.int64))
 
 
 def _task() -> str:

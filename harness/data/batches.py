@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from harness.data.steps import Reading, StepOrder
 from harness.machine.ranks import Ranks
 
 if TYPE_CHECKING:
+    from harness.data.ado import AdaptiveMixture
     from harness.data.order import Tokens
 
 T = TypeVar("T")
@@ -30,6 +31,8 @@ class MicroBatch:
     """Whether there is a token to learn from (n, length), bool."""
     first: int = 0
     """Where the mask begins: tokens before it are given, and were learnt from at other steps."""
+    untrained: np.ndarray | None = None
+    """Rows whose tokens are coded but not learnt from (n,), bool; None where there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,22 +41,26 @@ class StepBatch:
 
     epoch: int
     num_tokens: int
-    """Tokens of the step over all ranks: what the summed loss is divided by."""
+    """Tokens of the step over all ranks."""
     micro_batches: list[MicroBatch]
+    num_untrained: int = 0
+    """Of them those that are not learnt from: the summed loss is divided by the number of all others."""
 
 
 class Ahead(Generic[T]):
     """What `work(step)` returns, computed one step ahead in a thread."""
 
-    def __init__(self, work: Callable[[int], T]):
-        """`work` depends on the step alone."""
-        self._work, self._worker = work, ThreadPoolExecutor(1, "ahead")
+    def __init__(self, work: Callable[[int], T], is_pure: bool = True):
+        """`work` depends on the step alone where it `is_pure`; else nothing can be done ahead."""
+        self._work, self._is_pure, self._worker = work, is_pure, ThreadPoolExecutor(1, "ahead")
         self._step = -1
         self._next: Future[T] | None = None
 
     def __call__(self, step: int) -> T:
         """The result for `step`; the thread goes on with the step after it."""
         result = self._next.result() if self._next and self._step == step else self._work(step)
+        if not self._is_pure:
+            return result
         self._step, self._next = step + 1, self._worker.submit(self._work, step + 1)
         return result
 
@@ -77,16 +84,25 @@ class Batches:
         self.num_micro_batches = config.batch_sequences // micro_batch
         self._least_rows = micro_batch if config.compile else 1
         self._one_length = config.compile
+        self.adaptive: AdaptiveMixture | None = None
+        """What chooses the sequences of the next step by the losses of those before, if anything does."""
         self.identity = f"{shard.fingerprint}:{seed}"
         """What the order depends on."""
 
     def of_step(self, step: int) -> StepBatch:
         """This rank's micro-batches of `step`."""
-        return self._part_of(self.order.reading(step))
+        return self.part_of(self.order.reading(step))
 
     def of_sequences(self, ids: np.ndarray, epoch: int) -> StepBatch:
         """This rank's micro-batches of a step that reads the sequences `ids` (n,), at most a full step of them."""
-        return self._part_of(Reading(epoch, ids, 0, self.order.context))
+        return self.part_of(Reading(epoch, ids, 0, self.order.context))
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold of an order that is no pure function of the step."""
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint that holds what `state` has returned."""
 
     def sample(self, count: int) -> list[MicroBatch]:
         """Take this rank's part of `count` sequences spread evenly over the corpus."""
@@ -97,7 +113,8 @@ class Batches:
         whole = self.order.context
         return [self._read(own[start : start + self.micro_batch], 0, whole, self.micro_batch) for start in starts]
 
-    def _part_of(self, reading: Reading) -> StepBatch:
+    def part_of(self, reading: Reading) -> StepBatch:
+        """This rank's micro-batches of a step."""
         ids, first, end = reading.ids, reading.first, reading.end
         parts = parts_of_rank(ids, self.num_micro_batches, self.ranks)
         own = [self._read(part, first, end, self._least_rows) for part in parts]
@@ -117,6 +134,19 @@ class Batches:
             mask=np.pad(mask[:, :length], ((0, missing), (0, 0))),
             first=first,
         )
+
+
+def make_batches(
+    shard: "Tokens", config: TrainConfig, context: int, micro_batch: int, seed: int, ranks: Ranks
+) -> Batches:
+    """Make the batches of a text; `micro_batch` counts sequences, `context` tokens of one."""
+    kind = Batches
+    if config.reads_parts:
+        # Most runs speak of no parts.
+        from harness.data.mixture import PartedBatches
+
+        kind = PartedBatches
+    return kind(shard, config, context, micro_batch, seed, ranks)
 
 
 def parts_of_rank(rows: np.ndarray, num_micro_batches: int, ranks: Ranks) -> list[np.ndarray]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
+    from harness.data.parts import Parts
 
     class Tokens(Protocol):
         """The tokens of a text, as in a `Shard`."""
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
         @property
         def fingerprint(self) -> str:
             """`Shard.fingerprint` of them."""
+
+        @property
+        def parts(self) -> "Parts | None":
+            """Where the parts of the text begin, if it has any."""
 
 
 NUM_ROUNDS = 8

@@ -39,6 +39,19 @@ class TrainConfig:
     A step of less than a sequence reads a part of one, given what is before it. Tokens of a step divide
     `model.context` or are a multiple of it, never become fewer, and are at most those of a full batch.
     """
+    shares: str = "natural"
+    """Shares of the parts in the first epoch: `natural`, `uniform`, weights such as `[0.5, 0.3, 0.2]`, or `ado`.
+
+    A list of weights each with the tokens read before it in front is a schedule: `[[0, 0.5, 0.5], [90000, 0.1, 0.9]]`.
+    """
+    last: list[str] = field(default_factory=list)
+    """Parts that are held back and read after all others have ended."""
+    untrained: list[str] = field(default_factory=list)
+    """Parts that are coded and never learnt from."""
+    ado_start: int = bounded(100, least=40)
+    """ado: steps before laws of the parts' losses are fitted for the first time."""
+    ado_every: int = bounded(20, least=1)
+    """ado: steps between two fits."""
     retrain_at: list[float] = field(default_factory=list)
     """Block code: nothing is learnt but at these fractions of the corpus, there anew from all that was read."""
     retrain_epochs: float = bounded(4.0, above=0, most=MAX_REPLAYS)
@@ -62,6 +75,16 @@ class TrainConfig:
     def main_passes(self) -> float:
         """Passes over the corpus that the main phase trains on, replays and block trainings included."""
         return self.retrain_epochs * sum(self.retrain_at) if self.retrain_at else self.epochs + self.replays
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether the first epoch reads parts in shares of their own."""
+        return bool(self.last) or self.shares != "natural"
+
+    @property
+    def reads_parts(self) -> bool:
+        """Whether it matters where parts of the text begin."""
+        return self.is_mixed or bool(self.untrained)
 
     def problems(self) -> list[str]:
         """Every bad value, a line each."""

@@ -13,13 +13,16 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 
 from harness.data.tokenizer import ByteTokenizer, SentencePieceTokenizer
 from harness.errors import RunFailure, UsageError
 from harness.files import reason, replacing
+
+if TYPE_CHECKING:
+    from harness.data.parts import Parts
 
 MAGIC = b"CLSHARD\n"
 VERSION = 1
@@ -51,6 +54,10 @@ class Shard:
     """SHA-256 of the tokenizer's `model_bytes()`, 32 bytes."""
     offsets_digest: bytes = field(repr=False)
     """SHA-256 of the document offsets, 32 bytes."""
+    parts: "Parts | None" = None
+    """Where the parts of the text begin, if it has any; what lies beside the file says so."""
+    order: np.ndarray | None = None
+    """Numbers of the documents (documents,), int64, in their order here, where that is not their own; said likewise."""
 
     @property
     def num_tokens(self) -> int:

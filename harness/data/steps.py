@@ -2,11 +2,21 @@
 
 import functools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from harness.data.order import SequenceOrder
 from harness.data.schedule import Moment, Phase, TrainConfig
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Positions(Protocol):
+        """Which sequence stands at which position of the first epoch."""
+
+        def read_at(self, position: int, count: int, epoch: int = 0) -> np.ndarray:
+            """Ids of `count` sequences from a position on, int64 of shape (count,)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +43,10 @@ class StepOrder:
         self.context, self.full_tokens = context, config.batch_sequences * context
         self._num_sequences, self._last_tokens = -(-num_tokens // context), (num_tokens - 1) % context + 1
         self._sequences = SequenceOrder(self._num_sequences, config.batch_sequences, fingerprint, seed, config.order)
+        self.first_epoch: Positions = self._sequences
+        """What stands where in the first epoch; a mixture of parts, whose last sequence comes last, takes its place."""
+        if config.is_mixed:
+            self.first_epoch = SequenceOrder(self._num_sequences, 1, fingerprint, seed, "sequential")
         self._usual = sorted({*config.step_sizes(context), self.full_tokens})
         self._starts = self._starts_of(config.batch_schedule or [[0, self.full_tokens]])
         """Tokens before each step of the first epoch and at its end, each sequence counted as a whole one."""
@@ -63,7 +77,7 @@ class StepOrder:
         if step >= self.steps_per_epoch:
             return Reading(self.epoch_of(step), self._sequences.batch(self._later(step)), 0, self.context)
         (position, first), tokens = divmod(int(self._starts[step]), self.context), self._tokens_of(step)
-        ids = self._sequences.read_at(position, max(1, tokens // self.context))
+        ids = self.first_epoch.read_at(position, max(1, tokens // self.context))
         return Reading(0, ids, first, min(first + tokens, self.context))
 
     def moment(self, step: int, phase: Phase) -> Moment:
@@ -124,5 +138,5 @@ class StepOrder:
         if not places.any():
             return starts
         first = positions[0]
-        ids = self._sequences.read_at(int(first), int(positions[-1] - first) + 1)
+        ids = self.first_epoch.read_at(int(first), int(positions[-1] - first) + 1)
         return starts[(places < self._last_tokens) | (ids[positions - first] != self._num_sequences - 1)]

@@ -67,6 +67,8 @@ class Ensemble:
             self._keep(step)
             return None
         losses = self._train(moment, batch, where, asked)
+        if replays.batches.adaptive:
+            replays.batches.adaptive.observe(batch, losses.micro_batches)
         for replay in replays.replays(step):
             self._train(moment, replay, f"{where}, replay")
         self._keep(step)
@@ -128,7 +130,8 @@ class Ensemble:
         for learner in self.learners:
             learner.set_schedule(moment)
             losses.append(learner.train(batch, where, asked if learner is self.main else ()))
-        self._average()
+        if batch.num_tokens > batch.num_untrained:
+            self._average()
         return losses[0]
 
     def _train_anew(self, training: Iterable[tuple[StepBatch, Moment]] | None, where: str) -> None:

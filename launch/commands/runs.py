@@ -32,6 +32,7 @@ def register(command: AddCommand) -> None:
     add_work_options(sub)
     sub = command("table", table_command, "compare evaluated runs")
     sub.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    sub.add_argument("--by", default="run", choices=("run", "part"), help="a row a run, or a part of its text")
     sub.add_argument("--format", default="rich", metavar="rich|md|csv|json|latex")
     sub = command("plot", plot_command, "draw the figures of evaluated runs again")
     sub.add_argument("runs", nargs="+", type=Path, metavar="RUN")
@@ -129,7 +130,12 @@ def eval_command(options: Namespace) -> None:
 
 
 def table_command(options: Namespace) -> None:
-    """Compare evaluated runs."""
+    """Compare evaluated runs, or the parts of what trained ones have read."""
+    if options.by == "part":
+        from eval.report.parts import render_parts
+
+        print(render_parts(options.runs, options.format), end="")
+        return
     from eval.report.record import load_reports
     from eval.report.run_tables import render
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.corpus.config import CorpusConfig, documents
+from harness.corpus.config import CorpusConfig, read_documents
 from harness.data.shards import write_shard
 from harness.data.tokenizer import TokenizerConfig, train_tokenizer
 
@@ -39,10 +39,9 @@ def main() -> None:
         make_text(text, round(arguments.gigabytes * 1e9))
         config = CorpusConfig(kind="files", path=str(text))
         start = time.perf_counter()
-        tokenizer = train_tokenizer(TokenizerConfig(), documents(config, "train"))
-        shards = [
-            write_shard(Path(folder) / split, documents(config, split), tokenizer) for split in ("train", "heldout")
-        ]
+        tokenizer = train_tokenizer(TokenizerConfig(), read_documents(config, "train"))
+        texts = ((Path(folder) / split, read_documents(config, split)) for split in ("train", "heldout"))
+        shards = [write_shard(path, text, tokenizer) for path, text in texts]
         seconds = time.perf_counter() - start
         raw_bytes = sum(shard.raw_bytes for shard in shards)
         # Linux gives the peak in units of 1024 bytes.

@@ -1,7 +1,7 @@
 """Pages that are made from the sources: `python -m tests.support.pages` writes them anew, and a test compares.
 
-Made are the reference of all settings in docs/settings.md, that of the teacher-student experiment in docs/offline.md,
-and the count of rooms in docs/architecture.md.
+Made are the reference of all settings in docs/settings.md and docs/settings-codes.md, that of the teacher-student
+experiment in docs/offline.md, and the count of rooms in docs/architecture.md.
 """
 
 import ast
@@ -9,6 +9,7 @@ import inspect
 import itertools
 import json
 import textwrap
+from collections.abc import Callable
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 
@@ -20,12 +21,12 @@ DOCS = Path(__file__).parents[2] / "docs"
 BEGIN, END = "<!-- made by python -m tests.support.pages -->", "<!-- end of what is made -->"
 
 
-def settings() -> str:
-    """Markdown: a table for each section of a run's configuration, a row a setting."""
+def settings(is_here: Callable[[str], bool]) -> str:
+    """Markdown: a table for each section of a run's configuration that is on a page, a row a setting."""
     plain = [setting for setting in fields(RunConfig) if not is_dataclass(setting.type)]
-    parts = [section("A run", "", RunConfig, plain)]
+    parts = [section("A run", "", RunConfig, plain)] if is_here("") else []
     for setting in fields(RunConfig):
-        if is_dataclass(setting.type):
+        if is_dataclass(setting.type) and is_here(setting.name):
             parts.append(section(f"`{setting.name}`", f"{setting.name}.", setting.type, fields(setting.type)))
     return "\n\n".join(parts)
 
@@ -69,7 +70,13 @@ def with_made(page: str, made: str) -> str:
     return f"{before}{BEGIN}\n{made}\n{END}{rest.partition(END)[2]}"
 
 
-MADE = {"settings.md": settings, "offline.md": teacher_settings, "architecture.md": counted}
+AFTER_TRAINING = {"rule", "prune", "eval", "online"}
+MADE: dict[str, Callable[[], str]] = {
+    "settings.md": lambda: settings(lambda name: name not in AFTER_TRAINING),
+    "settings-codes.md": lambda: settings(lambda name: name in AFTER_TRAINING),
+    "offline.md": teacher_settings,
+    "architecture.md": counted,
+}
 """Pages, and what writes the part between their marks."""
 
 

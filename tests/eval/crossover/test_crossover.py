@@ -43,9 +43,9 @@ from eval.curves.area import fit_law
 from eval.offline.evaluate import evaluate
 from eval.offline.step_search import GridPoint
 from harness.config.run import load_config
-from harness.corpus.config import CorpusConfig, documents
+from harness.corpus.arrangement import BLOCK_BYTES
+from harness.corpus.config import CorpusConfig, read_documents
 from harness.corpus.prepared import data_directory
-from harness.corpus.shuffle import BLOCK_BYTES
 from harness.errors import UsageError
 from harness.run.directory import mark_done, write_weights
 from harness.train import train_run
@@ -291,7 +291,7 @@ def test_the_final_training_loss_is_that_of_the_last_steps_whatever_their_epoch(
 
 
 def read(split: str, **settings: object) -> bytes:
-    return b"".join(documents(CorpusConfig(**settings), split))
+    return b"".join(read_documents(CorpusConfig(**settings), split))
 
 
 def counts_of(text: bytes) -> list[int]:
@@ -326,7 +326,7 @@ def test_a_shuffled_corpus_is_prepared_in_a_place_of_its_own(place):
 
 
 def test_a_text_that_is_too_large_to_shuffle_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("harness.corpus.shuffle.MAX_BYTES", 99)
+    monkeypatch.setattr("harness.corpus.arrangement.MAX_BYTES", 99)
     (tmp_path / "a.txt").write_bytes(b"x" * 110)
     settings = {"kind": "files", "path": str(tmp_path), "heldout_bytes": 10, "shuffle": True}
     assert len(read("train", subset_bytes=99, **settings)) == 99

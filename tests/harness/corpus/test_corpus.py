@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
 
-from harness.corpus.config import CorpusConfig, documents
+from harness.corpus.config import CorpusConfig, read_documents
 from harness.corpus.readers import RAW_BLOCK_BYTES
 from harness.errors import UsageError
 from tests.support.commands import ROOT
 
 
 def read(split: str = "train", **settings: object) -> bytes:
-    return b"".join(documents(CorpusConfig(**settings), split))
+    return b"".join(read_documents(CorpusConfig(**settings), split))
 
 
 def refusal(split: str = "train", **settings: object) -> str:
@@ -48,7 +48,7 @@ def test_wiki_mini_is_the_206_pages_and_its_last_256000_bytes_are_held_out():
     assert len(heldout) == 256_000
     assert hashlib.sha256(train + heldout).hexdigest().startswith("505042b3a0b6d538")
     config = CorpusConfig(heldout_bytes=1)
-    pages = list(documents(config, "train"))
+    pages = list(read_documents(config, "train"))
     assert len(pages) == 206
     assert sum(page[:9].upper() == b"#REDIRECT" for page in pages) == 100
 
@@ -58,9 +58,8 @@ def test_a_subset_is_the_leading_bytes_cut_to_the_byte():
 
 
 def test_a_missing_package_says_what_to_install(tmp_path):
-    program = (
-        "from harness.corpus.config import *\ntry: documents(CorpusConfig(), 'train')\nexcept UsageError as e: print(e)"
-    )
+    attempt = "try: read_documents(CorpusConfig(), 'train')\nexcept UsageError as e: print(e)"
+    program = f"from harness.corpus.config import *\n{attempt}"
     # Without site-packages gensim cannot be found; the module itself needs none of them to be imported.
     done = subprocess.run([sys.executable, "-S", "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "pip install 'codelength[wiki-mini]'" in done.stdout
@@ -68,7 +67,7 @@ def test_a_missing_package_says_what_to_install(tmp_path):
 
 def test_the_config_lists_every_problem_and_is_an_omegaconf_schema():
     config = CorpusConfig(kind="foo", subset_bytes=0, heldout_bytes=0, text_field="")
-    assert config.problems()[0] == "corpus.kind=foo: unknown; use wiki-mini, wiki40b or files"
+    assert config.problems()[0] == "corpus.kind=foo: unknown; use one of wiki-mini, domains, wiki40b, files"
     assert len(config.problems()) == 4
     assert "corpus.path" in CorpusConfig(kind="files").problems()[0]
     assert "corpus.path" in CorpusConfig(path="x").problems()[0]
@@ -103,7 +102,7 @@ def test_jsonl_and_parquet_give_the_same_documents(tmp_path):
         assert read("train", heldout_bytes=5, **settings) == whole[:-5]
         assert read("heldout", heldout_bytes=5, **settings) == whole[-5:]
         assert read("heldout", heldout_path=str(lines), **settings) == whole
-        assert next(documents(CorpusConfig(heldout_path=str(lines), **settings), "train")) == b"one\n"
+        assert next(read_documents(CorpusConfig(heldout_path=str(lines), **settings), "train")) == b"one\n"
 
 
 def test_lone_surrogates_of_json_are_kept(tmp_path):
@@ -152,7 +151,7 @@ def test_wiki40b_reads_the_splits_of_a_local_folder(tmp_path):
     train = [f"\n_START_ARTICLE_\nArticle {number}\n_START_PARAGRAPH_\né" for number in range(5)]
     folder = write_wiki40b(tmp_path / "en", train=train, validation=["abc", "def", "ghi"], test=["not read"] * 3)
     settings = {"kind": "wiki40b", "path": str(folder), "heldout_bytes": 7}
-    assert list(documents(CorpusConfig(**settings), "train")) == [text.encode() for text in train]
+    assert list(read_documents(CorpusConfig(**settings), "train")) == [text.encode() for text in train]
     assert read("train", subset_bytes=60, **settings) == "".join(train).encode()[:60]
     assert read("heldout", **settings) == b"abcdefg"
 
@@ -182,8 +181,7 @@ def test_without_the_hub_wiki40b_fails_at_once_and_says_what_to_do():
     # A port where nothing listens stands for a machine without network, on any machine.
     program = (
         "from harness.corpus.config import *\n"
-        "try: next(iter(documents(CorpusConfig(kind='wiki40b'), 'train')))\n"
-        "except UsageError as e: print(e)"
+        "try: read_documents(CorpusConfig(), 'train')\nexcept UsageError as e: print(e)"
     )
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"}
     start = time.monotonic()

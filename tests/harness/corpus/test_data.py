@@ -18,7 +18,7 @@ import yaml
 
 from harness.config.run import RunConfig, load_config
 from harness.corpus import prepare as preparation
-from harness.corpus.config import CorpusConfig, documents
+from harness.corpus.config import CorpusConfig, read_documents
 from harness.corpus.pieces import read_piece, write_piece
 from harness.corpus.prepared import data_directory, open_data, prepare_data, work_directory
 from harness.data.shards import write_shard
@@ -77,7 +77,7 @@ def test_the_shards_are_the_same_whatever_the_number_of_processes(tmp_path, smal
     # And they are those of one process that encodes document after document.
     tokenizer = from_model_bytes("sentencepiece", prepared[1][2])
     for split, content in zip(("train", "heldout"), prepared[1], strict=False):
-        write_shard(tmp_path / split, documents(config.corpus, split), tokenizer)
+        write_shard(tmp_path / split, read_documents(config.corpus, split), tokenizer)
         assert (tmp_path / split).read_bytes() == content
 
 

