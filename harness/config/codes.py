@@ -42,6 +42,8 @@ class EvalConfig:
     """What feedback adds to the second moments of the inputs, in mean squares of an input."""
     feedback_order: str = bounded("natural", choices=FEEDBACK_ORDERS)
     """Order in which feedback rounds the columns of a layer: `natural`, or those of the `largest` inputs first."""
+    adaptive: bool = False
+    """Also code the text in its order, with the same weights and an adaptive mixture: `offline/adaptive.cl`."""
     online: bool = False
     """Also write the online code of the training corpus as a file, and receive it; takes longer than training."""
 
