@@ -1,8 +1,8 @@
 """The offline (two-part) code as a file: sparse weights, tokenizer and the text coded with the rebuilt weights.
 
-Sections: HEAD (what a decoder must know), TOKN (tokenizer), MODL (weights), and one range-coder stream: DATA, chunks of
-`chunk_bytes` that share no context, each from the begin symbol, so that its first byte is coded like any other; or FLOW,
-the text in its order (`eval.adaptive`), read in windows of `chunk_bytes`.
+Sections: HEAD (what a decoder must know), TOKN (tokenizer), MODL (weights), and one range-coder stream. DATA are chunks
+of `chunk_bytes` that share no context; each starts from the begin symbol, so its first byte is coded like any other.
+FLOW is the text in its order, read in windows of `chunk_bytes`, with an adaptive mixture (`eval.adaptive`).
 """
 
 import hashlib

@@ -46,9 +46,7 @@ def model_fields(config: ModelConfig) -> dict[str, object]:
     return {name: value for name, value in asdict(config).items() if ADDED_FIELDS.get(name) != value}
 
 
-def check_head(
-    head: dict, sections: dict[str, bytes], max_memory_bytes: int | None
-) -> tuple[ModelConfig, Tokenizer]:
+def check_head(head: dict, sections: dict[str, bytes], max_memory_bytes: int | None) -> tuple[ModelConfig, Tokenizer]:
     """Configuration and tokenizer of a header whose every value is of its type and in range.
 
     Raises UsageError for others, for sizes that do not follow from each other and from the lengths of the `sections`,

@@ -106,9 +106,9 @@ def _rate(num_bytes: float | None, raw_bytes: float | None) -> float | None:
 def lengths(record: Record) -> dict[str, Length]:
     """The codes of a flat record that are known, by name.
 
-    `offline`, `adaptive` and the compressors by their names are codes of the text that `eval_split` names; `online` (learnt along
-    the way), `projected` (by the model of the archive) and `corpus_` before a compressor's name are codes of the
-    training corpus.
+    `offline`, `adaptive` and the compressors by their names are codes of the text that `eval_split` names; `online`
+    (learnt along the way), `projected` (by the model of the archive) and `corpus_` before a compressor's name are codes
+    of the training corpus.
     """
     by_name = {}
     if record["online_file_bytes"] is not None:

@@ -23,7 +23,7 @@ model: {width: 16, layers: 1, heads: 1, context: 64}
 train: {batch_sequences: 16, finetune_epochs: 0, precision: fp32}
 eval: {lanes: 8, chunk_bytes: 64}
 """
-LONG = bytes(np.random.default_rng(2).permutation(list(TEXT))) * 4
+LONG = bytes(np.random.default_rng(2).permutation(list(TEXT)).tolist()) * 20
 
 
 def write(path, text, model=None):
@@ -61,15 +61,17 @@ def test_texts_of_any_length_come_back_and_the_parts_add_up(tmp_path, text):
 def test_a_fresh_process_decodes_it(tmp_path, archive):
     path, output = tmp_path / "a.cl", tmp_path / "out"
     path.write_bytes(archive)
-    done = result_of(python("-m", "launch", "decompress", path, "-o", output, "--threads", "2", "--quiet", cwd=tmp_path))
+    done = result_of(
+        python("-m", "launch", "decompress", path, "-o", output, "--threads", "2", "--quiet", cwd=tmp_path)
+    )
     assert done.returncode == 0, done.stderr
     assert output.read_bytes() == LONG
 
 
 def test_what_was_read_helps_later(tmp_path):
-    """The same 150 bytes four times: all but the first cost little, which chunks that share nothing cannot do."""
+    """The same 150 bytes twenty times: all but the first cost little, which chunks that share nothing cannot do."""
     once, often = (write(tmp_path / f"{len(text)}.cl", text) for text in (LONG[: len(TEXT)], LONG))
-    assert often.data_bytes < 3 * once.data_bytes
+    assert often.data_bytes < 6 * once.data_bytes
 
 
 def test_noise_takes_its_own_size_and_little_more(tmp_path):
@@ -126,13 +128,14 @@ def test_damaged_and_misleading_files_are_refused_in_a_line(tmp_path, archive):
     }
     for name, change in changes.items():
         message = refusal(repacked(archive, path, change))
-        assert name == "as chunks" or "this machine" not in message, (name, message)
+        # A last byte that is all but sure leaves no trace in the stream: then the digest of the text tells.
+        assert name in ("as chunks", "shorter text", "longer text") or "this machine" not in message, (name, message)
 
 
 def test_memory_is_checked_before_any_is_taken(tmp_path, archive):
     path = tmp_path / "a.cl"
     path.write_bytes(archive)
-    with pytest.raises(UsageError, match="a.cl: .*memory"):
+    with pytest.raises(UsageError, match=r"a\.cl: .*memory"):
         read_archive(path, 1, silent, 100_000_000)
     assert read_archive(path, 1, silent, 2_000_000_000) == LONG
     assert set(read_sections(path)) == {"HEAD", "TOKN", "MODL", "FLOW"}
