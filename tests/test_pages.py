@@ -37,6 +37,7 @@ ELSEWHERE = {
     "codelength teacher": "eval/teacher/test_teacher.py",
     "codelength doctor": "launch/doctor/test_doctor.py",
     "codelength eval runs/demo --sweep-precision": "eval/report/test_precision.py",
+    "codelength eval runs/demo eval.predictor=float eval.adaptive=true": "eval/offline/test_in_order.py",
     "codelength eval runs/300kb eval.online=true": "eval/online/test_online.py",
     "codelength send configs/wiki-mini-online.yaml": "eval/online/test_online.py",
     "codelength receive shorter.clo": "eval/online/test_online.py",

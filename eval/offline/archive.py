@@ -1,7 +1,8 @@
 """The offline (two-part) code as a file: sparse weights, tokenizer and the text coded with the rebuilt weights.
 
-Sections: HEAD (what a decoder must know), TOKN (tokenizer), MODL (weights), DATA (one range-coder stream). Chunks of
-`chunk_bytes` share no context; each starts from the begin symbol, so its first byte is coded like any other.
+Sections: HEAD (what a decoder must know), TOKN (tokenizer), MODL (weights), and one range-coder stream. DATA are chunks
+of `chunk_bytes` that share no context; each starts from the begin symbol, so its first byte is coded like any other.
+FLOW is the text in its order, read in windows of `chunk_bytes`, with an adaptive mixture (`eval.adaptive`).
 """
 
 import hashlib
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from eval.adaptive.in_order import LANES, decode_in_order, encode_in_order, mixture_sha256
 from eval.codec.container import (
     CHECKSUM_BYTES,
     framing_bytes,
@@ -23,7 +25,7 @@ from eval.codec.container import (
 )
 from eval.codec.range_coder import RangeDecoder, RangeEncoder
 from eval.length import Length
-from eval.offline.archive_head import cache_bytes_per_lane, check_head, model_fields
+from eval.offline.archive_head import CHUNKS, IN_ORDER, cache_bytes_per_lane, check_head, model_fields
 from eval.offline.chunks import Progress, decode_chunks, encode_chunks
 from eval.predict.devices import choose_devices, device_name
 from eval.predict.float_model import FloatModel
@@ -108,54 +110,69 @@ class QuantisedModel:
 
 
 def write_archive(
-    path: Path, text: bytes, model: QuantisedModel, config: EvalConfig, threads: int, progress: Progress
+    path: Path,
+    text: bytes,
+    model: QuantisedModel,
+    config: EvalConfig,
+    threads: int,
+    progress: Progress,
+    section: str = CHUNKS,
 ) -> ArchiveReport:
     """Code `text` with the weights that a decoder will rebuild, and write the file in one rename.
+
+    `section` says how: in chunks, or in its order by an adaptive mixture too.
 
     Raises RunFailure where the file cannot be written (nothing is left of it then), and UsageError where
     `eval.predictor=portable` cannot sum the integers of the model exactly.
     """
     start = time.perf_counter()
-    num_chunks = -(-len(text) // config.chunk_bytes)
-    length = min(config.chunk_bytes, len(text)) or 1
-    per_lane = cache_bytes_per_lane(model.config, length, config.predictor)
-    blocks = block_count(num_chunks, config.lanes, per_lane, config.max_cache_bytes)
     devices = choose_devices(config.device, model.num_parameters)
-    predictor = model.predictor(config.predictor, (config.lanes, blocks, length), threads, devices)
-    sha256 = hashlib.sha256(text).hexdigest()
+    chunk_bytes, lanes = (model.config.context, LANES) if section == IN_ORDER else (config.chunk_bytes, config.lanes)
+    length = min(chunk_bytes, len(text)) or 1
+    per_lane = cache_bytes_per_lane(model.config, length, config.predictor)
+    num_chunks = 1 if section == IN_ORDER else -(-len(text) // chunk_bytes)
+    blocks = block_count(num_chunks, lanes, per_lane, config.max_cache_bytes)
+    predictor = model.predictor(config.predictor, (lanes, blocks, length), threads, devices)
+    encoder = RangeEncoder()
+    if section == IN_ORDER:
+        encode_in_order(text, predictor, encoder, progress)
+    else:
+        encode_chunks(text, chunk_bytes, model.tokenizer, predictor, encoder, progress)
     head = {
         "model": model_fields(model.config),
         "tokenizer": model.tokenizer.kind,
         "raw_bytes": len(text),
-        "sha256": sha256,
-        "chunk_bytes": config.chunk_bytes,
-        "lanes": config.lanes,
+        "sha256": hashlib.sha256(text).hexdigest(),
+        "chunk_bytes": chunk_bytes,
+        "lanes": lanes,
         "blocks": blocks,
         "predictor": config.predictor,
-        "predictor_sha256": predictor.fingerprint(),
-        "environment": {} if config.predictor == "portable" else _relevant_environment(devices[0]),
+        "predictor_sha256": _fingerprint(predictor, section),
+        "environment": {} if config.predictor == "portable" else _relevant_environment(devices[0], section),
     }
-    encoder = RangeEncoder()
-    encode_chunks(text, config.chunk_bytes, model.tokenizer, predictor, encoder, progress)
     sections = {
         "HEAD": pack_json(head),
         "TOKN": model.tokenizer.model_bytes(),
         "MODL": encode_weights(model.integers, model.steps),
-        "DATA": encoder.stream(),
+        section: encoder.stream(),
     }
-    content = pack_sections(sections)
-    write_file(path, content)
+    write_file(path, pack_sections(sections))
+    return _report(sections, encoder, str(head["sha256"]), time.perf_counter() - start)
+
+
+def _report(sections: dict[str, bytes], encoder: RangeEncoder, sha256: str, seconds: float) -> ArchiveReport:
+    framing, sizes = framing_bytes(len(sections)), list(map(len, sections.values()))
     return ArchiveReport(
-        header_bytes=framing_bytes(len(sections)) + len(sections["HEAD"]),
-        model_bytes=len(sections["MODL"]),
-        tokenizer_bytes=len(sections["TOKN"]),
-        data_bytes=len(sections["DATA"]),
+        header_bytes=framing + sizes[0],
+        tokenizer_bytes=sizes[1],
+        model_bytes=sizes[2],
+        data_bytes=sizes[3],
         checksum_bytes=CHECKSUM_BYTES,
-        total_bytes=len(content),
+        total_bytes=framing + sum(sizes) + CHECKSUM_BYTES,
         ideal_data_bits=encoder.ideal_bits,
         quantised_data_bits=encoder.quantised_bits,
         sha256=sha256,
-        encode_seconds=time.perf_counter() - start,
+        encode_seconds=seconds,
     )
 
 
@@ -166,7 +183,8 @@ def read_archive(path: Path, threads: int, progress: Progress, max_memory_bytes:
     computes other probabilities than the one that wrote it.
     """
     sections = read_sections(path)
-    if set(sections) != {"HEAD", "TOKN", "MODL", "DATA"}:
+    section = IN_ORDER if IN_ORDER in sections else CHUNKS
+    if set(sections) != {"HEAD", "TOKN", "MODL", section}:
         raise UsageError(f"{path}: holds no text; give an archive made by `codelength eval` or `codelength compress`")
     head = unpack_json(sections["HEAD"], path)
     try:
@@ -175,19 +193,22 @@ def read_archive(path: Path, threads: int, progress: Progress, max_memory_bytes:
             transformer = Transformer(replace(config, context=1), tokenizer.vocab_size)
         shapes = {name: tuple(p.shape) for name, p in transformer.named_parameters()}
         model = QuantisedModel(config, tokenizer, *decode_weights(sections["MODL"], shapes))
-        decoder = RangeDecoder(sections["DATA"])
+        decoder = RangeDecoder(sections[section])
         length = min(head["chunk_bytes"], head["raw_bytes"]) or 1
         devices = _devices(head, model.num_parameters)
         shape = head["lanes"], head["blocks"], length
         predictor = model.predictor(head["predictor"], shape, threads, devices)
-        if predictor.fingerprint() != head["predictor_sha256"]:
-            here = _describe(_relevant_environment(devices[0]))
+        if _fingerprint(predictor, section) != head["predictor_sha256"]:
+            here = _describe(_relevant_environment(devices[0], section))
             raise UsageError(
                 "this machine computes other probabilities than the one that wrote it "
                 f"({_describe(head['environment'])}; here {here}); decode with the same versions and processor"
             )
         try:
-            text = decode_chunks(head["raw_bytes"], head["chunk_bytes"], tokenizer, predictor, decoder, progress)
+            if section == IN_ORDER:
+                text = decode_in_order(head["raw_bytes"], predictor, decoder, progress)
+            else:
+                text = decode_chunks(head["raw_bytes"], head["chunk_bytes"], tokenizer, predictor, decoder, progress)
         except UsageError as error:
             place = f", or decode it where it was made ({_describe(head['environment'])})"
             raise UsageError(f"{error}{place if head['environment'] else ''}") from None
@@ -219,9 +240,17 @@ def _devices(head: dict, num_parameters: int) -> list[str]:
     return choose_devices("cpu" if name == "cpu" else "cuda", num_parameters)
 
 
-def _relevant_environment(device: str) -> dict[str, str]:
+def _fingerprint(predictor: Predictor, section: str) -> str:
+    """Digest of all probabilities that a decoder must reproduce."""
+    own = predictor.fingerprint()
+    return hashlib.sha256((own + mixture_sha256()).encode()).hexdigest() if section == IN_ORDER else own
+
+
+def _relevant_environment(device: str, section: str) -> dict[str, str]:
     """What the last bits of a float product, and how they are coded, depend on."""
     versions = {"torch": str(torch.__version__), "numpy": np.__version__}
+    if section == IN_ORDER:
+        versions |= {name: metadata.version(name) for name in ("numba", "llvmlite")}
     versions |= {"constriction": metadata.version("constriction"), "libc": c_library()}
     if device != "cpu":
         return versions | {"device": device_name(device)}

@@ -4,6 +4,7 @@ from dataclasses import asdict, fields
 
 import torch
 
+from eval.adaptive.in_order import mixture_bytes, most_bytes
 from eval.codec.range_coder import most_symbols
 from eval.kernels.vectors import WIDTH
 from eval.predict.portable import cache_dtype
@@ -13,6 +14,10 @@ from harness.errors import UsageError
 from harness.machine.memory import check_memory
 from harness.model.transformer import ModelConfig
 
+Tokenizer = ByteTokenizer | SentencePieceTokenizer
+
+CHUNKS, IN_ORDER = "DATA", "FLOW"
+"""The section of the text: in chunks that share no context, or in its order, by an adaptive mixture too."""
 MAX_SIZE = 1 << 40
 # Each layer has four matrices at least, and each tensor a step of four bytes in the file.
 _STEP_BYTES_PER_LAYER = 16
@@ -41,9 +46,7 @@ def model_fields(config: ModelConfig) -> dict[str, object]:
     return {name: value for name, value in asdict(config).items() if ADDED_FIELDS.get(name) != value}
 
 
-def check_head(
-    head: dict, sections: dict[str, bytes], max_memory_bytes: int | None
-) -> tuple[ModelConfig, ByteTokenizer | SentencePieceTokenizer]:
+def check_head(head: dict, sections: dict[str, bytes], max_memory_bytes: int | None) -> tuple[ModelConfig, Tokenizer]:
     """Configuration and tokenizer of a header whose every value is of its type and in range.
 
     Raises UsageError for others, for sizes that do not follow from each other and from the lengths of the `sections`,
@@ -67,14 +70,27 @@ def check_head(
     if _STEP_BYTES_PER_LAYER * config.layers > len(sections["MODL"]):
         raise UsageError(f"malformed header (model.layers={config.layers}: more than it has weights for)")
     tokenizer = from_model_bytes(head["tokenizer"], sections["TOKN"])
-    most_bytes = most_symbols(len(sections["DATA"]), tokenizer.vocab_size) * int(tokenizer.token_bytes.max())
-    if head["raw_bytes"] > most_bytes:
+    _check_sizes(head, sections, tokenizer)
+    needed = memory_bytes(head, config, tokenizer.vocab_size)
+    if IN_ORDER in sections:
+        needed += mixture_bytes(head["raw_bytes"], head["lanes"])
+    check_memory(needed, max_memory_bytes)
+    return config, tokenizer
+
+
+def _check_sizes(head: dict, sections: dict[str, bytes], tokenizer: Tokenizer) -> None:
+    """Raises UsageError for a text that the data cannot hold, or that does not fill what is to be coded at once."""
+    if IN_ORDER in sections:
+        most, is_fitting = most_bytes(len(sections[IN_ORDER])), head["blocks"] == 1 and tokenizer.kind == "bytes"
+        if not is_fitting or head["predictor"] != "float":
+            raise UsageError("malformed header (not one of a text in order); fetch the archive again")
+    else:
+        most = most_symbols(len(sections[CHUNKS]), tokenizer.vocab_size) * int(tokenizer.token_bytes.max())
+    if head["raw_bytes"] > most:
         raise UsageError(f"malformed header (raw_bytes={head['raw_bytes']}: more than its data can hold)")
     num_chunks = -(-head["raw_bytes"] // head["chunk_bytes"])
     if head["blocks"] > max(1, -(-num_chunks // head["lanes"])):
         raise UsageError(f"malformed header (blocks={head['blocks']}: more than its {num_chunks} chunks fill)")
-    check_memory(memory_bytes(head, config, tokenizer.vocab_size), max_memory_bytes)
-    return config, tokenizer
 
 
 def memory_bytes(head: dict, config: ModelConfig, vocab_size: int) -> int:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from eval.length import Length
 from eval.offline.archive import ArchiveReport, QuantisedModel, write_archive
+from eval.offline.archive_head import IN_ORDER
 from eval.offline.baseline_cache import measured
 from eval.offline.baselines import BASELINES, CHUNK_BYTES
 from eval.offline.chunks import Progress
@@ -38,6 +39,7 @@ from harness.units import bits_from_bytes, bits_per_byte
 
 MAX_CORPUS_BASELINE_BYTES = 16_000_000
 ARCHIVE_FILE, REPORT_FILE = Path("offline") / "archive.cl", "report.json"
+ADAPTIVE_FILE = Path("offline") / "adaptive.cl"
 
 
 def load_weights(
@@ -111,6 +113,7 @@ def evaluate(run_dir: Path, overrides: list[str], threads: int, progress: Progre
     not decode.
     """
     config = load_run_config(run_dir, overrides)
+    check_adaptive(config)
     # Before the ledger is read, whose own words would be about a run that has not ended.
     check_done(run_dir)
     with locked(run_dir):
@@ -133,6 +136,7 @@ def _evaluate(run_dir: Path, config: RunConfig, threads: int, progress: Progress
         archive = write_archive(output, text, model, config.eval, threads, progress)
         decode_seconds = verify(output, text, threads)
         archive = replace(archive, kind="decoded")
+    adaptive = adaptive_section(run_dir, text, model, config, threads, progress)
     heldout = split(data.tokenizer.decode(data.heldout.tokens), config.eval.chunk_bytes)
     heldout_bits = ideal_bits(model, heldout, dtype)
     online_report = online_section(online, archive, len(text), config) | {"baselines": corpus_baselines(data, config)}
@@ -153,6 +157,7 @@ def _evaluate(run_dir: Path, config: RunConfig, threads: int, progress: Progress
         "online": online_report,
         "offline": offline_section(archive, model, cost, len(text), config)
         | {"heldout_ideal_bits": heldout_bits, "decode_seconds": decode_seconds},
+        "adaptive": adaptive,
         "projected": {
             "dataset_bytes": data.train.raw_bytes,
             "total_bytes": projected_length(archive, len(text), data.train.raw_bytes).total_bytes,
@@ -162,6 +167,36 @@ def _evaluate(run_dir: Path, config: RunConfig, threads: int, progress: Progress
     }
     write_json(run_dir / REPORT_FILE, report)
     return report
+
+
+def check_adaptive(config: RunConfig) -> None:
+    """Raises UsageError where `eval.adaptive` cannot code what the other settings ask for."""
+    evaluation, remedy = config.eval, ""
+    if evaluation.predictor != "float":
+        # Logarithms and exponentials of a C library have other last bits elsewhere.
+        remedy = f"computes in floats, not as eval.predictor={evaluation.predictor}; add eval.predictor=float"
+    elif config.tokenizer.kind != "bytes":
+        remedy = f"predicts bytes; train with tokenizer.kind=bytes, not {config.tokenizer.kind}"
+    elif evaluation.ideal:
+        remedy = "is a file; add eval.ideal=false"
+    if evaluation.adaptive and remedy:
+        raise UsageError(f"eval.adaptive=true: {remedy}")
+
+
+def adaptive_section(
+    run_dir: Path, text: bytes, model: QuantisedModel, config: RunConfig, threads: int, progress: Progress
+) -> dict | None:
+    """The text in its order by the model and an adaptive mixture, as a fresh process has decoded it; None without."""
+    output = run_dir / ADAPTIVE_FILE
+    if not config.eval.adaptive:
+        # One of other weights would look like a part of this report.
+        output.unlink(missing_ok=True)
+        return None
+    archive = write_archive(output, text, model, config.eval, threads, progress, IN_ORDER)
+    decode_seconds = verify(output, text, threads)
+    sizes = {key: size for key, size in asdict(archive).items() if key != "kind"}
+    rate = archive.length.bits_per_byte(len(text))
+    return {**sizes, "bits_per_byte": rate, "decode_seconds": decode_seconds, "verified": True}
 
 
 def verify(archive: Path, text: bytes, threads: int) -> float:

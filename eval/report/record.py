@@ -34,6 +34,8 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     **{f"dead_{part}": ("offline", f"dead_{part}") for part in DEAD_PARTS},
     **{key: ("offline", key) for key in ("ideal_data_bits", "heldout_ideal_bits", "verified", "sha256")},
     **{key: ("offline", key) for key in ("is_ideal", "encode_seconds", "decode_seconds")},
+    **{f"adaptive_{part}_bytes": ("adaptive", f"{part}_bytes") for part in ("model", "data", "total")},
+    **{f"adaptive_{key}": ("adaptive", key) for key in ("verified", "encode_seconds", "decode_seconds")},
     "online_ideal_bits": ("online", "ideal_bits"),
     "online_aulc_bits": ("online", "aulc_bits"),
     "online_ideal_bits_per_byte": ("online", "bits_per_byte"),
@@ -104,21 +106,23 @@ def _rate(num_bytes: float | None, raw_bytes: float | None) -> float | None:
 def lengths(record: Record) -> dict[str, Length]:
     """The codes of a flat record that are known, by name.
 
-    `offline` and the compressors by their names are codes of the text that `eval_split` names; `online` (learnt along
-    the way), `projected` (by the model of the archive) and `corpus_` before a compressor's name are codes of the
-    training corpus.
+    `offline`, `adaptive` and the compressors by their names are codes of the text that `eval_split` names; `online`
+    (learnt along the way), `projected` (by the model of the archive) and `corpus_` before a compressor's name are codes
+    of the training corpus.
     """
     by_name = {}
     if record["online_file_bytes"] is not None:
         by_name["online"] = Length.of_file(record["online_file_bytes"], record["online_verified"])
     elif record["online_ideal_bits"] is not None:
         by_name["online"] = Length.ideal(record["online_ideal_bits"])
-    model, data, total = (record[f"{part}_bytes"] for part in ("model", "data", "total"))
-    if not (model is None or data is None or total is None):
-        kind = "ideal" if record["is_ideal"] else kind_of_file(record["verified"])
-        by_name["offline"] = Length(model, data, kind, total - model - data)
+    for name, prefix in (("offline", ""), ("adaptive", "adaptive_")):
+        model, data, total = (record[f"{prefix}{part}_bytes"] for part in ("model", "data", "total"))
+        if not (model is None or data is None or total is None):
+            is_ideal = name == "offline" and record["is_ideal"]
+            kind = "ideal" if is_ideal else kind_of_file(record[f"{prefix}verified"])
+            by_name[name] = Length(model, data, kind, total - model - data)
     if (total := record["projected_total_bytes"]) is not None:
-        model, tokenizer = model or 0, record["tokenizer_bytes"] or 0
+        model, tokenizer = record["model_bytes"] or 0, record["tokenizer_bytes"] or 0
         by_name["projected"] = Length(model, total - model - tokenizer, "projected", tokenizer)
     for name in (f"{prefix}{baseline.name}" for prefix in ("", "corpus_") for baseline in BASELINES):
         if (size := record.get(f"{name}_bytes")) is not None:

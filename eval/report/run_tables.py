@@ -52,6 +52,8 @@ def _codes_block(record: Record, known: dict[str, Length]) -> Block:
     raw_bytes, chunk_bytes = record["raw_bytes"], record["chunk_bytes"] or CHUNK_BYTES
     ours = {"code": f"codelength, {record['method'] or 'offline'}", "is_emphasised": True}
     codes = [(ours | {"context": f"{chunk_bytes} B chunk"}, known.get("offline"))]
+    mixed = ours | {"code": f"{ours['code']} + adaptive", "context": "whole file, in order"}
+    codes.append((mixed, known.get("adaptive")))
     codes += [({"code": b.program, "context": b.context(chunk_bytes)}, known.get(b.name)) for b in BASELINES]
     rows: list[Record] = [names | length_cells(length, raw_bytes) for names, length in codes if length]
     if raw_bytes is not None:
@@ -81,7 +83,8 @@ def _shorter_than(record: Record, known: dict[str, Length], baselines: Sequence[
     """Which of these compressors take fewer bytes for the text of a run."""
     chunk_bytes = record["chunk_bytes"] or CHUNK_BYTES
     others = {b.label(chunk_bytes): known[b.name] for b in baselines if b.name in known}
-    return shorter_codes("codelength", known.get("offline"), others)
+    notes = shorter_codes("codelength", known.get("offline"), others)
+    return notes + shorter_codes("codelength + adaptive", known.get("adaptive"), others)
 
 
 def _corpus_block(record: Record, known: dict[str, Length]) -> Block:

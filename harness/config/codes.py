@@ -9,12 +9,9 @@ from harness.bounds import bound_problems, bounded
 MAX_LANES = 4096
 PREDICTORS = ("float", "portable")
 DEVICES = ("auto", "cpu", "cuda")
-FEEDBACK_ORDERS = ("natural", "largest")
 # Tables of its positions are made by exact arithmetic, one after another.
 MAX_PORTABLE_CHUNK = 1 << 16
 EXPERTS = ("uniform", "frequencies", "ngram", "network")
-MAX_ORDER = 6
-MAX_CHECKPOINTS = 256
 MAX_MODELS = 16
 
 
@@ -40,8 +37,10 @@ class EvalConfig:
     """Training sequences by whose inputs of layers weights are rounded with error feedback; 0: each to the nearest."""
     feedback_damping: float = bounded(0.01, above=0)
     """What feedback adds to the second moments of the inputs, in mean squares of an input."""
-    feedback_order: str = bounded("natural", choices=FEEDBACK_ORDERS)
+    feedback_order: str = bounded("natural", choices=("natural", "largest"))
     """Order in which feedback rounds the columns of a layer: `natural`, or those of the `largest` inputs first."""
+    adaptive: bool = False
+    """Also code the text in its order, with the same weights and an adaptive mixture: `offline/adaptive.cl`."""
     online: bool = False
     """Also write the online code of the training corpus as a file, and receive it; takes longer than training."""
 
@@ -65,13 +64,13 @@ class OnlineConfig:
     """
     models: list[str] = field(default_factory=list)
     """More transformers that learn and predict, as WIDTHxLAYERSxHEADS."""
-    ngram_order: int = bounded(6, least=1, most=MAX_ORDER)
+    ngram_order: int = bounded(6, least=1, most=6)
     """Longest context of `ngram`, in bytes; words and matches come with it."""
     ema: float = bounded(0.0, least=0, most=math.nextafter(1, 0), words="must be in [0, 1)")
     """Decay of the running mean of the weights, by step, that predicts in place of the weights; 0 is none."""
     calibrate: bool = False
     """Scale logits by a temperature that is learnt from new batches after they are coded."""
-    checkpoints: int = bounded(1, least=1, most=MAX_CHECKPOINTS)
+    checkpoints: int = bounded(1, least=1, most=256)
     """Self-switch: batches are coded with the best of so many states of the weights, the current one among them."""
     checkpoint_steps: int = bounded(16, least=1)
     """Steps between such states."""

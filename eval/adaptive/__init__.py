@@ -1,0 +1,1 @@
+"""A text in its order, by a sent model and an adaptive mixture together"""
