@@ -128,8 +128,8 @@ def test_damaged_and_misleading_files_are_refused_in_a_line(tmp_path, archive):
     }
     for name, change in changes.items():
         message = refusal(repacked(archive, path, change))
-        # A last byte that is all but sure leaves no trace in the stream: then the digest of the text tells.
-        assert name in ("as chunks", "shorter text", "longer text") or "this machine" not in message, (name, message)
+        # Not the machine is to blame where the stream is no such text.
+        assert name not in ("cut", "none", "odd", "longer", "noise") or "this machine" not in message, (name, message)
 
 
 def test_memory_is_checked_before_any_is_taken(tmp_path, archive):
@@ -160,5 +160,5 @@ def test_eval_writes_it_decodes_it_and_tells_it_in_table_and_json(finished_run, 
     assert main(["table", str(finished_run), "--format", "json"]) == 0
     (record,) = json.loads(capsys.readouterr().out)
     assert record["adaptive_total_bytes"] == size and record["adaptive_verified"] is True
-    assert main(["eval", str(finished_run), "--quiet"]) == 0
+    assert main(["eval", str(finished_run), "eval.ideal=true", "--quiet"]) == 0
     assert not file.exists() and "adaptive" not in (finished_run / "table.md").read_text()
