@@ -145,7 +145,7 @@ def test_csv_and_json_carry_full_numbers_under_keys_with_units():
     unitless = {key for key in record if not key.endswith(units)}
     assert unitless == {
         *("run", "corpus", "eval_split", "method", "parameters", "nonzeros", "verified", "sha256", "is_ideal"),
-        *("online_tokens", "online_verified"),
+        *("online_tokens", "online_verified", "adaptive_verified"),
         *(f"dead_{part}" for part in ("rows", "columns", "heads", "units", "channels", "weights")),
     }
 
