@@ -25,7 +25,7 @@ EXPERTS = ["uniform", "ngram", "network"]
 """Who predicts beside the transformer."""
 NGRAM_ORDER = 6
 LANES = 4
-"""One is 1 % shorter than four, 16 are 1 % longer; a position takes a decoder as long with 16 as with one."""
+"""Fewer are shorter, more are faster: 256,000 bytes of a demo take 59.0 kB with four, 59.3 with eight, 59.6 with 16."""
 BITS = 8
 OVERLAP = 4
 """Share of a window, one in so many, that repeats what the window before has coded: context of its first symbols."""
