@@ -181,7 +181,8 @@ def test_without_the_hub_wiki40b_fails_at_once_and_says_what_to_do():
     # A port where nothing listens stands for a machine without network, on any machine.
     program = (
         "from harness.corpus.config import *\n"
-        "try: read_documents(CorpusConfig(), 'train')\nexcept UsageError as e: print(e)"
+        "try: next(iter(read_documents(CorpusConfig(kind='wiki40b'), 'train')))\n"
+        "except UsageError as error: print(error)"
     )
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"}
     start = time.monotonic()
