@@ -15,6 +15,8 @@ import numpy as np
 _COUNT = struct.Struct("<I")
 _BLOCK_DOCUMENTS = 1024
 _MOST_VARINT_BYTES = 10
+# A number without an end would take longer than any text.
+_MOST_BITS = 56
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,8 @@ def _lengths(packed: bytes, count: int) -> list[int]:
         raise ValueError("no lengths") from error
     values, shift, value = [], 0, 0
     for byte in content:
+        if shift > _MOST_BITS:
+            raise ValueError("no lengths")
         value |= (byte & 127) << shift
         shift += 7
         if byte < 128:

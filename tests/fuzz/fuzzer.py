@@ -15,15 +15,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from eval.offline.archive import read_archive
+from eval.offline.archive import read_archive, write_archive
+from eval.offline.archive_head import IN_ORDER
 from eval.online.receive import receive
 from eval.teacher.archive import read_archive as read_targets
 from eval.teacher.archive import target_bytes
+from harness.config.codes import EvalConfig
 from harness.errors import CodelengthError
 from harness.machine.ranks import Ranks, joined_ranks
+from launch.main import main
 from tests.fuzz.mutate import mutated
 from tests.fuzz.run_files import FORMATS
-from tests.golden.make import TARGETS, TEXT, write_cl, write_clo, write_teacher
+from tests.golden.make import SEND, TARGETS, TEXT, tiny_model, write_cl, write_clo, write_teacher
 
 MAX_MEMORY_BYTES = 1_000_000_000
 # A file that takes longer is a problem: the whole ones take less than a second.
@@ -93,8 +96,24 @@ def _whole_files(folder: Path) -> dict[str, bytes]:
         write_cl(folder / f"{predictor}.cl", predictor)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         write_clo(folder / "online.clo", folder)
+        _write_parts(folder / "parts.clo", folder / "corpus")
+    config = EvalConfig(predictor="float", device="cpu")
+    write_archive(folder / "order.cl", TEXT, tiny_model(), config, 1, lambda done, total: None, IN_ORDER)
     write_teacher(folder / "targets.teacher")
-    return {name: (folder / name).read_bytes() for name in ("float.cl", "portable.cl", "online.clo", "targets.teacher")}
+    names = ("float.cl", "portable.cl", "order.cl", "online.clo", "parts.clo", "targets.teacher")
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def _write_parts(path: Path, folder: Path) -> None:
+    """An online code of TEXT as a text of two parts, whose documents are named in an order."""
+    for split, contents in (("text", (TEXT[:100], TEXT[100:])), ("heldout", (b"x", b"y"))):
+        (folder / split).mkdir(parents=True)
+        for name, content in zip("ab", contents, strict=True):
+            (folder / split / name).write_bytes(content)
+    (folder / "config.yaml").write_text("{}\n")
+    corpus = ("corpus.kind=files", f"corpus.path={folder}/text", f"corpus.heldout_path={folder}/heldout")
+    own = ("corpus.parts=[a,b]", "corpus.documents=random:1", "train.shares=uniform", f"data_dir={folder}/data")
+    assert main(["send", str(folder / "config.yaml"), *SEND, *corpus, *own, "-o", str(path)]) == 0
 
 
 def _try(is_right: Callable[[Ranks], bool], place: Path, ranks: Ranks, counts: Counts, number: str) -> None:

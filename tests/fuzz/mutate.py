@@ -17,6 +17,10 @@ SETTINGS = {
     "train.order": ("sequential", "streams", "x"),
     "train.replays": NUMBERS,
     "train.retrain_at": ([0.5], [2.0], ["nan"]),
+    "train.shares": ("uniform", "ado", "[1,2]", "[[0,1,1],[90,1,9]]", "[0,1]", "x"),
+    "train.last": (["0"], ["1"], ["0", "1"], ["2"], "x"),
+    "train.untrained": (["0"], ["1"], ["0", "1"], ["2"]),
+    "train.batch_schedule": ([[0, 4], [20, 16]], [[0, 0]], [[0, 2**40]], [[5, 8]]),
     "train.micro_batch_sequences": NUMBERS,
     "online.experts": (["ngram"], ["uniform", "frequencies"], ["network"], ["x"]),
     "online.models": (["8x1x1"], ["8x1x1"] * 20, ["999999x9999x1"]),
@@ -110,7 +114,7 @@ def _change_section(sections: dict[str, bytes], others: list[bytes], path: Path,
     elif kind < 0.9:
         sections[tag] = _sections(rng.choice(others), path).get(tag, b"")
     elif kind < 0.95:
-        sections[rng.choice(("MORE", "DATA", "SEGM"))] = sections.pop(tag)
+        sections[rng.choice(("MORE", "DATA", "FLOW", "SEGM", "PART", "ORDR"))] = sections.pop(tag)
     else:
         sections.pop(tag)
 
@@ -119,8 +123,8 @@ def _change_segments(sections: dict[str, bytes], others: list[bytes], path: Path
     """A stream of an online code with its length; other files have one stream, their last section."""
     packed, at = sections.get("SEGM"), 16
     if packed is None or len(packed) < 20:
-        if "DATA" in sections:
-            sections["DATA"] = damaged(sections["DATA"], rng)
+        for tag in sections.keys() & {"DATA", "FLOW"}:
+            sections[tag] = damaged(sections[tag], rng)
         return
     while rng.random() < 0.5:
         following = at + 20 + struct.unpack_from("<I", packed, at)[0]

@@ -1,7 +1,9 @@
 """An order of documents takes log2 n! bits and comes back, and bytes that are none are refused."""
 
 import math
+import struct
 
+import brotli
 import numpy as np
 import pytest
 from hypothesis import given
@@ -37,3 +39,10 @@ def test_damaged_orders_are_refused():
             read_order(damaged, 200)
     with pytest.raises(ValueError):
         read_order(content, 201)
+
+
+def test_a_length_of_more_bits_than_any_text_has_is_refused_before_it_grows():
+    lengths = b"\x80" * 100 + b"\x01" + b"\x01" * 39
+    content = struct.pack("<I", 40) + _packed(list(range(40))) + brotli.compress(lengths)
+    with pytest.raises(ValueError, match="no lengths"):
+        read_order(content, 2**40)
