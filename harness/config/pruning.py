@@ -23,7 +23,7 @@ class PruneConfig:
     resolution: float = bounded(1e-7, above=0)
     """`tamade`: width of the bracket of the threshold at which the search ends."""
     random_gradient: bool = True
-    """Remove weights without influence before and after the search, or after each layer, not with `tamade`."""
+    """Remove weights without influence before and after `tamade`, or after each layer of the other kinds."""
     alpha: float = bounded(1e-3, above=0)
     """`layerwise`, `feedback`: price of a weight, in mean squares of an output of its layer."""
     steps: int = bounded(500, least=1)

@@ -1,7 +1,8 @@
-"""The power law c + s (t / r)^-b of a loss that never rises, fitted by least squares with the same bits everywhere.
+"""The power law c + s (t / r)^-b of a loss that never rises, fitted by least squares in a fixed number of operations.
 
 For a given exponent the best c and s have a closed form; the exponent is searched in a fixed number of steps. Only
-elementwise float64 and sums of numpy are used, so that both ends of a code, which read by such laws, agree.
+elementwise float64 and sums of numpy are used: both ends of a code, which read by such laws, agree where they have the
+same numpy and processors with the same instructions, as an online code asks of them anyway.
 """
 
 from dataclasses import dataclass
