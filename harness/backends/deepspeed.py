@@ -47,7 +47,7 @@ class DeepSpeedBackend:
         """
         self.ranks, self.config, self.clip_norm, self.micro_batch = ranks, config, clip_norm, micro_batch
         self.muon_dtype = muon_dtype
-        self.is_sharded, self.owns_group = config.zero_stage > 0, False
+        self.is_sharded, self.owns_group, self.is_unlaunched = config.zero_stage > 0, False, False
         self.deepspeed = import_deepspeed(ranks.device)
 
     def make_parts(self, groups: list[dict], config: OptimizerConfig) -> list[Ruled]:
@@ -79,10 +79,12 @@ class DeepSpeedBackend:
         )
         on_gpu = self.ranks.device.type == "cuda"
         settings = engine_settings(self.config, self.clip_norm, self.micro_batch, bucket_elements(total, block), on_gpu)
-        with _local_rank():
-            self.engine, *_ = self.deepspeed.initialize(
-                model=model, optimizer=optimizer.parts[0], config=settings, dist_init_required=False
-            )
+        # It asks the environment at every step; a process that nobody has launched is the only one of its machine.
+        self.is_unlaunched = "LOCAL_RANK" not in os.environ
+        os.environ.setdefault("LOCAL_RANK", "0")
+        self.engine, *_ = self.deepspeed.initialize(
+            model=model, optimizer=optimizer.parts[0], config=settings, dist_init_required=False
+        )
         self.module: nn.Module = self.engine
         stage, wanted = self.engine.zero_optimization_stage(), self.config.zero_stage
         if int(stage) != wanted:
@@ -149,9 +151,11 @@ class DeepSpeedBackend:
         return int(self.ranks.sum(nonzeros)[0]) if self.config.zero_stage else nonzeros
 
     def close(self) -> None:
-        """End the group that one process needed for DeepSpeed alone."""
+        """End what one process needed for DeepSpeed alone; it may go on to other work."""
         if self.owns_group and dist.is_initialized():
             self.deepspeed.comm.destroy_process_group()
+        if self.is_unlaunched:
+            os.environ.pop("LOCAL_RANK", None)
 
     @torch.no_grad()
     def _set_module(self, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -163,18 +167,6 @@ class DeepSpeedBackend:
             with self.deepspeed.zero.GatheredParameters([named[name]], modifier_rank=0):
                 if self.ranks.is_first:
                     named[name].copy_(full)
-
-
-@contextmanager
-def _local_rank() -> Iterator[None]:
-    """What DeepSpeed wants to know of a process that nobody has launched; the process may go on to other work."""
-    given = os.environ.get("LOCAL_RANK")
-    os.environ["LOCAL_RANK"] = given or "0"
-    try:
-        yield
-    finally:
-        if given is None:
-            del os.environ["LOCAL_RANK"]
 
 
 def bucket_elements(total: int, block: int) -> int:

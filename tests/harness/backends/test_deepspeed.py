@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -22,10 +23,13 @@ from tests.support.ranks import assert_same_run, finish_all, rows, write_config
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> Path:
     path = write_config(tmp_path_factory.mktemp("zero"), subset_bytes=12300, epochs=1)
+    content = yaml.safe_load(path.read_text())
     # Rounds of pruning are those of tests/harness/pruning/test_prune_phase.py.
-    path.write_text(
-        path.read_text().replace("rounds: 2", "rounds: 1").replace("sample_sequences: 8", "sample_sequences: 4")
-    )
+    content["prune"] |= {"rounds": 1, "sample_sequences": 4}
+    # Groups of weights with learning rates of their own.
+    content["model"]["smear"] = 3
+    content["optimizer"] |= {"embedding_factor": 3, "head_factor": 2, "vectors_factor": 4}
+    path.write_text(yaml.safe_dump(content))
     return path
 
 
@@ -166,15 +170,18 @@ os._exit(0)
 
 
 def test_one_process_needs_no_launcher_and_no_compiler(config, alone):
-    plain = [str(config), "name=plain", "train.micro_batch_sequences=2", *zero(2)]
+    plain, whole = (
+        [str(config), f"name=plain-{stage}", "train.micro_batch_sequences=2", *zero(stage)] for stage in (2, 3)
+    )
     muon = [str(config), "name=plain-muon", *zero(1), *MUON]
-    command = [sys.executable, "-c", f"jobs = [{plain}, {muon}]\n{ONE_AFTER_ANOTHER}"]
+    command = [sys.executable, "-c", f"jobs = [{plain}, {whole}, {muon}]\n{ONE_AFTER_ANOTHER}"]
     # Nothing but Python can be found: no compiler, no ninja.
     environment = {"PATH": "/nonexistent", "OMP_NUM_THREADS": "1", "HOME": str(config.parent)} | isa_limits()
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "compil" not in done.stdout + done.stderr and not (config.parent / ".cache" / "torch_extensions").exists()
-    assert_same_run(config.parent / "runs" / "plain", alone)
+    for stage in (2, 3):
+        assert_same_run(config.parent / "runs" / f"plain-{stage}", alone)
 
 
 @pytest.mark.parametrize(
