@@ -104,11 +104,7 @@ def open_input(config: RunConfig, path: Path | None, ranks: Ranks) -> Input:
 
 def document_order(shard: Shard) -> DocumentOrder | None:
     """The order of a text's documents, where it is not their own."""
-    if shard.order is None:
-        return None
-    lengths = np.diff(np.append(shard.document_offsets, np.uint64(shard.num_tokens))).astype(np.int64)
-    # They stand in the order in which they are coded.
-    return DocumentOrder(shard.order, lengths[np.argsort(shard.order)])
+    return None if shard.order is None else DocumentOrder(shard.order, shard.document_lengths)
 
 
 def send(config: RunConfig, sent: Input, output: Path, ranks: Ranks, progress: Progress) -> SendReport:

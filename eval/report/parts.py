@@ -1,11 +1,12 @@
 """The parts of a run's text: what each takes in the online code, when it was read, and its rate on held-out text."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from eval.codec.permutation import DocumentOrder
 from eval.length import Length
 from eval.offline.evaluate import load_weights
 from eval.show.blocks import render
@@ -22,10 +23,10 @@ from harness.run.directory import check_done, load_run_config, open_run_data
 from harness.run.ledger import read_rows
 from harness.units import bits_from_nats, bits_per_byte
 
-FIGURE = "parts.png"
 _ROWS_PER_FORWARD = 16
 _BINS = 60
 _FITTED_FRACTION = 0.5
+_ORDER_NOTE = "order: that of the documents and their lengths, as a file of the online code holds them."
 _IDEAL_NOTE = "ideal: sums over the ledger's tokens; not files. Held out: the final float32 weights, in sequences."
 
 
@@ -58,6 +59,7 @@ def render_parts(run_dirs: list[Path], fmt: str) -> str:
         ("first quarter", "share_of_first_quarter", percent),
         ("last quarter", "share_of_last_quarter", percent),
         ("online bytes", "online_bytes", count),
+        *([("of them the order", "order_bytes", count)] if any(r["order_bytes"] for r in records) else []),
         ("bits/byte", "online_bits_per_byte", decimal),
         ("held-out bits/byte", "heldout_bits_per_byte", decimal),
         ("kind", "kind", in_words),
@@ -65,6 +67,8 @@ def render_parts(run_dirs: list[Path], fmt: str) -> str:
     rows: list[Record] = [record | {"is_emphasised": record["part"] == "all"} for record in records]
     title = f"Parts of {in_words(records[0]['run'])}" if len(run_dirs) == 1 else "Parts of the training corpora"
     notes = ["share: of what is read, of all steps and of those of each quarter of the epoch.", _IDEAL_NOTE]
+    if any(record["order_bytes"] for record in records):
+        notes.append(_ORDER_NOTE)
     return render([new_block(title, columns, rows, notes)], records, fmt)
 
 
@@ -81,12 +85,15 @@ def part_records(run_dir: Path) -> list[Record]:
     rows = first_visits(run_dir, parts, config.model.context)
     held_nats, held_bytes = heldout_nats(run_dir, config, data)
     place = heldout.of_sequences(np.arange(len(held_nats)), config.model.context)
+    order = data.train.order
+    order_bytes = 0 if order is None else len(DocumentOrder(order, data.train.document_lengths).to_bytes())
     # Quarters of what is read, whatever the sizes of the steps.
     quarter = np.minimum(4 * (np.cumsum(rows.raw_bytes) - 1) // rows.raw_bytes.sum(), 3)
     records = []
     for index, name in enumerate([*parts.names, "all"]):
         own, held = (rows.part == index, place == index) if name != "all" else (rows.part >= 0, place >= 0)
-        raw_bytes, bits = int(rows.raw_bytes[own].sum()), bits_from_nats(float(rows.code_nats[own].sum()))
+        raw_bytes, area = int(rows.raw_bytes[own].sum()), Length.ideal(bits_from_nats(float(rows.code_nats[own].sum())))
+        length = replace(area, other_bytes=order_bytes if name == "all" else 0)
         shares = [_share(rows.raw_bytes, own, quarter == number) for number in (0, 3)]
         records.append(
             {
@@ -96,8 +103,9 @@ def part_records(run_dir: Path) -> list[Record]:
                 "share": raw_bytes / int(rows.raw_bytes.sum()),
                 "share_of_first_quarter": shares[0],
                 "share_of_last_quarter": shares[1],
-                "online_bytes": length_cells(Length.ideal(bits), raw_bytes)["total_bytes"],
-                "online_bits_per_byte": bits_per_byte(bits, raw_bytes) if raw_bytes else None,
+                "online_bytes": length_cells(length, raw_bytes)["total_bytes"],
+                "order_bytes": length.other_bytes,
+                "online_bits_per_byte": length.bits_per_byte(raw_bytes) if raw_bytes else None,
                 "heldout_bytes": int(held_bytes[held].sum()),
                 "heldout_bits_per_byte": bits_per_byte(
                     bits_from_nats(float(held_nats[held].sum())), int(held_bytes[held].sum())
@@ -110,18 +118,22 @@ def part_records(run_dir: Path) -> list[Record]:
     return records
 
 
-def plot_parts(run_dir: Path, folder: Path) -> list[Path]:
-    """Draw shares and losses of the parts over what was read, with laws and their forecasts; returns the file.
+def plot_parts(run_dir: Path, path: Path) -> list[Path]:
+    """Draw shares and losses of the parts over what was read, with laws and their forecasts, as the PNG `path`.
 
-    Nothing where the text has no parts.
+    Returns the files that it drew: none where the text has no parts.
     """
+    curves = curves_of_parts(run_dir)
+    if curves:
+        parts_figure(path, curves)
+    return [path] if curves else []
+
+
+def curves_of_parts(run_dir: Path) -> list[PartCurve]:
+    """Read shares and losses of each part of a run's text from its ledger; none where the text has no parts."""
     config = load_run_config(run_dir)
-    data = open_run_data(run_dir, config)
-    if data.train.parts is None:
-        return []
-    curves = part_curves(first_visits(run_dir, data.train.parts, config.model.context), data.train.parts)
-    parts_figure(folder / FIGURE, curves)
-    return [folder / FIGURE]
+    parts = open_run_data(run_dir, config).train.parts
+    return [] if parts is None else part_curves(first_visits(run_dir, parts, config.model.context), parts)
 
 
 def part_curves(rows: FirstVisits, parts: Parts) -> list[PartCurve]:

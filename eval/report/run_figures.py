@@ -34,7 +34,7 @@ def plot_run(run_dir: Path) -> list[Path]:
     loss_curve(paths[1], steps, losses, phases)
     tensors = report["offline"]["tensors"]
     sparsity_per_layer(paths[2], list(tensors), [t[0] for t in tensors.values()], [t[1] for t in tensors.values()])
-    return [*paths, *plot_parts(run_dir, folder)]
+    return [*paths, *plot_parts(run_dir, folder / "parts.png")]
 
 
 def baseline_rates(report: dict) -> dict[str, float]:

@@ -1,14 +1,22 @@
-"""What TensorBoard shows of an evaluated run beside its training: totals, the table, the figures, and its settings."""
+"""What TensorBoard shows of an evaluated run beside its training: totals, the table, figures, parts and settings."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from eval.report.parts import curves_of_parts
 from eval.report.record import load_reports
 from eval.report.run_figures import FIGURES_DIR
 from eval.report.run_tables import render
+from eval.show.figures import PartCurve
 from harness.config.run import RunConfig, settings_of
 from harness.files import naming
 from harness.run.directory import load_run_config
 from harness.run.monitor import TENSORBOARD_DIR, add_scalar, event_writer
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 SUFFIX = ".evaluation"
 """Ending of the event file, which a later evaluation replaces."""
@@ -42,9 +50,23 @@ def show_run(run_dir: Path) -> Path:
         writer.add_text("table", render([report], "md"))
         for path in sorted((run_dir / FIGURES_DIR).glob("*.png")):
             writer.add_image(f"figures/{path.stem}", imread(path)[..., :3], dataformats="HWC")
+        for curve in curves_of_parts(run_dir):
+            _add_part(writer, curve)
         for summary in hparams(hyperparameters(config), found):
             writer._get_file_writer().add_summary(summary)
     return next(iter(folder.glob(f"*{SUFFIX}")))
+
+
+def _add_part(writer: "SummaryWriter", curve: PartCurve) -> None:
+    """Share and loss of one part, at the raw bytes of the whole text that were read."""
+    words = {
+        "share": "Share of a part in what is read, against raw bytes of the whole text that were read.",
+        "loss_bits_per_byte": "Loss of a part at its first visit, bits a byte, against raw bytes of the whole text.",
+    }
+    for key, values in zip(words, (curve.shares, curve.bits_per_byte), strict=True):
+        for place, value in zip(curve.raw_bytes, values, strict=True):
+            if np.isfinite(value):
+                add_scalar(writer, f"parts/{key}/{curve.name}", words[key], float(value), int(place))
 
 
 def totals(report: dict) -> dict[str, float]:

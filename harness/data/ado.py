@@ -117,9 +117,10 @@ class AdaptiveMixture(Mixture):
         return np.stack([np.bincount(part, weights=values, minlength=len(self.sizes)) for values in rows])
 
     def _picked(self) -> np.ndarray:
-        """The part of each position that is known, but for the last of all."""
+        """The part of each position that is known (positions,), uint8, but for the last of all."""
         known = self._ids[: self.planned]
-        return np.searchsorted(self._first, known[known < self._num_sequences - 1], side="right") - 1
+        parts = np.searchsorted(self._first, known[known < self._num_sequences - 1], side="right") - 1
+        return parts.astype(np.uint8)
 
 
 _KEPT = ("history", "mean", "shares", "behind")

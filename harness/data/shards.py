@@ -64,6 +64,12 @@ class Shard:
         """Number of tokens."""
         return len(self.tokens)
 
+    @property
+    def document_lengths(self) -> np.ndarray:
+        """Tokens of each document (documents,), int64, in the order of the text, whatever that of the file is."""
+        lengths = np.diff(np.append(self.document_offsets, np.uint64(self.num_tokens))).astype(np.int64)
+        return lengths if self.order is None else lengths[np.argsort(self.order)]
+
     def verify(self) -> None:
         """Reads the whole file and recomputes its digests; UsageError if it is damaged."""
         digest = _token_digest(self.tokens.dtype, self.model_digest)

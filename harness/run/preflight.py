@@ -8,7 +8,6 @@ import torch
 from harness.config.run import RunConfig
 from harness.corpus.prepared import Data
 from harness.data.schedule import Phase
-from harness.data.shards import Shard
 from harness.data.steps import StepOrder
 from harness.machine.ranks import Ranks
 from harness.online.combiner import mixture_bytes
@@ -40,7 +39,7 @@ def derived_numbers(
         f"model       {config.model.architecture}: {num_parameters:,} parameters",
         f"steps       {steps} of {tokens:,} tokens{_schedule_words(config)} = {ranks.world_size} rank(s)"
         f" x {batch // micro_batch // ranks.world_size} micro-batch(es) x {micro_batch} x {config.model.context}",
-        *_mixture_lines(config, shard),
+        *mixture_lines(config, shard.num_tokens),
         *_online_lines(config),
         f"arithmetic  {str(dtype).removeprefix('torch.')} products, float32 loss, {ranks.device.type}, {backend}",
         f"sizes       ledger about {LEDGER_BYTES_PER_TOKEN * shard.num_tokens / 1e6:,.1f} MB, checkpoint about "
@@ -76,14 +75,14 @@ def _schedule_words(config: RunConfig) -> str:
     return f" (at first {', '.join(f'{tokens:,}' for _, tokens in config.train.batch_schedule)})"
 
 
-def _mixture_lines(config: RunConfig, shard: Shard) -> list[str]:
-    """In which shares the parts of the text are read, and which of them are held back or not learnt from."""
+def mixture_lines(config: RunConfig, num_tokens: int) -> list[str]:
+    """In which shares the parts of a text are read, and which of them are held back or not learnt from."""
     train = config.train
     if not train.reads_parts:
         return []
     words = f"{train.shares} shares of {len(config.corpus.part_names)} parts"
     if train.shares == "ado":
-        order = StepOrder(train, shard.num_tokens, config.model.context, shard.fingerprint, config.seed)
+        order = StepOrder(train, num_tokens, config.model.context, "", config.seed)
         words = f"ado shares of {len(config.corpus.part_names)} parts from step {train.ado_start:,} on"
         if order.steps_per_epoch <= train.ado_start:
             words += f": an epoch has only {order.steps_per_epoch:,}, so natural shares are kept"

@@ -69,6 +69,7 @@ def _send(options: Namespace, config: "RunConfig", source: Path | None, output: 
         return run_here("launch", arguments, options.processes)
     from eval.online.send import open_input, send
     from harness.job import joined_job
+    from harness.run.preflight import mixture_lines
     from harness.run.waiting import prepare_for_job
 
     if source is None:
@@ -76,6 +77,9 @@ def _send(options: Namespace, config: "RunConfig", source: Path | None, output: 
     with joined_job(config) as ranks:
         config.train.micro_batch(ranks.world_size)
         sent = open_input(config, source, ranks)
+        if ranks.is_first and not options.quiet:
+            for line in mixture_lines(config, sent.source.num_tokens):
+                print(line, file=sys.stderr, flush=True)
         report = send(config, sent, output, ranks, show_bytes(options.quiet or not ranks.is_first))
         if ranks.is_first:
             print(json.dumps(asdict(report)) if options.json else describe(report, options.output), flush=True)

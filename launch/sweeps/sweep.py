@@ -9,6 +9,7 @@ from eval.show.cells import KIND, Column, count, decimal, in_words, new_block
 from harness.errors import RunFailure, UsageError
 from harness.files import write_file
 from launch.sweeps.compare import compare
+from launch.sweeps.parts import write_parts
 from launch.sweeps.states import check_finished, finish_runs, state_of
 from launch.sweeps.sweep_file import Run, Sweep, read_sweep
 
@@ -42,6 +43,7 @@ def run_sweep(path: Path, overrides: list[str], at_a_time: int, processes: int, 
     finished = [run for run in sweep.runs if state_of(run) == "done"]
     if finished and (index is None or len(finished) == len(sweep.runs)):
         _write_table(sweep, finished)
+        write_parts(sweep, finished)
     if sweep.comparison and index is None and not failures:
         failures = compare(sweep, min(at_a_time, len(runs)), processes)
     if failures:

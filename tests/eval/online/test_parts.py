@@ -1,5 +1,6 @@
 """A text in parts: trained, sent and received in shares that follow from what was coded, by one rank or two."""
 
+import csv
 import json
 import re
 import time
@@ -8,14 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
 
+from eval.codec.permutation import DocumentOrder
 from eval.online.file import read_online_file
+from eval.report.parts import part_records
 from harness.config.run import load_config
 from harness.corpus.prepared import open_data
 from harness.data.parts import Parts
 from harness.errors import UsageError
 from harness.run.checkpoint import committed_checkpoints
 from harness.run.ledger import read_online_code
+from harness.train import train_run
+from launch.sweeps.sweep_file import read_sweep
 from tests.support.archives import repacked
 from tests.support.commands import ROOT
 from tests.support.online import command, ended, refused, run
@@ -28,7 +35,7 @@ train: {batch_sequences: 2, log_every_steps: 9, precision: fp32, shares: ado, ad
 optimizer: {kind: adamw, warmup_tokens: 512}
 rule: {kind: none}
 prune: {kind: none}
-eval: {chunk_bytes: 16}
+eval: {chunk_bytes: 16, ideal: true}
 online: {segment_steps: 16}
 """
 EVERYTHING = ("train.last=[b]", "train.untrained=[c]", "train.replays=1", "train.batch_schedule=[[0,4],[200,32]]")
@@ -71,14 +78,26 @@ def test_parts_in_any_shares_come_back(place, tmp_path, name):
     assert text_of(place)[:701] == (ROOT / "LICENSE").read_bytes()[:701]
 
 
-def test_a_run_reads_and_learns_as_its_code_does(place, tmp_path, capsys):
-    chosen = (*EVERYTHING, "name=ordinary", "train.finetune_epochs=0")
-    assert run("train", place / "config.yaml", *chosen) == 0
+@pytest.fixture(scope="module")
+def ordinary(place) -> Path:
+    """A run of one process with all settings of parts."""
+    assert run("train", place / "config.yaml", *EVERYTHING, "name=ordinary") == 0
+    return place / "runs" / "ordinary"
+
+
+def test_zero_reads_and_learns_as_one_process_does(place, ordinary):
+    settings = ("name=zero", "backend.name=deepspeed", "backend.zero_stage=2")
+    status, _, errors = ended(command("train", place / "config.yaml", *EVERYTHING, *settings))
+    assert status == 0, errors
+    assert_same_run(place / "runs" / "zero", ordinary)
+
+
+def test_a_run_reads_and_learns_as_its_code_does(place, ordinary, tmp_path, capsys):
     assert run("send", place / "config.yaml", *EVERYTHING, "-o", tmp_path / "file.clo", "--quiet", "--json") == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
-    code = read_online_code(place / "runs" / "ordinary", 132, 2101)
+    code = read_online_code(ordinary, 132, 2101)
     assert report["aulc_bits"] == pytest.approx(code.aulc_bits, rel=1e-12)
-    assert run("table", place / "runs" / "ordinary", "--by", "part", "--format", "json") == 0
+    assert run("table", ordinary, "--by", "part", "--format", "json") == 0
     *parts, whole = json.loads(capsys.readouterr().out)
     assert [part["part"] for part in parts] == ["a", "b", "c"]
     for key in ("raw_bytes", "online_bytes", "heldout_bytes"):
@@ -89,8 +108,41 @@ def test_a_run_reads_and_learns_as_its_code_does(place, tmp_path, capsys):
     # Held back is read last, and what is not learnt from stays as dear as it was.
     assert by_name["b"]["share_of_last_quarter"] > 0.98 and by_name["b"]["share_of_first_quarter"] == 0
     assert by_name["c"]["online_bits_per_byte"] > 8 > by_name["a"]["online_bits_per_byte"]
-    assert run("table", place / "runs" / "ordinary", "--by", "part", "--format", "md") == 0
+    assert run("table", ordinary, "--by", "part", "--format", "md") == 0
     assert "held-out bits/byte" in capsys.readouterr().out
+
+
+def test_tensorboard_shows_when_each_part_was_read(ordinary):
+    assert run("eval", ordinary) == 0
+    events = EventAccumulator(str(ordinary / "tensorboard"), size_guidance={"tensors": 0}).Reload()
+    shares = {
+        name: {event.step: make_ndarray(event.tensor_proto).item() for event in events.Tensors(f"parts/share/{name}")}
+        for name in "abc"
+    }
+    assert max(shares["b"]) == max(shares["a"]) <= 2101 and shares["b"][min(shares["b"])] == 0
+    for place in shares["a"]:
+        assert sum(own[place] for own in shares.values()) == pytest.approx(1, abs=1e-6)
+    losses = [make_ndarray(event.tensor_proto).item() for event in events.Tensors("parts/loss_bits_per_byte/c")]
+    assert 8 < np.mean(losses) < 12
+    assert (ordinary / "figures" / "parts.png").stat().st_size > 10_000
+
+
+def test_a_sweep_of_mixtures_ends_in_a_table_of_its_parts(place, capfd):
+    (place / "sweep.yaml").write_text(
+        "name: shares\nconfig: config.yaml\ngrid:\n  train.shares: [natural]\n  seed: [0, 1]\n"
+    )
+    sweep = read_sweep(place / "sweep.yaml", [])
+    for one in sweep.runs:
+        train_run(one.config)
+        assert run("eval", one.config.run_dir) == 0
+    assert run("sweep", place / "sweep.yaml") == 0
+    (row,) = csv.DictReader((sweep.directory / "parts.csv").read_text().splitlines())
+    runs = [part_records(one.config.run_dir) for one in sweep.runs]
+    for name, records in zip((*"abc", ""), zip(*runs, strict=True), strict=True):
+        rates = [record["online_bits_per_byte"] for record in records]
+        assert float(row[f"{name}_bits_per_byte".lstrip("_")]) == pytest.approx(sum(rates) / 2)
+    assert float(row["bits_per_byte_deviation"]) == pytest.approx(abs(rates[0] - rates[1]) / 2**0.5)
+    assert (sweep.directory / f"parts-{sweep.runs[0].name}.png").exists() and "parts.md" in capfd.readouterr().out
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +221,8 @@ def test_a_file_has_no_parts_and_a_run_without_them_no_such_table(place, capsys,
 def test_fewer_steps_than_laws_need_are_told_and_keep_natural_shares(place, capsys):
     assert run("train", place / "config.yaml", "name=short", "train.ado_start=1000", "dry_run=true") == 0
     assert re.search(r"mixture +ado .*1,000.* natural shares", capsys.readouterr().out)
+    assert run("send", place / "config.yaml", "train.ado_start=1000", "-o", place / "short.clo") == 0
+    assert re.search(r"mixture +ado .*1,000.* natural shares", capsys.readouterr().err)
 
 
 def test_misleading_parts_are_refused(place, capsys, tmp_path):
@@ -228,6 +282,25 @@ def test_a_text_comes_back_in_its_own_order(ordered, tmp_path, capsys, order):
     assert report["order_bits"] == 8 * len(head.order.to_bytes()) > head.order.order_bits
     bits = sum(value for key, value in report.items() if key.endswith("_bits"))
     assert bits == pytest.approx(8 * file.stat().st_size, abs=1e-6)
+
+
+def test_misleading_orders_are_refused(ordered, tmp_path, capsys):
+    file = tmp_path / "file.clo"
+    assert run("send", ordered, "corpus.documents=random:1", "-o", file, "--quiet") == 0
+    capsys.readouterr()
+    order = read_online_file(file)[0].order
+    longer = DocumentOrder(order.order, order.lengths + 1).to_bytes()
+    many = (2**32 - 1).to_bytes(4, "little") + order.to_bytes()[4:]
+    for content in (longer, many, order.to_bytes()[:20], b"", order.to_bytes() + b"\0"):
+
+        def mislead(head, sections, content=content):
+            sections["ORDR"] = content
+
+        foreign = repacked(file.read_bytes(), tmp_path / "foreign.clo", mislead)
+        assert "malformed order" in refused(capsys, foreign, tmp_path / "out"), content
+    # Without it the text comes in the order in which it was coded, which is not what was sent.
+    foreign = repacked(file.read_bytes(), tmp_path / "foreign.clo", lambda head, sections: sections.pop("ORDR"))
+    refused(capsys, foreign, tmp_path / "out")
 
 
 def test_orders_that_are_none_are_refused(ordered, place, capsys):
