@@ -1,11 +1,13 @@
 """Documents are exactly the bytes of the corpus, cut to the byte, and every mistake is one line."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from harness.corpus.config import CorpusConfig, read_documents
+from harness.corpus.named import random_bytes, wiki_mini
 from harness.corpus.readers import RAW_BLOCK_BYTES
 from harness.errors import UsageError
 from tests.support.commands import ROOT
@@ -63,6 +66,16 @@ def test_a_missing_package_says_what_to_install(tmp_path):
     # Without site-packages gensim cannot be found; the module itself needs none of them to be imported.
     done = subprocess.run([sys.executable, "-S", "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "pip install 'codelength[wiki-mini]'" in done.stdout
+
+
+def test_texts_of_packages_are_parts_of_one(tmp_path):
+    config = CorpusConfig(kind="domains", parts=["wiki", "python", "random"], subset_bytes=3000, heldout_bytes=300)
+    documents = b"".join(read_documents(config, "train"))
+    assert documents[:1000] == b"".join(wiki_mini())[:1000]
+    assert documents[1000:2000] == (Path(sysconfig.get_path("stdlib")) / "__future__.py").read_bytes()[:1000]
+    assert documents[2000:] == random_bytes()[0][:1000]
+    if importlib.util.find_spec("bible") is None:
+        assert "pip install 'codelength[domains]'" in refusal(kind="domains", subset_bytes=400, heldout_bytes=40)
 
 
 def test_the_config_lists_every_problem_and_is_an_omegaconf_schema():
