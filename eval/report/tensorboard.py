@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eval.report.parts import curves_of_parts
+from eval.report.parts import curves_of_parts, render_parts
 from eval.report.record import load_reports
 from eval.report.run_figures import FIGURES_DIR
 from eval.report.run_tables import render
@@ -50,8 +50,11 @@ def show_run(run_dir: Path) -> Path:
         writer.add_text("table", render([report], "md"))
         for path in sorted((run_dir / FIGURES_DIR).glob("*.png")):
             writer.add_image(f"figures/{path.stem}", imread(path)[..., :3], dataformats="HWC")
-        for curve in curves_of_parts(run_dir):
+        curves = curves_of_parts(run_dir)
+        for curve in curves:
             _add_part(writer, curve)
+        if curves:
+            writer.add_text("parts", render_parts([run_dir], "md"))
         for summary in hparams(hyperparameters(config), found):
             writer._get_file_writer().add_summary(summary)
     return next(iter(folder.glob(f"*{SUFFIX}")))

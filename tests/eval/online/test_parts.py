@@ -122,6 +122,8 @@ def test_tensorboard_shows_when_each_part_was_read(ordinary):
     assert max(shares["b"]) == max(shares["a"]) <= 2101 and shares["b"][min(shares["b"])] == 0
     for place in shares["a"]:
         assert sum(own[place] for own in shares.values()) == pytest.approx(1, abs=1e-6)
+    (table,) = (make_ndarray(event.tensor_proto).item().decode() for event in events.Tensors("parts/text_summary"))
+    assert "held-out bits/byte" in table and all(f"| {name} |" in table for name in "abc")
     losses = [make_ndarray(event.tensor_proto).item() for event in events.Tensors("parts/loss_bits_per_byte/c")]
     assert 8 < np.mean(losses) < 12
     assert (ordinary / "figures" / "parts.png").stat().st_size > 10_000
