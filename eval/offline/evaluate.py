@@ -22,6 +22,7 @@ from eval.offline.ideal import ideal_archive, ideal_bits, split
 from eval.offline.step_search import GridPoint, Search, choose_grid
 from eval.online.program import program_bytes
 from eval.online.verified import send_and_receive
+from eval.weights.unit_order import largest_first
 from harness.config.run import RunConfig, config_sha256
 from harness.corpus.prepared import Data
 from harness.data.order import Sequences
@@ -82,6 +83,7 @@ def text_to_code(split: str, data: Data) -> bytes:
 def grid_search(run_dir: Path, config: RunConfig, data: Data, text: bytes, threads: int) -> Search:
     """The grids of a run's weights and what they cost for `text`; raises UsageError where there are none."""
     weights, trained_steps = load_weights(run_dir, config, data.tokenizer.vocab_size)
+    weights = largest_first(weights, config.model.heads)
     torch.set_num_threads(threads)
     dtype = resolve_precision(config.train.precision, torch.device("cpu"))
     feedback = make_feedback(weights, config, data, dtype) if config.eval.feedback_sequences else None

@@ -6,11 +6,14 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from eval.weights.codec import LARGEST_MAGNITUDE, decode_weights, encode_weights, quantise, rebuild
+from eval.weights.unit_order import largest_first
 from harness.errors import UsageError
+from harness.model.transformer import ModelConfig, Transformer
 
 MEASURED_SHAPE = (512, 1024)
 DRAWS = {
@@ -242,3 +245,32 @@ def test_a_payload_for_other_shapes_is_refused():
     payload = encode_weights({"w": np.arange(24).reshape(4, 6)}, {"w": np.float32(1)})
     for shapes in ({}, {"w": (6, 4)}, {"w": (4, 7)}, {"w": (4, 6), "v": (1,)}):
         assert outcome(payload, shapes) is None
+
+
+@pytest.mark.parametrize("architecture", ["modern", "published"])
+def test_units_in_the_order_of_their_sizes_compute_the_same_in_fewer_bytes(architecture):
+    torch.manual_seed(0)
+    config = ModelConfig(architecture=architecture, width=32, layers=2, heads=2, context=16)
+    model = Transformer(config, 50).eval()
+    weights = {}
+    for name, p in model.named_parameters():
+        weights[name] = np.asarray(torch.randn(p.shape), dtype=np.float32)
+        if p.ndim == 2:
+            # Units of many sizes, a third of them dead.
+            sizes = np.random.default_rng(1).permutation(np.geomspace(0.05, 2, p.shape[0])) * (
+                np.arange(len(p)) % 3 > 0
+            )
+            weights[name] *= sizes[:, None].astype(np.float32)
+    ordered = largest_first(weights, config.heads)
+    assert any(not np.array_equal(ordered[name], weights[name]) for name in weights)
+    tokens = torch.randint(0, 50, (3, 16))
+    outputs = []
+    for tensors in (weights, ordered):
+        model.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
+        with torch.inference_mode():
+            outputs.append(model(tokens).double())
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-3)
+    steps = dict.fromkeys(weights, np.float32(0.25))
+    shorter, longer = (len(encode_weights(quantise(tensors, steps), steps)) for tensors in (ordered, weights))
+    assert shorter < longer
+    assert all(np.array_equal(ordered[name], again) for name, again in largest_first(ordered, 2).items())
