@@ -15,6 +15,7 @@ from launch.commands.options import (
 )
 
 if TYPE_CHECKING:
+    from eval.curves.read import Amounts, Curve, Options
     from launch.sweeps.sweep_file import Sweep
 
 CONTROL_SUFFIX = "-shuffled"
@@ -27,6 +28,8 @@ def register(command: AddCommand) -> None:
     sub.add_argument(
         "curve", type=Path, metavar="CSV", help="x and loss in two columns (CSV or JSON lines), or a TensorBoard log"
     )
+    shown = "a second curve, read by the same options: which is sooner where the other ends, by the curves and by laws"
+    sub.add_argument("--against", type=Path, metavar="CSV", help=shown)
     sub.add_argument("--unit", metavar="nats|bits", help="of the losses, per token (or byte, if x counts bytes)")
     sub.add_argument("--columns", metavar="X,LOSS", help="names in the first line, where there are more than two")
     sub.add_argument("--tag", metavar="TAG", help="scalar of a TensorBoard log, where there are several")
@@ -47,7 +50,7 @@ def register(command: AddCommand) -> None:
     ):
         sub.add_argument(f"--{name}", metavar="N", help=shown)
     sub.add_argument("--format", default="rich", metavar="rich|md|csv|json|latex")
-    sub.add_argument("--figure", type=Path, metavar="FILE.png", help="draw the curve; replaces FILE.png")
+    sub.add_argument("--figure", type=Path, metavar="FILE.png", help="draw the curve, or both; replaces FILE.png")
     text = "model bits of a run beside a control on shuffled bytes, and the size from which on offline is shorter"
     sub = command("crossover", crossover_command, text)
     sub.add_argument("--processes", type=positive, default=1, help="processes of both runs (default: 1)")
@@ -68,15 +71,34 @@ def curve_command(options: Namespace) -> None:
         from eval.curves.curve_figure import check_figure_path, draw_curve
 
         check_figure_path(options.figure)
-    from eval.curves.area import online_length
-
     reading = Options(**{field.name: getattr(options, field.name) for field in fields(Options)})
     curve = read_curve(options.curve, options.unit, amounts.tokens_per_step, reading)
+    if options.against:
+        print(_against(options, amounts, reading, curve), end="")
+        return
+    from eval.curves.area import online_length
+
     online = online_length(curve, amounts.tokens, amounts.vocab_size)
     text = render(curve_record(curve, online, amounts, options.unit), curve, options.format)
     if options.figure:
         draw_curve(options.figure, curve, online)
     print(text, end="")
+
+
+def _against(options: Namespace, amounts: "Amounts", reading: "Options", curve: "Curve") -> str:
+    """Compare a curve with a second one; returns the tables."""
+    from eval.curves.against import check_amounts, compare, render
+    from eval.curves.read import read_curve
+
+    check_amounts(amounts)
+    second = read_curve(options.against, options.unit, amounts.tokens_per_step, reading)
+    comparison = compare(curve, second, amounts)
+    text = render(comparison, amounts, options.format)
+    if options.figure:
+        from eval.curves.against_figure import draw_comparison
+
+        draw_comparison(options.figure, comparison)
+    return text
 
 
 def crossover_command(options: Namespace) -> None:
