@@ -3,7 +3,7 @@
 import sys
 from argparse import Namespace
 from contextlib import redirect_stdout
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +16,9 @@ from launch.commands.options import (
 
 if TYPE_CHECKING:
     from eval.curves.read import Amounts, Curve, Options
-    from launch.sweeps.sweep_file import Sweep
+    from launch.sweeps.sweep_file import Run, Sweep
 
-CONTROL_SUFFIX = "-shuffled"
+CONTROL_SUFFIX, HYBRID_SUFFIX = "-shuffled", "-hybrid"
 
 
 def register(command: AddCommand) -> None:
@@ -55,6 +55,8 @@ def register(command: AddCommand) -> None:
     sub = command("crossover", crossover_command, text)
     sub.add_argument("--processes", type=positive, default=1, help="processes of both runs (default: 1)")
     sub.add_argument("--format", default="rich", choices=["rich", "md", "json"], help="(default: rich)")
+    shown = "also a run that starts from the archive of the first, whose weights its code is charged with"
+    sub.add_argument("--hybrid", action="store_true", help=shown)
     add_config(sub)
 
 
@@ -105,26 +107,58 @@ def crossover_command(options: Namespace) -> None:
     """Finish both runs, then measure, draw and print."""
     from eval.crossover.crossover_figure import draw_crossover
     from eval.crossover.crossover_table import measure, render
+    from eval.crossover.hybrid import measure_hybrid
     from eval.report.run_figures import FIGURES_DIR
     from harness.files import write_file
-    from launch.sweeps.states import finish_runs, state_of
 
     pair = run_and_control(options.config, options.overrides)
+    run_dir = pair.runs[0].config.run_dir
+    if options.hybrid and pair.runs[0].config.eval.ideal:
+        raise UsageError("--hybrid: starts from an archive, and eval.ideal=true writes none; use eval.ideal=false")
+    _finish(pair, options.processes)
+    hybrid = None
+    if options.hybrid:
+        third = hybrid_of(pair, options.overrides)
+        _finish(third, options.processes)
+        hybrid = measure_hybrid(third.runs[0].config.run_dir)
+    text, control = (measure(run.config.run_dir) for run in pair.runs)
+    record, figure = run_dir / "crossover.json", run_dir / FIGURES_DIR / "crossover.png"
+    draw_crossover(figure, text.curve, text.resampled, text.offline, text.crossover, hybrid)
+    write_file(record, render(text, control, "json", hybrid).encode())
+    print(render(text, control, options.format, hybrid), end="")
+    print(f"numbers are in {record}, the figure is {figure}", file=sys.stderr)
+
+
+def _finish(sweep: "Sweep", processes: int) -> None:
+    """Train and evaluate runs; raises RunFailure where one fails or is stopped."""
+    from launch.sweeps.states import finish_runs, state_of
+
     # What is printed at the end may be read by a program.
     with redirect_stdout(sys.stderr):
-        failures = finish_runs(pair, list(pair.runs), 1, options.processes)
+        failures = finish_runs(sweep, list(sweep.runs), 1, processes)
     if failures:
         raise RunFailure("\n".join(failures))
-    stopped = [run.name for run in pair.runs if state_of(run) != "done"]
+    stopped = [run.name for run in sweep.runs if state_of(run) != "done"]
     if stopped:
         raise RunFailure(f"{', '.join(stopped)}: asked to stop before the end; the same command goes on")
-    text, control = (measure(run.config.run_dir) for run in pair.runs)
-    run_dir = pair.runs[0].config.run_dir
-    record, figure = run_dir / "crossover.json", run_dir / FIGURES_DIR / "crossover.png"
-    draw_crossover(figure, text.curve, text.resampled, text.offline, text.crossover)
-    write_file(record, render(text, control, "json").encode())
-    print(render(text, control, options.format), end="")
-    print(f"numbers are in {record}, the figure is {figure}", file=sys.stderr)
+
+
+def hybrid_of(pair: "Sweep", overrides: list[str]) -> "Sweep":
+    """Make the run that starts from the archive of the first run of a pair; of its own only the ledger is wanted."""
+    from eval.offline.evaluate import ARCHIVE_FILE
+
+    text = pair.runs[0].config
+    settings = [f"online.start={text.run_dir / ARCHIVE_FILE}", "eval.ideal=true", "eval.adaptive=false"]
+    return replace(pair, runs=(_run_of(pair.config_path, overrides, f"{text.name}{HYBRID_SUFFIX}", settings),))
+
+
+def _run_of(config_path: Path, overrides: list[str], name: str, settings: list[str]) -> "Run":
+    from harness.config.run import load_config
+    from launch.sweeps.sweep_file import Run
+
+    own = (*overrides, f"name={name}", *settings)
+    config = load_config(config_path, own)
+    return Run(name=name, labels=(), settings=tuple(settings), overrides=own, config=config)
 
 
 def run_and_control(config_path: str, overrides: list[str]) -> "Sweep":
@@ -133,7 +167,7 @@ def run_and_control(config_path: str, overrides: list[str]) -> "Sweep":
     Raises UsageError where the configuration itself shuffles, trains nothing, or is not evaluated on held-out text.
     """
     from harness.config.run import load_config
-    from launch.sweeps.sweep_file import Run, Sweep
+    from launch.sweeps.sweep_file import Sweep
 
     config = load_config(config_path, overrides)
     problems = []
@@ -145,17 +179,14 @@ def run_and_control(config_path: str, overrides: list[str]) -> "Sweep":
         problems.append(f"eval.split={config.eval.split}: the final loss must be a held-out one; use heldout")
     if problems:
         raise UsageError("\n".join(problems))
-    runs = []
-    for settings in ([], [f"name={config.name}{CONTROL_SUFFIX}", "corpus.shuffle=true"]):
-        chosen = load_config(config_path, [*overrides, *settings])
-        texts = {"labels": (), "settings": tuple(settings), "overrides": (*overrides, *settings)}
-        runs.append(Run(name=chosen.name, config=chosen, **texts))
+    path, control = Path(config_path), f"{config.name}{CONTROL_SUFFIX}"
+    runs = (_run_of(path, overrides, config.name, []), _run_of(path, overrides, control, ["corpus.shuffle=true"]))
     return Sweep(
         name=config.name,
         directory=Path(config.runs_dir),
-        config_path=Path(config_path),
+        config_path=path,
         common=tuple(overrides),
         axes=(),
-        runs=tuple(runs),
+        runs=runs,
         comparison=None,
     )
