@@ -18,6 +18,7 @@ from harness.data.schedule import Moment
 from harness.errors import OtherRankFailed, RunFailure, UsageError
 from harness.machine.hardware import load_random_state, muon_precision, random_state
 from harness.machine.ranks import Ranks
+from harness.model.start import Start
 from harness.model.transformer import Transformer, token_nats
 from harness.optim.optimizer import Optimizer, mark_parameters, parameter_groups
 from harness.rules.config import make_rule
@@ -38,7 +39,11 @@ class StepLosses:
 class Learner:
     """Weights and optimizer of a run on one rank; everything follows from the configuration and the batches."""
 
-    def __init__(self, config: RunConfig, vocab_size: int, ranks: Ranks, dtype: torch.dtype):
+    def __init__(
+        self, config: RunConfig, vocab_size: int, ranks: Ranks, dtype: torch.dtype, start: Start | None = None
+    ):
+        """`start` has the weights before the first step, in place of random ones."""
+        self._start = start
         self.config, self.vocab_size, self.ranks, self.dtype = config, vocab_size, ranks, dtype
         self.micro_batch = config.train.micro_batch(ranks.world_size)
         self.backend = self._make_backend()
@@ -56,7 +61,10 @@ class Learner:
     def new_model(self) -> Transformer:
         """The model before the first step, the same each time."""
         torch.manual_seed(self.config.seed)
-        return self._prepared(Transformer(self.config.model, self.vocab_size).to(self.ranks.device))
+        model = Transformer(self.config.model, self.vocab_size)
+        if self._start:
+            self._start.install(model)
+        return self._prepared(model.to(self.ranks.device))
 
     def _initial_model(self) -> Transformer:
         """`new_model` on every rank; where ranks share it out, the first one makes it and the others get it."""

@@ -20,18 +20,26 @@ from harness.errors import CodelengthError, UsageError, prints_error
 from harness.job import joined_job
 from harness.machine.hardware import resolve_precision
 from harness.machine.output import print_anything
-from harness.machine.ranks import Ranks, check_launch, choose_device, leave
-from harness.run.directory import open_on_all_ranks, opened_run_directory
+from harness.machine.ranks import Ranks, check_launch, choose_device, leave, on_first_rank
+from harness.model.start import Start
+from harness.run.directory import open_on_all_ranks, opened_run_directory, write_start
 from harness.run.waiting import prepare_for_job
 from harness.trainer import Trainer
 
 
-def train_run(config: RunConfig) -> None:
+def train_run(config: RunConfig, start: Start | None = None) -> None:
     """Prepare the data where needed, and train the run to its end on all ranks of this job.
+
+    `start` has the weights of the archive that `online.start` names, which nothing in this package can read.
 
     Raises UsageError for wrong input, RunFailure where the work fails, and Stopped where it was asked to.
     """
     check_launch()
+    if config.online.start and start is None:
+        raise UsageError(
+            f"online.start={config.online.start}: archives are read by `codelength train` alone; use it in place of "
+            "`python -m harness.train`"
+        )
     # What would be refused afterwards is refused before hours of preparation.
     choose_device(config.backend.device)
     config.train.micro_batch(int(os.environ.get("WORLD_SIZE", "1")))
@@ -39,24 +47,33 @@ def train_run(config: RunConfig) -> None:
     with joined_job(config) as ranks:
         dtype = resolve_precision(config.train.precision, ranks.device)
         data = open_on_all_ranks(config, ranks)
+        if start:
+            start.check_tokenizer(config.tokenizer.kind, data.tokenizer.model_bytes())
         # What cannot be shared out is refused before a directory is made for it.
         text, length = data.train, config.model.context
         order = StepOrder(config.train, text.num_tokens, length, text.fingerprint, config.seed)
         plan_phases(config.train, order, config.prune.prunings)
         if config.dry_run:
-            _train(config, data, ranks, dtype)
+            _train(config, data, ranks, dtype, start)
             return
         with opened_run_directory(config, ranks, dtype) as directory:
             if not directory.is_done:
-                _train(config, data, ranks, dtype, directory.check)
+                if start:
+                    on_first_rank(ranks, write_start, config.run_dir, len(start.coded))
+                _train(config, data, ranks, dtype, start, directory.check)
             elif ranks.is_first:
                 print(f"{config.run_dir}: training is complete; nothing to do")
 
 
 def _train(
-    config: RunConfig, data: Data, ranks: Ranks, dtype: torch.dtype, check: Callable[[], None] | None = None
+    config: RunConfig,
+    data: Data,
+    ranks: Ranks,
+    dtype: torch.dtype,
+    start: Start | None,
+    check: Callable[[], None] | None = None,
 ) -> None:
-    trainer = Trainer(config, data, ranks, dtype)
+    trainer = Trainer(config, data, ranks, dtype, start)
     try:
         trainer.describe()
         if check:

@@ -17,6 +17,7 @@ from harness.errors import Paused, RunFailure, Stopped
 from harness.machine.hardware import identity, peak_flops, peak_memory_bytes
 from harness.machine.ranks import Ranks, on_first_rank
 from harness.machine.stop import Asked, StopRequest
+from harness.model.start import Start
 from harness.online.code_length import CodeLength
 from harness.online.ensemble import Ensemble
 from harness.online.replay import ReplaySchedule
@@ -39,9 +40,9 @@ SECONDS_BETWEEN_HISTOGRAMS = 180.0
 class Trainer:
     """One run on one rank: main -> prune -> finetune, the latter two once or in rounds, over a fixed order."""
 
-    def __init__(self, config: RunConfig, data: Data, ranks: Ranks, dtype: torch.dtype):
+    def __init__(self, config: RunConfig, data: Data, ranks: Ranks, dtype: torch.dtype, start: Start | None = None):
         self.config, self.data, self.ranks, self.dtype = config, data, ranks, dtype
-        self.ensemble = Ensemble(config, data.tokenizer.vocab_size, ranks, dtype)
+        self.ensemble = Ensemble(config, data.tokenizer.vocab_size, ranks, dtype, start)
         self.learner = self.ensemble.main
         self.backend, self.optimizer = self.learner.backend, self.learner.optimizer
         length, micro_batch = config.model.context, self.learner.micro_batch
@@ -62,6 +63,7 @@ class Trainer:
             identity={
                 "config": training_sha256(config)[:16],
                 "data": data.train.fingerprint,
+                **self.ensemble.identity,
                 "world_size": str(ranks.world_size),
                 **ranks.agreed(identity(ranks.device, dtype, (*self.backend.packages, *packages), host_computes)),
             },

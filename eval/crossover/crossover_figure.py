@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 
 from eval.crossover.crossing import Crossover, OfflineCode, OnlineCurve, online_band
+from eval.crossover.hybrid import HybridCode
 from eval.show.figures import (
     COLOURS,
     LEGEND,
@@ -27,9 +28,14 @@ _FARTHEST_FACTOR = 1e4
 
 
 def draw_crossover(
-    path: Path, curve: OnlineCurve, resampled: list[OnlineCurve], offline: OfflineCode, crossover: Crossover
+    path: Path,
+    curve: OnlineCurve,
+    resampled: list[OnlineCurve],
+    offline: OfflineCode,
+    crossover: Crossover,
+    hybrid: HybridCode | None = None,
 ) -> None:
-    """Draw both codes in bits/byte against the size of the text in bytes; `path` is replaced in one step.
+    """Draw all codes in bits/byte against the size of the text in bytes; `path` is replaced in one step.
 
     Divided by the size, lines that cross at a small angle can be told apart, and they cross at the same place.
     """
@@ -43,6 +49,8 @@ def draw_crossover(
     sizes = np.geomspace(left, right, _POINTS)
     style: dict[str, Any] = {"color": COLOURS[1], "ls": (0, (5, 2)), "lw": 1.6}
     axes.plot(sizes, offline.bits(sizes) / sizes, label="offline code, projected", **style)
+    if hybrid:
+        _draw_hybrid(axes, hybrid, sizes)
     axes.axvline(num_bytes, color=QUIET_COLOUR, lw=0.8, zorder=0)
     style = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points", "fontsize": SMALL_FONT}
     axes.annotate("end of the corpus", (num_bytes, 1), xytext=(0, 4), ha="center", color=QUIET_COLOUR, **style)
@@ -64,6 +72,15 @@ def draw_crossover(
     axes.set_ylabel("code length so far (bits/byte)")
     axes.legend(loc="upper right", **LEGEND)
     save_figure(figure, path)
+
+
+def _draw_hybrid(axes: Axes, hybrid: HybridCode, sizes: np.ndarray) -> None:
+    """A line that is solid as far as the ledger goes."""
+    end = hybrid.curve.measured_bytes
+    for chosen, dashes, words in ((sizes <= end, "-", "measured (ideal)"), (sizes >= end, (0, (1, 1.2)), "projected")):
+        rates = np.array([hybrid.bits_at(size) for size in sizes[chosen]]) / sizes[chosen]
+        label = f"hybrid code with its weights, {words}"
+        axes.plot(sizes[chosen], rates, color=COLOURS[2], ls=dashes, lw=1.6, label=label)
 
 
 def _draw_online(axes: Axes, curve: OnlineCurve, resampled: list[OnlineCurve], left: float, right: float) -> None:

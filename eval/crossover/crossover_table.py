@@ -21,6 +21,7 @@ from eval.crossover.crossing import (
     online_curves,
 )
 from eval.crossover.crossover_figure import size_text
+from eval.crossover.hybrid import HybridCode, hybrid_cells, hybrid_record, hybrid_verdict
 from eval.crossover.model_bits import FINAL_FRACTION, EvaluatedRun, ModelBits, model_bits, open_run
 from eval.length import Length
 from eval.offline.evaluate import grid_search, text_to_code
@@ -114,9 +115,12 @@ def _precisions(run: EvaluatedRun) -> list[GridPoint]:
     return [search.point(float(power)) for power in LOG2_FACTORS]
 
 
-def record_of(text: Measurement, control: Measurement) -> dict[str, Any]:
-    """Full numbers of both runs, units in the keys, and the verdict on the control."""
-    return {"text": _run_record(text), "control": _run_record(control), "verdict": verdict(control.bits)}
+def record_of(text: Measurement, control: Measurement, hybrid: HybridCode | None = None) -> dict[str, Any]:
+    """Full numbers of both runs and the hybrid code, units in the keys, and the verdicts."""
+    record = {"text": _run_record(text), "control": _run_record(control), "verdict": verdict(control.bits)}
+    if hybrid:
+        record |= {"hybrid": hybrid_record(hybrid), "hybrid_verdict": hybrid_verdict(hybrid, text.curve)}
+    return record
 
 
 def _run_record(measurement: Measurement) -> dict[str, Any]:
@@ -145,9 +149,10 @@ def verdict(control: ModelBits) -> str:
     return f"control: {bits:,.0f} bits ({rate:.3f} bits/byte) beyond byte frequencies, where there is nothing to learn"
 
 
-def render(text: Measurement, control: Measurement, fmt: str) -> str:
+def render(text: Measurement, control: Measurement, fmt: str, hybrid: HybridCode | None = None) -> str:
     """The tables of both runs as text ending in a newline, or the record as JSON."""
-    return blocks.render([_model_block(text, control), _crossover_block(text, control)], record_of(text, control), fmt)
+    tables = [_model_block(text, control), _crossover_block(text, control, hybrid)]
+    return blocks.render(tables, record_of(text, control, hybrid), fmt)
 
 
 def _model_block(text: Measurement, control: Measurement) -> Block:
@@ -169,15 +174,20 @@ def _model_block(text: Measurement, control: Measurement) -> Block:
     )
 
 
-def _crossover_block(text: Measurement, control: Measurement) -> Block:
+def _crossover_block(text: Measurement, control: Measurement, hybrid: HybridCode | None) -> Block:
     cells = [_crossover_cells(measurement) for measurement in (text, control)]
+    notes = [*_CROSSOVER_NOTES, *_none_notes({"text": text, "shuffled": control})]
+    if hybrid:
+        own = hybrid_cells(hybrid)
+        cells = [cells[0] | own, cells[1] | dict.fromkeys(own, "")]
+        notes.append(f"{hybrid_verdict(hybrid, text.curve)}.")
     return Block(
         title=f"Crossover of {text.run}: from which size on offline is shorter than online",
         header=["quantity", "text", "shuffled"],
         is_number=[False, True, True],
         rows=[[name, cells[0][name], cells[1][name]] for name in cells[0]],
         emphasised_rows=[name == "offline is shorter from" for name in cells[0]],
-        notes=[*_CROSSOVER_NOTES, *_none_notes({"text": text, "shuffled": control})],
+        notes=notes,
     )
 
 

@@ -34,7 +34,15 @@ from harness.machine.hardware import resolve_precision
 from harness.model.transformer import Transformer
 from harness.pruning.feedback import Feedback, input_moments, sample_rows
 from harness.pruning.structure import DeadStructure, find_dead
-from harness.run.directory import GRID_KEY, WEIGHTS_FILE, check_done, load_run_config, open_run_data, read_members
+from harness.run.directory import (
+    GRID_KEY,
+    WEIGHTS_FILE,
+    check_done,
+    load_run_config,
+    open_run_data,
+    read_members,
+    read_start_bytes,
+)
 from harness.run.ledger import OnlineCode, read_online_code
 from harness.units import bits_from_bytes, bits_per_byte
 
@@ -141,8 +149,8 @@ def _evaluate(run_dir: Path, config: RunConfig, threads: int, progress: Progress
     adaptive = adaptive_section(run_dir, text, model, config, threads, progress)
     heldout = split(data.tokenizer.decode(data.heldout.tokens), config.eval.chunk_bytes)
     heldout_bits = ideal_bits(model, heldout, dtype)
-    online_report = online_section(online, archive, len(text), config) | {"baselines": corpus_baselines(data, config)}
-    online_report |= {"members": read_members(run_dir)}
+    online_report = online_section(online, archive, len(text), config, read_start_bytes(run_dir))
+    online_report |= {"baselines": corpus_baselines(data, config), "members": read_members(run_dir)}
     if config.eval.online:
         online_report |= send_and_receive(run_dir, config, online.ideal_bits, quiet)
     report = {
@@ -218,8 +226,10 @@ def verify(archive: Path, text: bytes, threads: int) -> float:
     return time.perf_counter() - start
 
 
-def online_section(online: OnlineCode, archive: ArchiveReport, raw_bytes: int, config: RunConfig) -> dict:
-    """The online code of the training corpus.
+def online_section(
+    online: OnlineCode, archive: ArchiveReport, raw_bytes: int, config: RunConfig, start_bytes: int
+) -> dict:
+    """The online code of the training corpus, with what the weights take that it starts from.
 
     `above_final_bits` is its excess over the rate of the archive's model on held-out text, None where that is unknown.
     """
@@ -230,7 +240,8 @@ def online_section(online: OnlineCode, archive: ArchiveReport, raw_bytes: int, c
         "ideal_bits": online.ideal_bits,
         "tokens": online.tokens,
         "raw_bytes": online.raw_bytes,
-        "bits_per_byte": online.bits_per_byte,
+        "start_bytes": start_bytes,
+        "bits_per_byte": online.bits_per_byte + bits_per_byte(bits_from_bytes(start_bytes), online.raw_bytes),
         "above_final_bits": online.aulc_bits - final_bits if is_heldout else None,
         "code_bytes": program_bytes(config),
     }

@@ -1,9 +1,10 @@
 """The file of an online code: what a receiver must know, then one stream per rank and segment.
 
 Sections: HEAD (settings that differ from the defaults, sizes, digests, environment), TOKN (tokenizer), SEGM, PART where
-settings speak of parts of the text (the first token of each), and ORDR where its documents are coded in an order that
-is not their own. A segment is a number of optimizer steps. It holds a digest of the weights after it and, for each
-rank, a checksum of the rank's tokens, the length of the rank's stream, and the stream; little-endian.
+settings speak of parts of the text (the first token of each), ORDR where its documents are coded in an order that is
+not their own, and STRT where both ends start from the weights of an archive: its section of weights. A segment is a
+number of optimizer steps. It holds a digest of the weights after it and, for each rank, a checksum of the rank's
+tokens, the length of the rank's stream, and the stream; little-endian.
 """
 
 import struct
@@ -33,6 +34,8 @@ _WORLD_SIZE_DIGITS = 5
 MAX_TOKENS = 1 << 40
 # Settings of the corpus and of what follows the first epoch decide nothing of what is sent.
 _UNSENT = ("corpus.", "prune.")
+# Weights are sent, and not where they come from.
+_START = "online.start"
 _OF_PARTS = ("train.last", "train.untrained")
 _SECTIONS = {"HEAD", "TOKN", "SEGM"}
 _SEGMENT, _PART = struct.Struct("<8s"), struct.Struct("<8sI")
@@ -60,6 +63,8 @@ class OnlineHead:
     """Where the parts of the text begin, in a section of its own; named by their numbers."""
     order: "DocumentOrder | None" = None
     """The order of its documents, where it is not coded in its own; in a section too."""
+    start: bytes = b""
+    """Coded weights that both ends start from, in a section too; empty where these are random."""
 
     @property
     def world_size(self) -> int:
@@ -97,6 +102,8 @@ class FileSizes:
     stream_bytes: int
     order_bytes: int
     """Order and lengths of the documents."""
+    start_bytes: int
+    """Weights that both ends start from."""
     checksum_bytes: int
     file_bytes: int
 
@@ -107,8 +114,12 @@ def sent_settings(config: RunConfig) -> dict[str, object]:
     return {
         key: [numbers[name] for name in value] if key in _OF_PARTS and isinstance(value, list) else value
         for key, value in settings_of(config).items()
-        if (decides_training(key) or key.startswith("online.")) and not key.startswith(_UNSENT)
+        if _is_sent(key)
     }
+
+
+def _is_sent(key: str) -> bool:
+    return (decides_training(key) or key.startswith("online.")) and not key.startswith(_UNSENT) and key != _START
 
 
 def write_online_file(path: Path, head: OnlineHead, tokenizer: Tokenizer, segments: list[Segment]) -> FileSizes:
@@ -122,9 +133,11 @@ def write_online_file(path: Path, head: OnlineHead, tokenizer: Tokenizer, segmen
         for segment in segments
     )
     plain = asdict(replace(head, parts=None, order=None))
-    del plain["parts"], plain["order"]
+    for own_section in ("parts", "order", "start"):
+        del plain[own_section]
     sections = {"HEAD": pack_json(plain), "TOKN": tokenizer.model_bytes(), "SEGM": packed}
     sections |= {tag: own.to_bytes() for tag, own in (("PART", head.parts), ("ORDR", head.order)) if own}
+    sections |= {"STRT": head.start} if head.start else {}
     content = pack_sections(sections)
     write_file(path, content)
     stream_bytes = sum(len(part.stream) for segment in segments for part in segment.parts)
@@ -134,6 +147,7 @@ def write_online_file(path: Path, head: OnlineHead, tokenizer: Tokenizer, segmen
         segment_bytes=len(packed) - stream_bytes,
         stream_bytes=stream_bytes,
         order_bytes=len(sections.get("ORDR", b"")),
+        start_bytes=len(head.start),
         checksum_bytes=CHECKSUM_BYTES,
         file_bytes=len(content),
     )
@@ -145,10 +159,10 @@ def read_online_file(path: Path) -> tuple[OnlineHead, RunConfig, Tokenizer, list
     Raises UsageError for files that are missing, foreign, damaged, or made to mislead.
     """
     sections = read_sections(path)
-    if sections.keys() - {"PART", "ORDR"} != _SECTIONS:
+    if sections.keys() - {"PART", "ORDR", "STRT"} != _SECTIONS:
         raise UsageError(f"{path}: not an online code; give a file made by `codelength send`")
     try:
-        head = _parse_head(unpack_json(sections["HEAD"], path))
+        head = replace(_parse_head(unpack_json(sections["HEAD"], path)), start=sections.get("STRT", b""))
         settings: dict[str, object] = {}
         if "PART" in sections:
             # Most codes are of texts without parts.
@@ -179,9 +193,7 @@ def _parse_head(content: dict) -> OnlineHead:
     in_order = in_order and all(isinstance(value, str) and value.isprintable() for value in environment.values())
     # A dollar sign would have the value read from somewhere else; paths and names are not sent at all.
     in_order = in_order and not any("$" in str(value) for value in settings.values())
-    in_order = in_order and all(
-        key.startswith("online.") or (decides_training(key) and not key.startswith(_UNSENT)) for key in settings
-    )
+    in_order = in_order and all(map(_is_sent, settings))
     world_size = environment.get("world_size", "") if in_order else ""
     in_order = in_order and world_size.isdecimal() and len(world_size) <= _WORLD_SIZE_DIGITS and int(world_size) >= 1
     if not in_order or not (0 <= content["num_tokens"] <= MAX_TOKENS and 0 <= content["raw_bytes"] <= MAX_TOKENS):

@@ -23,6 +23,7 @@ from harness.data.batches import MicroBatch, make_batches
 from harness.data.schedule import plan_phases
 from harness.machine.hardware import c_library, git_commit, identity, isa_limits, resolve_precision
 from harness.machine.ranks import Ranks
+from harness.model.start import Start
 from harness.online.combiner import Combiner, table_nats
 from harness.online.ensemble import Ensemble, Weights
 from harness.online.replay import ReplaySchedule
@@ -72,13 +73,13 @@ class Sums:
 class Lockstep:
     """Predicts and learns a text in lockstep, over one epoch of its sequences: the same at both ends of a code."""
 
-    def __init__(self, config: RunConfig, source: Text, vocab_size: int, ranks: Ranks):
+    def __init__(self, config: RunConfig, source: Text, vocab_size: int, ranks: Ranks, start: Start | None = None):
         # So that the number of threads is nothing to agree on; speed comes from more ranks.
         torch.set_num_threads(1)
         self.started = time.perf_counter()
         self.config, self.source, self.ranks = config, source, ranks
         dtype = resolve_precision(config.train.precision, ranks.device)
-        self.ensemble = Ensemble(config, vocab_size, ranks, dtype)
+        self.ensemble = Ensemble(config, vocab_size, ranks, dtype, start)
         context, lanes = config.model.context, self.ensemble.main.micro_batch
         self.num_steps = 0
         if source.num_tokens:

@@ -81,7 +81,8 @@ def _left_out(config: RunConfig) -> set[str]:
     left_out |= set() if config.backend.name == "deepspeed" else {"harness.backends.deepspeed"}
     if not (config.online.experts or config.online.models):
         left_out |= {f"harness.online.{name}" for name in _MIXTURE}
-    unused = {
+    unused = dict.fromkeys(_START, not config.online.start)
+    unused |= {
         "eval.codec.permutation": config.corpus.documents == "as-is",
         "harness.data.parts": not config.train.reads_parts,
         "harness.data.mixture": not config.train.reads_parts,
@@ -92,4 +93,8 @@ def _left_out(config: RunConfig) -> set[str]:
     return left_out | ({*RULE_MODULES.values()} - {RULE_MODULES.get(config.rule.kind, "")})
 
 
+_START = (
+    "eval.weights.start",
+    *(f"eval.weights.{name}" for name in ("arithmetic", "codec", "kernel", "links", "tables")),
+)
 _MIXTURE = ("logistic_mixer", "mixture", "mixture_state", "ngram", "switch")

@@ -56,7 +56,13 @@ def receive(path: Path, output: Path, ranks: Ranks, progress: Progress, max_memo
             f"{head.world_size} process(es)"
         )
     source = Text(np.zeros(head.num_tokens, dtype=np.uint16), head.raw_bytes, head.fingerprint, head.parts)
-    with closing(Lockstep(config, source, tokenizer.vocab_size, ranks)) as lockstep:
+    start = None
+    if head.start:
+        # Most codes start from random weights.
+        from eval.weights.start import received_start
+
+        start = received_start(path, head.start, config, tokenizer)
+    with closing(Lockstep(config, source, tokenizer.vocab_size, ranks, start)) as lockstep:
         _check_setting(path, head, lockstep)
         identity = {"file": sha256(path), "arithmetic": head.arithmetic}
         with closing(OnlineJob(lockstep, output, identity, progress)) as job:

@@ -6,7 +6,7 @@ What is done is kept beside the output, in OUTPUT.part, at the end of every segm
 import hashlib
 import json
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +26,13 @@ from eval.online.file import (
 from eval.online.job import Costs, OnlineJob, Progress
 from eval.online.lockstep import Lockstep, Sums, Text
 from eval.online.sizes import check_batch
+from eval.weights.start import read_start
 from harness.config.run import RunConfig
 from harness.data.shards import Shard, token_fingerprint
 from harness.data.tokenizer import from_model_bytes, train_tokenizer
 from harness.errors import UsageError
 from harness.machine.ranks import Ranks, on_first_rank
+from harness.model.start import Start
 from harness.run.directory import open_on_all_ranks
 from harness.units import bits_from_bytes, bits_from_nats
 
@@ -59,6 +61,8 @@ class SendReport:
     """Header, tokenizer and checksum of the file."""
     order_bits: float
     """Order and lengths of the documents, where they are not coded in their own order."""
+    start_bits: float
+    """Weights of an archive, where both ends start from them."""
     costs: Costs
 
 
@@ -72,13 +76,24 @@ class Input:
     """Digest of the text."""
     order: DocumentOrder | None = None
     """The order in which its documents are coded, where that is not their own."""
+    start: Start | None = None
+    """Weights that both ends start from, where these are not random."""
 
 
 def open_input(config: RunConfig, path: Path | None, ranks: Ranks) -> Input:
     """Open the text of a file, or without one the training corpus of the configuration; called on all ranks.
 
-    Raises UsageError where it cannot be read, or no tokenizer can be trained on it.
+    Raises UsageError where it, or the archive that `online.start` names, cannot be read or does not fit, or no
+    tokenizer can be trained on it.
     """
+    start = read_start(config)
+    text = _open_text(config, path, ranks)
+    if start:
+        start.check_tokenizer(config.tokenizer.kind, text.tokenizer.model_bytes())
+    return replace(text, start=start)
+
+
+def _open_text(config: RunConfig, path: Path | None, ranks: Ranks) -> Input:
     if path is None:
         data = open_on_all_ranks(config, ranks)
         shard, digest, order = data.train, hashlib.sha256(), document_order(data.train)
@@ -114,7 +129,7 @@ def send(config: RunConfig, sent: Input, output: Path, ranks: Ranks, progress: P
     RunFailure where the work fails, and Stopped where it was asked to.
     """
     check_batch(config, sent.source.num_tokens)
-    with closing(Lockstep(config, sent.source, sent.tokenizer.vocab_size, ranks)) as lockstep:
+    with closing(Lockstep(config, sent.source, sent.tokenizer.vocab_size, ranks, sent.start)) as lockstep:
         return _send(config, sent, lockstep, output, progress)
 
 
@@ -130,8 +145,10 @@ def _send(config: RunConfig, sent: Input, lockstep: Lockstep, output: Path, prog
         arithmetic=lockstep.probe(),
         parts=sent.source.parts if config.train.reads_parts else None,
         order=sent.order,
+        start=sent.start.coded if sent.start else b"",
     )
     identity = {"settings": json.dumps(head.settings), "text": head.sha256, "arithmetic": head.arithmetic}
+    identity |= lockstep.ensemble.identity
     with closing(OnlineJob(lockstep, output, identity, progress)) as job:
         coded = job.resume() or {"weights": [], "checksums": [], "streams": [], "sums": asdict(Sums())}
         sums = Sums(**coded["sums"])
@@ -173,5 +190,6 @@ def _report(head: OnlineHead, sums: Sums, sizes: FileSizes, costs: Costs) -> Sen
         segment_bits=bits_from_bytes(sizes.segment_bytes),
         header_bits=bits_from_bytes(header_bytes),
         order_bits=bits_from_bytes(sizes.order_bytes),
+        start_bits=bits_from_bytes(sizes.start_bytes),
         costs=costs,
     )

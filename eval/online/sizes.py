@@ -67,12 +67,14 @@ def memory_bytes(head: OnlineHead, config: RunConfig, tokenizer: Tokenizer) -> i
     """Bound the memory of a rank in bytes: weights with optimizers, activations, the mixture, text and tokens."""
     lanes, vocab_size = config.train.micro_batch(head.world_size), tokenizer.vocab_size
     context, models = config.model.context, config.expert_models()
-    total = _BASE_BYTES + (16 + 4 * head.world_size) * head.num_tokens + 3 * head.raw_bytes
+    total = _BASE_BYTES + (16 + 4 * head.world_size) * head.num_tokens + 3 * head.raw_bytes + 2 * len(head.start)
     total += _STEP_BYTES * (head.num_tokens // config.train.step_sizes(context)[0] + 1)
     for index, model in enumerate(models):
         num_weights = 12 * model.layers * model.width**2 + (2 * vocab_size + context) * model.width
         per_token = 4 * (42 * model.layers * model.width + 4 * vocab_size)
-        copies = 12 + bool(config.online.ema) + (0 if index else 2 * (config.online.checkpoints - 1))
+        # Weights that are sent take integers, floats, and what decoding them keeps.
+        own = 2 * (config.online.checkpoints - 1) + (10 if head.start else 0)
+        copies = 12 + bool(config.online.ema) + (0 if index else own)
         total += 4 * copies * num_weights + lanes * context * per_token
     if config.online.experts or config.online.models:
         tables = len(models) + len(config.online.experts)

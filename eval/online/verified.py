@@ -56,7 +56,14 @@ def send_and_receive(run_dir: Path, config: RunConfig, ideal_bits: float, quiet:
         "prediction_bits": sent["prediction_bits"] + sent["aulc_bits"] - ideal_bits,
         **{
             key: sent[key]
-            for key in ("quantisation_bits", "termination_bits", "segment_bits", "header_bits", "order_bits")
+            for key in (
+                "quantisation_bits",
+                "termination_bits",
+                "segment_bits",
+                "header_bits",
+                "order_bits",
+                "start_bits",
+            )
         },
         **costs,
     }

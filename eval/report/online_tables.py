@@ -13,6 +13,7 @@ SENT_PARTS = {
     "segment": "digests, checksums and lengths of the segments",
     "header": "header, tokenizer and checksum of the file",
     "order": "order and lengths of the documents",
+    "start": "weights of an archive that both ends start from",
 }
 """What the file of an online code adds to the losses of the training steps."""
 
@@ -29,8 +30,8 @@ def sent_block(record: Record, sent: Length) -> Block:
     """How the bits of the file of the online code come about."""
     parts = [("code length by the ledger", record["online_ideal_bits"])]
     parts += [(words, record[f"online_{part}_bits"]) for part, words in SENT_PARTS.items()]
-    # Most texts are coded in their own order, and reports of earlier releases know of none.
-    shown = [(words, bits) for words, bits in parts if bits or words != SENT_PARTS["order"]]
+    # Most texts are coded in their own order from random weights, and reports of earlier releases know of nothing else.
+    shown = [(words, bits) for words, bits in parts if bits or words not in (SENT_PARTS["order"], SENT_PARTS["start"])]
     rows = [{"part": words, "bits": bits, "share": ratio(bits, sent.total_bits)} for words, bits in shown]
     rows.append({"part": f"the file, {sent.kind}", "bits": sent.total_bits, "share": 1.0, "is_emphasised": True})
     columns: list[Column] = [

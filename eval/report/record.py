@@ -40,7 +40,8 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     "online_aulc_bits": ("online", "aulc_bits"),
     "online_ideal_bits_per_byte": ("online", "bits_per_byte"),
     "online_ideal_above_final_bits": ("online", "above_final_bits"),
-    **{f"online_{key}": ("online", key) for key in ("tokens", "raw_bytes", "code_bytes", "file_bytes", "verified")},
+    **{f"online_{key}": ("online", key) for key in ("tokens", "raw_bytes", "code_bytes", "start_bytes")},
+    **{f"online_{key}": ("online", key) for key in ("file_bytes", "verified")},
     **{f"online_{part}_bits": ("online", f"{part}_bits") for part in SENT_PARTS},
     **{f"online_{end}_{what}": ("online", f"{end}_{what}") for end in ("send", "receive") for what in SENT_COSTS},
     **{f"projected_{key}": ("projected", key) for key in ("dataset_bytes", "total_bytes")},
@@ -77,14 +78,15 @@ def flat_record(report: dict) -> Record:
     """One flat row of full, unrounded values; None where the report has none."""
     record = {"run": report.get("run"), "config_sha256": report.get("config_sha256")}
     record |= {key: _value(report, *path) for key, path in _FIELDS.items()}
-    raw_bytes, online_bits = record["raw_bytes"], record["online_ideal_bits"]
+    raw_bytes = record["raw_bytes"]
     record["total_bits_per_byte"] = _rate(record["total_bytes"], raw_bytes)
     record["data_bits_per_byte"] = _rate(record["data_bytes"], raw_bytes)
     heldout_bits, heldout_bytes = record["heldout_ideal_bits"], record["heldout_bytes"]
     record["heldout_ideal_bits_per_byte"] = (
         None if heldout_bits is None or not heldout_bytes else bits_per_byte(heldout_bits, heldout_bytes)
     )
-    record["online_ideal_bytes"] = None if online_bits is None else bytes_from_bits(online_bits)
+    ideal = online_length(record)
+    record["online_ideal_bytes"] = ideal.total_bytes if ideal else None
     return record
 
 
@@ -103,6 +105,13 @@ def _rate(num_bytes: float | None, raw_bytes: float | None) -> float | None:
     return None if num_bytes is None or not raw_bytes else bits_per_byte(bits_from_bytes(num_bytes), raw_bytes)
 
 
+def online_length(record: Record) -> Length | None:
+    """The ideal online code of a flat record: its ledger, and the weights that the run has started from."""
+    if record["online_ideal_bits"] is None:
+        return None
+    return Length(record["online_start_bytes"] or 0, bytes_from_bits(record["online_ideal_bits"]), "ideal")
+
+
 def lengths(record: Record) -> dict[str, Length]:
     """The codes of a flat record that are known, by name.
 
@@ -113,8 +122,8 @@ def lengths(record: Record) -> dict[str, Length]:
     by_name = {}
     if record["online_file_bytes"] is not None:
         by_name["online"] = Length.of_file(record["online_file_bytes"], record["online_verified"])
-    elif record["online_ideal_bits"] is not None:
-        by_name["online"] = Length.ideal(record["online_ideal_bits"])
+    elif ideal := online_length(record):
+        by_name["online"] = ideal
     for name, prefix in (("offline", ""), ("adaptive", "adaptive_")):
         model, data, total = (record[f"{prefix}{part}_bytes"] for part in ("model", "data", "total"))
         if not (model is None or data is None or total is None):

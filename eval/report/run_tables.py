@@ -10,7 +10,7 @@ from dataclasses import replace
 from eval.length import KIND_NOTE, Length
 from eval.offline.baselines import BASELINES, CHUNK_BYTES, Baseline
 from eval.report.online_tables import PROGRAM, members_block, sent_block, sent_runs_block
-from eval.report.record import DEAD_PARTS, WHOLE, flat_record, lengths, with_kind
+from eval.report.record import DEAD_PARTS, WHOLE, flat_record, lengths, online_length, with_kind
 from eval.show import blocks
 from eval.show.blocks import Block
 from eval.show.cells import (
@@ -92,8 +92,8 @@ def _corpus_block(record: Record, known: dict[str, Length]) -> Block:
     raw_bytes, online = record["online_raw_bytes"] or record["train_bytes"], known.get("online")
     name = "online code" if record["online_file_bytes"] is None else "online code as sent"
     codes: list[tuple[str, Length | None, float | None, bool]] = [(name, online, raw_bytes, True)]
-    if name != "online code" and record["online_ideal_bits"] is not None:
-        codes.append(("online code", Length.ideal(record["online_ideal_bits"]), raw_bytes, True))
+    if name != "online code":
+        codes.append(("online code", online_length(record), raw_bytes, True))
     if online and record["online_code_bytes"] is not None:
         with_program = replace(online, other_bytes=record["online_code_bytes"])
         codes.append((f"{name}, with the receiver's program", with_program, raw_bytes, True))
@@ -108,6 +108,10 @@ def _corpus_block(record: Record, known: dict[str, Length]) -> Block:
     rows.sort(key=lambda row: row["total_bytes"])
     program = record["online_code_bytes"]
     notes = [] if program is None else [f"The receiver's program, {count(program)} bytes: {PROGRAM}."]
+    if record["online_start_bytes"]:
+        notes.append(
+            f"The online code holds the weights that it starts from, {count(record['online_start_bytes'])} bytes."
+        )
     columns: list[Column] = [
         ("code", "code", in_words),
         KIND,

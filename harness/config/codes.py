@@ -74,6 +74,10 @@ class OnlineConfig:
     """Self-switch: batches are coded with the best of so many states of the weights, the current one among them."""
     checkpoint_steps: int = bounded(16, least=1)
     """Steps between such states."""
+    start: str = ""
+    """Path of an archive whose weights both ends start from, not from random ones; the code holds and charges them."""
+    start_rate_factor: float = bounded(0.1, least=0)
+    """Factor on all learning rates of what starts from an archive."""
     segment_steps: int = bounded(64, least=1)
     """Optimizer steps between two digests of the weights. A stopped job goes on from one; each costs about 30 bytes."""
 

@@ -12,6 +12,7 @@ from harness.data.batches import StepBatch
 from harness.data.schedule import Moment
 from harness.learner import Learner, StepLosses
 from harness.machine.ranks import Ranks
+from harness.model.start import Start
 from harness.model.transformer import ModelConfig
 from harness.online.replay import ReplaySchedule
 from harness.optim.stopping import Convergence
@@ -26,10 +27,17 @@ class Ensemble:
     _means: list[dict[str, Tensor]]
     _kept: list[dict[str, Tensor]]
 
-    def __init__(self, config: RunConfig, vocab_size: int, ranks: Ranks, dtype: torch.dtype):
+    def __init__(
+        self, config: RunConfig, vocab_size: int, ranks: Ranks, dtype: torch.dtype, start: Start | None = None
+    ):
+        """`start` has the first weights of the run's own transformer, which learns on from them at rates of its own."""
         self.config, self.online, self.ranks = config, config.online, ranks
         self.shapes: list[ModelConfig] = config.expert_models()
-        self.learners = [Learner(replace(config, model=shape), vocab_size, ranks, dtype) for shape in self.shapes]
+        own = replace(config, optimizer=config.optimizer.scaled(self.online.start_rate_factor)) if start else config
+        self.learners = [Learner(own, vocab_size, ranks, dtype, start)]
+        self.learners += [Learner(replace(config, model=shape), vocab_size, ranks, dtype) for shape in self.shapes[1:]]
+        self.identity = {"start": start.sha256[:16]} if start else {}
+        """What a run that goes on must share besides its settings."""
         self._forget()
 
     @property

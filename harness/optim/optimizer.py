@@ -6,7 +6,7 @@ everything with `kind: adamw`. Rule and mask live in the optimizer so that a bac
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,11 @@ class OptimizerConfig:
     def peak_of(self, kind: str) -> float:
         """Peak learning rate of AdamW for tensors of a kind."""
         return self.learning_rate * getattr(self, f"{kind}_factor", 1.0)
+
+    def scaled(self, factor: float) -> "OptimizerConfig":
+        """The same with all learning rates times `factor`."""
+        adamw, muon = factor * self.learning_rate, factor * self.muon_learning_rate
+        return replace(self, learning_rate=adamw, muon_learning_rate=muon)
 
     def problems(self) -> list[str]:
         """Every bad value, a line each."""

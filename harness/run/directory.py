@@ -27,7 +27,7 @@ from harness.run.ledger import Part, part_problem
 GRID_KEY = "grid_steps"
 
 CONFIG_FILE, ENVIRONMENT_FILE, DONE_MARKER = "config.yaml", "environment.json", "DONE"
-WEIGHTS_FILE, MEMBERS_FILE = "weights.safetensors", "members.json"
+WEIGHTS_FILE, MEMBERS_FILE, START_FILE = "weights.safetensors", "members.json", "start.json"
 
 
 def open_on_all_ranks(config: RunConfig, ranks: Ranks) -> Data:
@@ -136,6 +136,17 @@ def read_members(run_dir: Path) -> dict[str, float]:
     """Read what `write_members` has written."""
     path = run_dir / MEMBERS_FILE
     return json.loads(read_file(path)) if path.exists() else {}
+
+
+def write_start(run_dir: Path, num_bytes: int) -> None:
+    """Write what the weights take that a run starts from: a part of the length of its online code."""
+    write_json(run_dir / START_FILE, {"weights_bytes": num_bytes})
+
+
+def read_start_bytes(run_dir: Path) -> int:
+    """Read what `write_start` has written; 0 where a run starts from random weights."""
+    path = run_dir / START_FILE
+    return int(json.loads(read_file(path))["weights_bytes"]) if path.exists() else 0
 
 
 def load_run_config(run_dir: Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:

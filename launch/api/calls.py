@@ -88,11 +88,12 @@ def train(config: RunConfig) -> Run:
     Raises UsageError for wrong input and RunFailure where the work fails. For several processes use
     `codelength train --processes N` or torchrun.
     """
+    from eval.weights.start import read_start
     from harness.train import train_run
 
     if config.dry_run:
         raise UsageError("dry_run=true: leaves no run; use `codelength train` to see what it prints")
-    train_run(config)
+    train_run(config, read_start(config))
     return open_run(config.run_dir)
 
 

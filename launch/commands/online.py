@@ -153,9 +153,9 @@ def describe(report: "SendReport", path: Path) -> str:
 
     length = Length.of_file(report.file_bytes, is_decoded=False)
     parts = [(report.aulc_bits, "losses of the training steps (area under the loss curve)")]
-    parts += [(getattr(report, f"{part}_bits"), words) for part, words in SENT_PARTS.items()]
-    # Most texts are coded in their own order.
-    parts = parts if report.order_bits else parts[:-1]
+    sent = {part: (getattr(report, f"{part}_bits"), words) for part, words in SENT_PARTS.items()}
+    # Most texts are coded in their own order, from random weights.
+    parts += [told for part, told in sent.items() if told[0] or part not in ("order", "start")]
     lines = [f"{bits:>+18,.1f} bits  {words}" for bits, words in parts]
     size = f"{report.file_bytes:,} bytes for {report.raw_bytes:,}, {length.kind}"
     total = f"{path}: {size} ({length.bits_per_byte(report.raw_bytes):.3f} bits/byte), of which"

@@ -82,15 +82,18 @@ def train_command(options: Namespace) -> int:
     with interruptible(PAUSE_SIGNAL):
         from harness.config.run import load_config
 
-        config = load_config(options.config, options.overrides)
+        config, settings = load_config(options.config, options.overrides), [options.config, *options.overrides]
         if options.processes > 1:
             from launch.jobs.torchrun import run_here
 
             config.train.micro_batch(options.processes)
-            return run_here("harness.train", [options.config, *options.overrides], options.processes)
+            # Where weights of an archive are what it starts from, each rank reads them.
+            rank = ("launch", ["train", *settings]) if config.online.start else ("harness.train", settings)
+            return run_here(*rank, options.processes)
+        from eval.weights.start import read_start
         from harness.train import train_run
 
-        train_run(config)
+        train_run(config, read_start(config))
     return 0
 
 

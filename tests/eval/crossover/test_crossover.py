@@ -15,6 +15,7 @@ from matplotlib.image import imread
 from safetensors.torch import load_file
 from scipy.optimize import brentq
 
+from eval.codec.container import read_sections
 from eval.crossover.crossing import (
     OfflineCode,
     OfflineLine,
@@ -402,6 +403,22 @@ def test_one_command_makes_the_control_and_finds_nothing_learnt_in_it(place, tra
     assert "- control: no learnt information beyond byte frequencies." in out
     assert f"| {text['aulc_bits']:,.0f} | " in out and "**offline is shorter from**" in out
     assert unlabelled(out) == [] and "(decoded)" in out
+
+
+def test_a_hybrid_code_is_charged_with_the_weights_that_it_starts_from(place, trained, capsys):
+    run_dir, _ = trained
+    status, out, err = printed(place, capsys, "--format", "json", "--hybrid")
+    assert status == 0, err
+    record = json.loads(out)
+    hybrid, online = record["hybrid"], record["text"]["model_bits"]["aulc_bits"]
+    assert hybrid["start_bytes"] == len(read_sections(run_dir / "offline" / "archive.cl")["MODL"])
+    assert hybrid["total_bits"] == pytest.approx(8 * hybrid["start_bytes"] + hybrid["text_bits"], rel=1e-12)
+    # What knows the text already needs little more for it.
+    assert hybrid["text_bits"] < 0.8 * online
+    report = json.loads((run_dir.parent / "digits-hybrid" / "report.json").read_text())
+    assert report["online"]["bits_per_byte"] == pytest.approx(hybrid["total_bits"] / 24_000, rel=1e-9)
+    words = "shorter" if hybrid["total_bits"] < online else "does not help when the weights are charged"
+    assert words in record["hybrid_verdict"]
 
 
 def test_the_bits_of_a_run_are_those_of_its_ledger_and_archive(trained):
