@@ -32,6 +32,7 @@ ELSEWHERE = {
     "tensorboard": "test_pages.py",
     "codelength sweep configs/sweeps/alpha.yaml --at-a-time": "launch/sweeps/test_sweep.py",
     "codelength sweep configs/sweeps/table3.yaml": "launch/sweeps/test_compare.py",
+    "codelength sweep configs/sweeps/sizes.yaml": "launch/sweeps/test_sweep.py",
     "codelength audit": "eval/audit/test_audit.py",
     "codelength crossover": "eval/crossover/test_crossover.py",
     "codelength teacher": "eval/teacher/test_teacher.py",

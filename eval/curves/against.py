@@ -172,7 +172,9 @@ def _area_block(comparison: Comparison, amounts: Amounts) -> Block:
     notes = [f"area: the online code of these tokens, {KIND}, from plotted curves; no file stands behind it."]
     notes.append(_area_words(comparison.sides, lengths))
     notes += [note for own in (0, 1) for note in _acceleration_words(comparison, own)]
-    return new_block(title, columns, rows, notes + [note for side in comparison.sides for note in side.curve.notes])
+    # What was assumed of both is said once.
+    notes += dict.fromkeys(note for side in comparison.sides for note in side.curve.notes)
+    return new_block(title, columns, rows, notes)
 
 
 def _area_words(sides: tuple[Side, Side], lengths: list[Length]) -> str:

@@ -14,7 +14,7 @@ from eval.offline.archive import QuantisedModel
 from eval.online.file import read_online_file
 from eval.report.record import flat_record, lengths
 from eval.weights.codec import quantise
-from harness.config.run import load_config
+from harness.config.run import RunConfig, load_config
 from harness.corpus.prepared import open_data
 from harness.data.batches import make_batches
 from harness.data.order import Sequences
@@ -22,7 +22,7 @@ from harness.data.tokenizer import ByteTokenizer
 from harness.machine.ranks import Ranks
 from harness.model.transformer import Transformer, token_nats
 from harness.run.directory import read_start_bytes
-from harness.run.ledger import read_online_code
+from harness.run.ledger import OnlineCode, read_online_code
 from harness.train import main as rank_main
 from harness.units import bits_from_nats
 from tests.support.archives import make_model, repacked, settings, write
@@ -48,6 +48,20 @@ def archive(place, model) -> Path:
     return place / "first.cl"
 
 
+@pytest.fixture(scope="module")
+def still(place, archive) -> RunConfig:
+    """A run that starts from the archive and does not move."""
+    name = ("name=still", f"online.start={archive}", "online.start_rate_factor=0")
+    assert run("train", place / "config.yaml", *SETTINGS, *name) == 0
+    return load_config(place / "config.yaml", [*SETTINGS, *name])
+
+
+def code_of(config: RunConfig) -> OnlineCode:
+    train = open_data(config).train
+    sequences = Sequences(train, config.model.context).num_sequences
+    return read_online_code(config.run_dir, sequences, train.num_tokens)
+
+
 MIXED = ("online.models=[16x1x1]", "online.experts=[frequencies]", "train.replays=1")
 
 
@@ -71,12 +85,9 @@ def test_it_comes_back_and_holds_the_weights_of_the_archive(capsys, place, archi
     assert json.loads(capsys.readouterr().out)["aulc_bits"] > report["aulc_bits"]
 
 
-def test_without_a_learning_rate_it_is_the_model_of_the_archive(place, archive, model):
-    name = ("name=still", f"online.start={archive}", "online.start_rate_factor=0")
-    assert run("train", place / "config.yaml", *SETTINGS, *name) == 0
-    config = load_config(place / "config.yaml", [*SETTINGS, *name])
+def test_without_a_learning_rate_it_is_the_model_of_the_archive(archive, model, still):
+    config, code = still, code_of(still)
     train, ranks = open_data(config).train, Ranks(0, 1, torch.device("cpu"))
-    code = read_online_code(config.run_dir, Sequences(train, config.model.context).num_sequences, train.num_tokens)
     batches = make_batches(train, config.train, config.model.context, 4, config.seed, ranks)
     bits, transformer = 0.0, model.transformer()
     for step in range(batches.order.steps_per_epoch):
@@ -91,16 +102,11 @@ def test_without_a_learning_rate_it_is_the_model_of_the_archive(place, archive, 
     assert lengths(flat_record({"online": online}))["online"].total_bits == pytest.approx(8 * charged + bits)
 
 
-def test_two_ranks_start_from_it_too_and_a_bare_rank_says_who_reads_archives(capsys, place, archive):
+def test_two_ranks_start_from_it_too_and_a_bare_rank_says_who_reads_archives(capsys, place, archive, still):
     settings = (place / "config.yaml", *SETTINGS, f"online.start={archive}", "online.start_rate_factor=0")
     assert ended(command("train", *settings, "name=two", "--processes", "2"))[0] == 0
-    lengths = []
-    for name in ("two", "still"):
-        config = load_config(place / "config.yaml", [f"name={name}"])
-        train = open_data(config).train
-        sequences = Sequences(train, config.model.context).num_sequences
-        lengths.append(read_online_code(config.run_dir, sequences, train.num_tokens).aulc_bits)
-    assert lengths[0] == pytest.approx(lengths[1], rel=1e-6)
+    two = load_config(place / "config.yaml", ["name=two"])
+    assert code_of(two).aulc_bits == pytest.approx(code_of(still).aulc_bits, rel=1e-6)
     capsys.readouterr()
     assert rank_main([str(each) for each in settings]) == 2
     assert "use it in place of `python -m harness.train`" in capsys.readouterr().err
