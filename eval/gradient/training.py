@@ -18,6 +18,8 @@ from harness.machine.ranks import Ranks
 
 # Vectors of parameters, and policies, that are held besides the states.
 _WORKING_STATES, _POLICIES = 8, 4
+MOST_OF_UNIFORM = 100.0
+"""A loss that is so many times that of symbols of equal probability has diverged."""
 
 
 class Learner(Protocol):
@@ -99,6 +101,8 @@ class Trajectory:
     """This rank's part of every `stride`-th state from the first on."""
     last: Tensor
     """The last state (parameters,)."""
+    watched: Tensor
+    """What each state costs that is only looked at (steps + 1,), float64."""
 
     @property
     def total(self) -> float:
@@ -109,22 +113,37 @@ class Trajectory:
 class Training:
     """Training under a policy (steps, examples of this rank), and its gradient."""
 
-    def __init__(self, learner: Learner, objective: Objective, rate: float, ranks: Ranks, stride: int = 1):
-        """`rate` is eta; states between every `stride`-th one are computed again when they are needed."""
+    def __init__(
+        self,
+        learner: Learner,
+        objective: Objective,
+        rate: float,
+        ranks: Ranks,
+        stride: int = 1,
+        watched: Objective | None = None,
+    ):
+        """`rate` is eta; states between every `stride`-th one are computed again when they are needed.
+
+        What states cost by `watched` is told beside what is minimised.
+        """
         self.learner, self.objective, self.rate = learner, objective, rate
         self.ranks, self.stride = ranks, stride
+        self._observed = [objective, watched] if watched else [objective]
         self._first = learner.start()
 
     def run(self, policy: Tensor) -> Trajectory:
         """Train; costs that are not finite are left as they are."""
-        state, costs, kept = self._first, [], []
+        state, kept = self._first, []
+        costs: list[list[Tensor]] = []
         for step, weights in enumerate(policy):
             if step % self.stride == 0:
                 kept.append(self._own(state))
-            costs.append(self.objective.cost(step, state, weights))
+            costs.append([each.cost(step, state, weights) for each in self._observed])
             state = self._next(state, weights)
-        costs.append(self.objective.cost(len(policy), state, None))
-        return Trajectory(self.ranks.sum_tensor(torch.stack([cost.double().cpu() for cost in costs])), kept, state)
+        costs.append([each.cost(len(policy), state, None) for each in self._observed])
+        each = torch.stack([torch.stack([cost.double().cpu() for cost in row]) for row in costs], dim=1)
+        self.ranks.sum_tensor(each)
+        return Trajectory(each[0], kept, state, each[-1])
 
     def gradient(self, policy: Tensor, trajectory: Trajectory) -> Tensor:
         """Gradient of the total by the policy (steps, examples of this rank)."""
@@ -197,9 +216,9 @@ def most_steps(limit_bytes: int, parameters: int, examples: int, world_size: int
     return low
 
 
-def check_finite(costs: Tensor, rate: float) -> None:
-    """Raise RunFailure where a training has diverged, naming the step."""
-    broken = torch.nonzero(~costs.isfinite())
+def check_costs(costs: Tensor, rate: float, most: float) -> None:
+    """Raise RunFailure where a training has diverged: a cost is above `most` or no number; the step is named."""
+    broken = torch.nonzero(~(costs <= most))
     if len(broken):
-        step = int(broken[0])
-        raise RunFailure(f"learning_rate={rate:g}: the loss is {float(costs[step])} after {step} steps; lower it")
+        step, words = int(broken[0]), f"learning_rate={rate:g}: training diverges"
+        raise RunFailure(f"{words}, the loss is {float(costs[step]):g} after {step} steps; lower it")

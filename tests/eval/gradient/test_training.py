@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from scipy.optimize import minimize
 
 from eval.gradient.module import ModuleLearner
-from eval.gradient.perceptron import Perceptron
+from eval.gradient.perceptron import Perceptron, SoftmaxRegression
 from eval.gradient.simplex import project
 from eval.gradient.training import (
     Desired,
     Learner,
     Prequential,
     Training,
-    check_finite,
+    check_costs,
     memory_bytes,
     most_steps,
 )
@@ -99,7 +99,23 @@ def test_the_perceptron_in_closed_form_is_that_of_automatic_differentiation():
         return F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
 
     learner = ModuleLearner(module, torch.cat([inputs, labels[:, None]], dim=1), losses)
-    state, weights, direction = learner.start(), policy()[0], torch.arange(4, dtype=torch.float64)
+    agree(closed, learner, torch.arange(4, dtype=torch.float64))
+
+
+def test_softmax_regression_in_closed_form_is_that_of_automatic_differentiation():
+    generator = torch.Generator().manual_seed(1)
+    inputs, labels = torch.randn(EXAMPLES, 4, generator=generator, dtype=torch.float64), torch.arange(EXAMPLES) % 3
+
+    def losses(call, examples):
+        return F.cross_entropy(call(examples[:, :5]), examples[:, 5].long(), reduction="none")
+
+    rows = torch.cat([inputs, torch.ones(EXAMPLES, 1), labels[:, None]], dim=1)
+    learner = ModuleLearner(torch.nn.Linear(5, 3, bias=False).double(), rows, losses)
+    agree(SoftmaxRegression(inputs, labels, 3), learner, torch.arange(15, dtype=torch.float64))
+
+
+def agree(closed: Learner, learner: Learner, direction: torch.Tensor) -> None:
+    state, weights = learner.start(), policy()[0]
     assert torch.allclose(closed.losses(state), learner.losses(state), atol=1e-12)
     assert torch.allclose(closed.gradient(state, weights), learner.gradient(state, weights), atol=1e-12)
     for mine, other in zip(
@@ -135,8 +151,8 @@ def test_what_fits_into_memory_is_the_most_that_does():
 
 
 def test_a_rate_that_diverges_is_named_with_the_step():
-    with pytest.raises(RunFailure, match=r"learning_rate=0\.5: the loss is inf after 2 steps; lower it"):
-        check_finite(torch.tensor([0.0, 1.0, float("inf")]), 0.5)
+    with pytest.raises(RunFailure, match=r"learning_rate=0\.5: .* the loss is inf after 2 steps; lower it"):
+        check_costs(torch.tensor([0.0, 1.0, float("inf")]), 0.5, 9.0)
 
 
 def test_learners_are_of_the_protocol():
