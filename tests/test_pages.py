@@ -35,7 +35,7 @@ ELSEWHERE = {
     "codelength sweep configs/sweeps/sizes.yaml": "launch/sweeps/test_sweep.py",
     "codelength audit": "eval/audit/test_audit.py",
     "codelength crossover": "eval/crossover/test_crossover.py",
-    "codelength teacher": "eval/teacher/test_teacher.py",
+    "codelength study configs/studies/teacher.yaml": "eval/teacher/test_teacher.py",
     "codelength doctor": "launch/doctor/test_doctor.py",
     "codelength eval runs/demo --sweep-precision": "eval/report/test_precision.py",
     "codelength eval runs/demo eval.predictor=float eval.adaptive=true": "eval/offline/test_in_order.py",

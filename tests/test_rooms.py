@@ -39,7 +39,8 @@ def test_no_room_is_crowded():
 
 
 def test_every_room_is_installed():
-    product = {"codelength", "codelength.configs", "codelength.configs.sweeps", "codelength.slurm"}
+    configs = {"codelength.configs", "codelength.configs.studies", "codelength.configs.sweeps"}
+    product = configs | {"codelength", "codelength.slurm"}
     rooms = {path.parent for floor in FLOORS for path in (ROOT / floor).rglob("__init__.py")} - {
         ROOT / "launch" / "api"
     }

@@ -74,7 +74,7 @@ def read_archive(path: Path, max_memory_bytes: int | None = None) -> np.ndarray:
     """
     sections = read_sections(path)
     if list(sections) != ["HEAD", "MODL", "DATA"]:
-        raise UsageError(f"{path}: no archive of a student and its targets; give one that `codelength teacher` wrote")
+        raise UsageError(f"{path}: no archive of a student and its targets; give one that `codelength study` wrote")
     seed, num_targets, widths, digest = _read_head(sections["HEAD"], path)
     if num_targets > most_symbols(len(sections["DATA"]), DIGIT_SIZE) // DIGITS:
         raise UsageError(f"{path}: more targets than its data can hold; fetch it again")

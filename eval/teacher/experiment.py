@@ -31,6 +31,8 @@ _POSITIVE = "must be finite and positive"
 class TeacherConfig:
     """Settings of the teacher-student experiment; the defaults are the published ones where there are such."""
 
+    kind: str = bounded("teacher", choices=("teacher",))
+    """Kind of the study."""
     name: str = "teacher"
     """Name of the experiment: its directory is `runs_dir`/`name`."""
     runs_dir: str = "runs"

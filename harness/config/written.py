@@ -43,6 +43,17 @@ def load_settings(kind: type[T], path: Path | str | None, overrides: list[str] |
     return resolved([leaf for layer in layers for leaf in leaves(layer)], problems, kind)
 
 
+def chosen_value(key: str, path: Path | str, overrides: list[str]) -> object:
+    """Look up the value of one top-level key, None where it is not given, before it is known what the others mean.
+
+    Raises UsageError where the file cannot be read.
+    """
+    layers = _read_layers(Path(path))
+    given = [text.partition("=")[2] for text in overrides if text.partition("=")[0] == key]
+    written: list[object] = [*(layer[key] for layer in layers if key in layer), *given]
+    return written[-1] if written else None
+
+
 def read_yaml(path: Path, what: str, content_words: str, remedy: str) -> dict:
     """Read the mapping in a YAML file; `what` it is and `content_words` of what it holds go into errors.
 

@@ -4,6 +4,8 @@ Autograd's own chains keep and reread more intermediate tensors; on a CPU, where
 memory traffic, these take a third to two thirds of the time (tests/benchmarks/model_functions.py).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,6 +23,28 @@ if TYPE_CHECKING:
 
 
 EPSILON = 1e-6
+_is_plain = False
+
+
+@contextmanager
+def plain_formulas() -> Iterator[None]:
+    """In the context functions are the plain formulas, whose gradients have gradients too."""
+    global _is_plain
+    before, _is_plain = _is_plain, True
+    try:
+        yield
+    finally:
+        _is_plain = before
+
+
+def asks_second_derivatives() -> bool:
+    """Whether this is inside of `plain_formulas`."""
+    return _is_plain
+
+
+def are_plain() -> bool:
+    """Whether functions must be their formulas: a compiler reads them, or second derivatives are asked for."""
+    return _is_plain or torch.compiler.is_compiling()
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -86,8 +110,9 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def rms_norm(x: Tensor) -> Tensor:
     """`x` divided by its root mean square over the last dimension (Zhang & Sennrich 2019, without a gain)."""
-    if torch.compiler.is_compiling():
-        return x * torch.rsqrt(x.float().square().mean(dim=-1, keepdim=True) + EPSILON).to(x.dtype)
+    if are_plain():
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return x * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + EPSILON).to(x.dtype)
     if x.device.type == "cuda":
         # One kernel, in the precision of `x`, where autocast would widen it.
         with torch.autocast("cuda", enabled=False):
@@ -100,7 +125,7 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     The tables have the shape of a half, or one that broadcasts to it.
     """
-    if torch.compiler.is_compiling():
+    if are_plain():
         first, second = x.chunk(2, dim=-1)
         return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
     return _Rotated.apply(x, cos, sin)
@@ -108,4 +133,4 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def squared_relu(x: Tensor) -> Tensor:
     """max(x, 0)^2 (So et al. 2021, "Primer")."""
-    return torch.relu(x).square() if torch.compiler.is_compiling() else _SquaredReLU.apply(x)
+    return torch.relu(x).square() if are_plain() else _SquaredReLU.apply(x)

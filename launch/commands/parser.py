@@ -4,13 +4,13 @@ import argparse
 from collections.abc import Callable
 from importlib import metadata
 
-from launch.commands import curves, files, machines, online, runs, sweeps, teacher
+from launch.commands import curves, files, machines, online, runs, study, sweeps
 
 FAMILIES = {
     "runs": (runs, sweeps),
     "files": (files,),
     "online codes": (online,),
-    "curves and studies": (curves, teacher),
+    "curves and studies": (curves, study),
     "machines": (machines,),
 }
 """By heading in the help, the modules whose commands stand under it."""

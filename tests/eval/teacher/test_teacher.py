@@ -48,6 +48,7 @@ from launch.main import main
 from tests.support.commands import ROOT
 from tests.support.processes import python, result_of
 
+PRESET = ROOT / "configs" / "studies" / "teacher.yaml"
 SMALL = ("student=[2,4,1]", "teacher=[2,3,1]", "targets=[9,40]", "steps=12", "finetune_steps=4", "batch_targets=30")
 SMALL += ("seeds=2", "losses=[gaussian]", "alphas=[1,10]", "shares=[0.3]")
 ONE = np.float32(1)
@@ -294,7 +295,7 @@ def test_the_table_shows_the_strength_with_the_best_mean_beside_the_published_to
 
 
 def test_the_preset_is_the_published_experiment():
-    config = load_settings(TeacherConfig, ROOT / "configs" / "teacher.yaml", [])
+    config = load_settings(TeacherConfig, PRESET, [])
     assert (config.teacher, config.student, config.noise) == ([2, 5, 8, 1], [2, 25, 25, 1], 0.08)
     assert config.targets == [30, 300, 2000]
     assert set(config.methods) == set(METHODS) and set(config.losses) == set(LOSSES)
@@ -302,7 +303,7 @@ def test_the_preset_is_the_published_experiment():
 
 def test_all_bad_values_are_named_at_once(tmp_path, capsys):
     bad = ("alphas=[-1]", "beta=0", "tolerances=[1.5]", "targets=[0]", "student=[3,1]", "steps=0", "noise=.nan")
-    assert main(["teacher", f"runs_dir={tmp_path}", *bad, "methods=[rl2-adam]", "ramp=2", "seed=1"]) == 2
+    assert main(["study", str(PRESET), f"runs_dir={tmp_path}", *bad, "methods=[rl2-adam]", "ramp=2", "seed=1"]) == 2
     lines = capsys.readouterr().err.splitlines()
     keys = [line.removeprefix("codelength: ").partition("=")[0] for line in lines]
     assert sorted(keys) == sorted(
@@ -322,7 +323,7 @@ def usual_torch():
 def test_the_command_writes_table_figure_and_archives_and_goes_on(tmp_path, monkeypatch, capsys, usual_torch):
     # The processes that it starts import the sources of where they start.
     monkeypatch.chdir(ROOT)
-    command = ["teacher", f"runs_dir={tmp_path}", *SMALL, "methods=[admm-adam]"]
+    command = ["study", str(PRESET), f"runs_dir={tmp_path}", *SMALL, "methods=[admm-adam]"]
     assert main(command) == 0
     folder = tmp_path / "teacher"
     with (folder / "points.csv").open() as file:

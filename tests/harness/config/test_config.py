@@ -10,8 +10,7 @@ from harness.model.transformer import Transformer
 from launch.sweeps.sweep_file import read_sweep
 from tests.support.commands import ROOT
 
-# That of the teacher-student experiment is of another kind: tests/test_teacher.py.
-PRESETS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.stem != "teacher")
+PRESETS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
 def refusal(path: Path, *overrides: str) -> list[str]:

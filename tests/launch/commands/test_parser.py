@@ -12,7 +12,7 @@ from tests.support.commands import ROOT, run_command
 
 COMMANDS = {
     *("init", "data", "train", "eval", "table", "plot", "sweep", "compress", "decompress", "send", "receive", "audit"),
-    *("curve", "crossover", "teacher", "plan", "doctor", "completion", "submit"),
+    *("curve", "crossover", "study", "plan", "doctor", "completion", "submit"),
 }
 
 

@@ -1,0 +1,1 @@
+"""Exact gradients through training, by the weight of every example at every step"""
