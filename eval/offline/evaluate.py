@@ -226,10 +226,8 @@ def verify(archive: Path, text: bytes, threads: int) -> float:
     return time.perf_counter() - start
 
 
-def online_section(
-    online: OnlineCode, archive: ArchiveReport, raw_bytes: int, config: RunConfig, start_bytes: int
-) -> dict:
-    """The online code of the training corpus, with what the weights take that it starts from.
+def online_section(online: OnlineCode, archive: ArchiveReport, raw_bytes: int, config: RunConfig, start: int) -> dict:
+    """The online code of the training corpus, with the `start` bytes of weights that it starts from.
 
     `above_final_bits` is its excess over the rate of the archive's model on held-out text, None where that is unknown.
     """
@@ -240,8 +238,8 @@ def online_section(
         "ideal_bits": online.ideal_bits,
         "tokens": online.tokens,
         "raw_bytes": online.raw_bytes,
-        "start_bytes": start_bytes,
-        "bits_per_byte": online.bits_per_byte + bits_per_byte(bits_from_bytes(start_bytes), online.raw_bytes),
+        "start_bytes": start,
+        "bits_per_byte": online.bits_per_byte + bits_per_byte(bits_from_bytes(start), online.raw_bytes),
         "above_final_bits": online.aulc_bits - final_bits if is_heldout else None,
         "code_bytes": program_bytes(config),
     }
