@@ -7,12 +7,12 @@ import numpy as np
 NUM_ROWS, NUM_CLASSES = 240, 4
 
 
-def labelled_set(path: Path, seed: int = 1) -> Path:
-    """Write an npz of `NUM_ROWS` inputs of 8 x 8 pixels: each class lights one quarter, with noise."""
+def labelled_set(path: Path, seed: int = 1, num_rows: int = NUM_ROWS) -> Path:
+    """Write an npz of `num_rows` inputs of 8 x 8 pixels: each class lights one quarter, with noise."""
     generator = np.random.default_rng(seed)
-    y = generator.integers(0, NUM_CLASSES, NUM_ROWS)
+    y = generator.integers(0, NUM_CLASSES, num_rows)
     y[:NUM_CLASSES] = np.arange(NUM_CLASSES)
-    x = generator.integers(0, 90, (NUM_ROWS, 8, 8))
+    x = generator.integers(0, 90, (num_rows, 8, 8))
     for row, label in enumerate(y):
         top, left = 4 * (label // 2), 4 * (label % 2)
         x[row, top : top + 4, left : left + 4] += 100
