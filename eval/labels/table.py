@@ -6,8 +6,8 @@ from eval.show.blocks import render
 from eval.show.cells import KIND, Column, decimal, in_words, new_block, percent
 
 _NOTE = (
-    "kbit: weights, labels and, of files, their head and checksum too; model and labels alone stand beside it. ratio: "
-    "to the uniform code. accuracy: of the most likely label, held out. weights: all over those that are not zero."
+    "kbit: weights, labels and, of files, their head and checksum; each stands beside it. ratio: to the uniform "
+    "code. accuracy: of the most likely label, held out. weights: all over those that are not zero."
 )
 
 
@@ -21,6 +21,7 @@ def render_codes(codes: list[LabelCode], fmt: str) -> str:
             "kbit": code.length.total_bits / 1000,
             "model": code.length.model_bytes * 8 / 1000,
             "labels": code.length.data_bytes * 8 / 1000,
+            "other": code.length.other_bytes * 8 / 1000,
             "ratio": code.length.total_bits / uniform[code.run],
             "accuracy": code.accuracy,
             "compression_ratio": code.compression_ratio,
@@ -34,6 +35,7 @@ def render_codes(codes: list[LabelCode], fmt: str) -> str:
         ("kbit", "kbit", decimal),
         ("model", "model", decimal),
         ("labels", "labels", decimal),
+        ("head", "other", decimal),
         ("ratio", "ratio", decimal),
         ("accuracy", "accuracy", percent),
         ("weights", "compression_ratio", lambda value: "" if value is None else f"{value:.1f}x"),
