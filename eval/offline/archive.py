@@ -36,7 +36,7 @@ from eval.predict.predictor import Predictor, block_count
 from eval.predict.stepping import SteppingModel
 from eval.weights.codec import decode_weights, encode_weights, rebuild
 from harness.config.codes import EvalConfig
-from harness.data.tokenizer import ByteTokenizer, SentencePieceTokenizer
+from harness.data.tokenizer import Tokenizer
 from harness.errors import UsageError
 from harness.files import write_file
 from harness.machine.hardware import c_library, isa_limits
@@ -75,7 +75,7 @@ class QuantisedModel:
     """A model as its file holds it: integers on a grid per tensor."""
 
     config: ModelConfig
-    tokenizer: ByteTokenizer | SentencePieceTokenizer
+    tokenizer: Tokenizer
     integers: dict[str, np.ndarray]
     steps: dict[str, np.float32]
 
@@ -184,6 +184,8 @@ def read_archive(path: Path, threads: int, progress: Progress, max_memory_bytes:
     """
     sections = read_sections(path)
     section = IN_ORDER if IN_ORDER in sections else CHUNKS
+    if "LABL" in sections:
+        raise UsageError(f"{path}: holds labels, which are given inputs; name the set by --inputs")
     if set(sections) != {"HEAD", "TOKN", "MODL", section}:
         raise UsageError(f"{path}: holds no text; give an archive made by `codelength eval` or `codelength compress`")
     head = unpack_json(sections["HEAD"], path)

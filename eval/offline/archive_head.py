@@ -9,12 +9,10 @@ from eval.codec.range_coder import most_symbols
 from eval.kernels.vectors import WIDTH
 from eval.predict.portable import cache_dtype
 from harness.config.codes import MAX_LANES, MAX_PORTABLE_CHUNK, PREDICTORS
-from harness.data.tokenizer import KINDS, ByteTokenizer, SentencePieceTokenizer, from_model_bytes
+from harness.data.tokenizer import KINDS, Tokenizer, from_model_bytes
 from harness.errors import UsageError
 from harness.machine.memory import check_memory
-from harness.model.transformer import ModelConfig
-
-Tokenizer = ByteTokenizer | SentencePieceTokenizer
+from harness.model.transformer import TRANSFORMERS, ModelConfig
 
 CHUNKS, IN_ORDER = "DATA", "FLOW"
 """The section of the text: in chunks that share no context, or in its order, by an adaptive mixture too."""
@@ -38,7 +36,7 @@ _HEAD_TYPES = {
 
 
 # Fields of a model that came after the first archives; a header without them means these.
-ADDED_FIELDS = {"smear": 0}
+ADDED_FIELDS: dict[str, object] = {"smear": 0, "inputs": "1x28x28", "hidden": "300x100", "subspace": 0}
 
 
 def model_fields(config: ModelConfig) -> dict[str, object]:
@@ -65,7 +63,7 @@ def check_head(head: dict, sections: dict[str, bytes], max_memory_bytes: int | N
     in_range = in_range and head["chunk_bytes"] <= config.context and head["lanes"] <= MAX_LANES
     in_range = in_range and head["tokenizer"] in KINDS and head["predictor"] in PREDICTORS
     in_range = in_range and (head["predictor"] != "portable" or head["chunk_bytes"] <= MAX_PORTABLE_CHUNK)
-    if not in_range or config.problems():
+    if not in_range or config.problems() or config.architecture not in TRANSFORMERS:
         raise UsageError("malformed header (values out of range); fetch the archive again")
     if _STEP_BYTES_PER_LAYER * config.layers > len(sections["MODL"]):
         raise UsageError(f"malformed header (model.layers={config.layers}: more than it has weights for)")

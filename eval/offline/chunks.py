@@ -14,7 +14,7 @@ import numpy as np
 
 from eval.codec.range_coder import Known, RangeDecoder, RangeEncoder
 from eval.predict.predictor import Predictor
-from harness.data.tokenizer import ByteTokenizer, SentencePieceTokenizer
+from harness.data.tokenizer import Tokenizer
 from harness.units import BITS_PER_BYTE
 
 Progress = Callable[[int, int], None]
@@ -24,7 +24,7 @@ Progress = Callable[[int, int], None]
 def encode_chunks(
     text: bytes,
     chunk_bytes: int,
-    tokenizer: ByteTokenizer | SentencePieceTokenizer,
+    tokenizer: Tokenizer,
     predictor: Predictor,
     encoder: RangeEncoder,
     progress: Progress,
@@ -54,7 +54,7 @@ def encode_chunks(
 def decode_chunks(
     raw_bytes: int,
     chunk_bytes: int,
-    tokenizer: ByteTokenizer | SentencePieceTokenizer,
+    tokenizer: Tokenizer,
     predictor: Predictor,
     decoder: RangeDecoder,
     progress: Progress,
@@ -97,7 +97,7 @@ def decode_chunks(
     return b"".join(parts)
 
 
-def _tokens_of(chunks: list[bytes], tokenizer: ByteTokenizer | SentencePieceTokenizer) -> tuple[np.ndarray, np.ndarray]:
+def _tokens_of(chunks: list[bytes], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     """Tokens (chunks, positions) int64, zeros behind the end of a chunk, and how many each chunk has."""
     coded = [tokenizer.encode(chunk) for chunk in chunks]
     lengths = np.array([len(chunk) for chunk in coded])

@@ -1,6 +1,5 @@
 """Evaluate a trained run: its archive, verified by a fresh process, and its report.json."""
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 
 from eval.length import Length
 from eval.offline.archive import ArchiveReport, QuantisedModel, write_archive
@@ -22,6 +20,7 @@ from eval.offline.ideal import ideal_archive, ideal_bits, split
 from eval.offline.step_search import GridPoint, Search, choose_grid
 from eval.online.program import program_bytes
 from eval.online.verified import send_and_receive
+from eval.weights.trained import load_weights
 from eval.weights.unit_order import largest_first
 from harness.config.run import RunConfig, config_sha256
 from harness.corpus.prepared import Data
@@ -35,8 +34,6 @@ from harness.model.transformer import Transformer
 from harness.pruning.feedback import Feedback, input_moments, sample_rows
 from harness.pruning.structure import DeadStructure, find_dead
 from harness.run.directory import (
-    GRID_KEY,
-    WEIGHTS_FILE,
     check_done,
     load_run_config,
     open_run_data,
@@ -49,29 +46,6 @@ from harness.units import bits_from_bytes, bits_per_byte
 MAX_CORPUS_BASELINE_BYTES = 16_000_000
 ARCHIVE_FILE, REPORT_FILE = Path("offline") / "archive.cl", "report.json"
 ADAPTIVE_FILE = Path("offline") / "adaptive.cl"
-
-
-def load_weights(
-    run_dir: Path, config: RunConfig, vocab_size: int
-) -> tuple[dict[str, np.ndarray], dict[str, np.float32]]:
-    """The final float32 weights of a run in the model's order, and the steps of those that lie on a grid.
-
-    Raises UsageError where the run is not finished or its weights do not fit its configuration.
-    """
-    check_done(run_dir)
-    path = run_dir / WEIGHTS_FILE
-    try:
-        with safe_open(path, framework="numpy") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            steps = {name: np.float32(step) for name, step in json.loads(file.metadata()[GRID_KEY]).items()}
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{path}: not readable ({error}); train again") from None
-    shapes = {name: tuple(p.shape) for name, p in Transformer(config.model, vocab_size).named_parameters()}
-    if {name: tensor.shape for name, tensor in weights.items()} != shapes or not steps.keys() <= shapes.keys():
-        raise UsageError(f"{path}: tensors do not fit {run_dir}/config.yaml; train again")
-    if not all(np.isfinite(tensor).all() for tensor in weights.values()):
-        raise UsageError(f"{path}: holds weights that are not finite; train again with lower learning rates")
-    return {name: weights[name] for name in shapes}, steps
 
 
 def text_to_code(split: str, data: Data) -> bytes:

@@ -14,7 +14,7 @@ import torch
 from eval.offline.archive import QuantisedModel
 from eval.offline.ideal import ideal_bits, split
 from eval.weights.codec import LARGEST_MAGNITUDE, encode_weights, quantise
-from harness.data.tokenizer import ByteTokenizer, SentencePieceTokenizer
+from harness.data.tokenizer import Tokenizer
 from harness.model.transformer import ModelConfig
 from harness.pruning.feedback import Feedback
 from harness.pruning.step_sizes import COARSEST_STEP, FINE_STEP, PROBE_STEP, Scale, balanced_steps
@@ -32,8 +32,6 @@ DEAD_ZONE_STEP = 0.1
 LARGEST_DEAD_ZONE = 0.5
 # Others make up for what coarse steps lose.
 COARSEST_WITH_FEEDBACK = 4.0
-
-Tokenizer = ByteTokenizer | SentencePieceTokenizer
 Weights = dict[str, np.ndarray]
 Steps = dict[str, np.float32]
 

@@ -22,7 +22,7 @@ from eval.codec.container import (
 )
 from eval.codec.range_coder import WORD_BYTES
 from harness.config.run import RunConfig, config_from, decides_training, settings_of
-from harness.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, from_model_bytes
+from harness.data.tokenizer import Tokenizer, from_model_bytes
 from harness.errors import UsageError
 from harness.files import write_file
 
@@ -39,8 +39,6 @@ _START = "online.start"
 _OF_PARTS = ("train.last", "train.untrained")
 _SECTIONS = {"HEAD", "TOKN", "SEGM"}
 _SEGMENT, _PART = struct.Struct("<8s"), struct.Struct("<8sI")
-
-Tokenizer = ByteTokenizer | SentencePieceTokenizer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,7 +7,7 @@ the stepping predictor too, not with the training step's own forward pass, since
 import functools
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,7 @@ from harness.online.ensemble import Ensemble, Weights
 from harness.online.replay import ReplaySchedule
 
 if TYPE_CHECKING:
+    from eval.labels.predictor import LabelPredictor
     from harness.data.parts import Parts
     from harness.online.mixture import Mixture
 
@@ -47,6 +48,8 @@ class Text:
     """`Shard.fingerprint` of the tokens."""
     parts: "Parts | None" = None
     """Where the parts of the text begin, if the code speaks of any."""
+    inputs: np.ndarray | None = None
+    """What labels are given (num_tokens, channels, rows, columns), which a receiver has too; None in a text."""
 
     @property
     def num_tokens(self) -> int:
@@ -87,10 +90,19 @@ class Lockstep:
             self.replays = ReplaySchedule(config.train, self.batches)
             self.num_steps = self.batches.order.steps_per_epoch
             self._phase = plan_phases(config.train, self.batches.order, prunings=0)[0]
-        weights = [learner.backend.weights() for learner in self.ensemble.learners]
-        shapes = self.ensemble.shapes
-        self._models = [FloatModel(shape, vocab_size, given) for shape, given in zip(shapes, weights, strict=True)]
-        self.predictors = [Predictor(model, lanes, blocks=1, length=context, threads=1) for model in self._models]
+        weights: list[Weights] = [learner.backend.weights() for learner in self.ensemble.learners]
+        given = zip(self.ensemble.shapes, weights, strict=True)
+        self._models: Sequence[FloatModel | LabelPredictor]
+        self.predictors: Sequence[Predictor | LabelPredictor]
+        if config.model.is_classifier:
+            # Texts need none.
+            from eval.labels.predictor import label_predictors
+
+            self.predictors = self._models = label_predictors(given, vocab_size, config.seed, lanes)
+        else:
+            models = [FloatModel(shape, vocab_size, own) for shape, own in given]
+            self._models, length = models, context
+            self.predictors = [Predictor(model, lanes, blocks=1, length=length, threads=1) for model in models]
         self._new_combiner = functools.partial(
             Combiner, config.online, vocab_size, lanes=lanes, length=context, ranks=ranks
         )
@@ -201,15 +213,17 @@ class Lockstep:
             active = np.flatnonzero(mask[:, position])
             yield float(table_nats(table[active, tokens[active, position]]).sum())
 
-    def _tables(self, micro_batch: MicroBatch, predictors: list[Predictor]) -> Iterator[tuple[int, np.ndarray]]:
+    def _tables(
+        self, micro_batch: MicroBatch, predictors: "Sequence[Predictor | LabelPredictor]"
+    ) -> Iterator[tuple[int, np.ndarray]]:
         """Each position to code with what `predictors` say of it: float32 (predictors, n, vocabulary).
 
         Tokens are read when the next position is asked for, those before the first one without asking.
         """
         tokens, mask, first = micro_batch.tokens, micro_batch.mask, micro_batch.first
         for predictor in predictors:
-            predictor.start()
-        previous = np.full(len(tokens), predictors[0].model.begin)
+            predictor.start(micro_batch.inputs)
+        previous = np.full(len(tokens), predictors[0].begin)
         for position in range(tokens.shape[1]):
             if position >= first and not mask[:, position].any():
                 break

@@ -90,11 +90,18 @@ def _left_out(config: RunConfig) -> set[str]:
         "harness.laws.power_law": config.train.shares != "ado",
     }
     left_out |= {name for name, is_unused in unused.items() if is_unused}
+    left_out |= set() if config.model.is_classifier else {*_LABELS}
+    left_out |= set() if config.model.subspace else {"harness.model.subspace"}
     return left_out | ({*RULE_MODULES.values()} - {RULE_MODULES.get(config.rule.kind, "")})
 
 
 _START = (
     "eval.weights.start",
     *(f"eval.weights.{name}" for name in ("arithmetic", "codec", "kernel", "links", "tables")),
+)
+_LABELS = (
+    *(f"harness.labels.{name}" for name in ("arranged", "inputs", "problems", "received", "sets", "tokenizer")),
+    "harness.model.classifiers",
+    "eval.labels.predictor",
 )
 _MIXTURE = ("logistic_mixer", "mixture", "mixture_state", "ngram", "switch")

@@ -14,13 +14,13 @@ from eval.codec.symbol_coders import Receiving
 from eval.online.file import (
     OnlineHead,
     Segment,
-    Tokenizer,
     read_online_file,
 )
 from eval.online.job import Costs, OnlineJob, Progress
 from eval.online.lockstep import INFORMATIVE, Lockstep, Sums, Text
 from eval.online.sizes import check_receiver, check_segments, check_sizes
 from harness.config.run import RunConfig
+from harness.data.tokenizer import Tokenizer
 from harness.errors import UsageError
 from harness.files import sha256, write_file
 from harness.machine.ranks import Ranks, on_first_rank
@@ -43,8 +43,17 @@ def open_file(
     return head, config, tokenizer, segments
 
 
-def receive(path: Path, output: Path, ranks: Ranks, progress: Progress, max_memory_bytes: int | None = None) -> Costs:
+def receive(
+    path: Path,
+    output: Path,
+    ranks: Ranks,
+    progress: Progress,
+    max_memory_bytes: int | None = None,
+    inputs: str | None = None,
+) -> Costs:
     """Decode an online code to `output`; called on all ranks, as many as have sent.
+
+    `inputs` names what labels were given, as `corpus.path` does.
 
     Raises UsageError where the file is foreign or damaged, or this machine computes otherwise than the sender's; no
     output is written then. Raises RunFailure where the work fails, and Stopped where it was asked to.
@@ -55,7 +64,13 @@ def receive(path: Path, output: Path, ranks: Ranks, progress: Progress, max_memo
             f"{path}: world_size: {head.world_size} in the file, {ranks.world_size} here; receive it with "
             f"{head.world_size} process(es)"
         )
-    source = Text(np.zeros(head.num_tokens, dtype=np.uint16), head.raw_bytes, head.fingerprint, head.parts)
+    given = None
+    if inputs or config.model.is_classifier:
+        # Texts need none of it.
+        from harness.labels.received import received_inputs
+
+        given = received_inputs(path, tokenizer, config.model.inputs, head.num_tokens, inputs)
+    source = Text(np.zeros(head.num_tokens, dtype=np.uint16), head.raw_bytes, head.fingerprint, head.parts, given)
     start = None
     if head.start:
         # Most codes start from random weights.

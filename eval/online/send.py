@@ -19,7 +19,6 @@ from eval.online.file import (
     OnlineHead,
     Part,
     Segment,
-    Tokenizer,
     sent_settings,
     write_online_file,
 )
@@ -29,7 +28,7 @@ from eval.online.sizes import check_batch
 from eval.weights.start import read_start
 from harness.config.run import RunConfig
 from harness.data.shards import Shard, token_fingerprint
-from harness.data.tokenizer import from_model_bytes, train_tokenizer
+from harness.data.tokenizer import Tokenizer, from_model_bytes, train_tokenizer
 from harness.errors import UsageError
 from harness.machine.ranks import Ranks, on_first_rank
 from harness.model.start import Start
@@ -100,7 +99,7 @@ def _open_text(config: RunConfig, path: Path | None, ranks: Ranks) -> Input:
         tokens = order.in_text(shard.tokens) if order else shard.tokens
         for start in range(0, shard.num_tokens, BLOCK_TOKENS):
             digest.update(data.tokenizer.decode(tokens[start : start + BLOCK_TOKENS]))
-        source = Text(shard.tokens, shard.raw_bytes, shard.fingerprint, shard.parts)
+        source = Text(shard.tokens, shard.raw_bytes, shard.fingerprint, shard.parts, shard.inputs)
         return Input(data.tokenizer, source, digest.hexdigest(), order)
     if config.train.reads_parts:
         raise UsageError(f"{path}: a file has no parts, which settings of train name; send the corpus instead")

@@ -1,9 +1,10 @@
 """Whether the sizes that an online code names follow from each other and from its length, and what they cost."""
 
 from eval.codec.range_coder import most_symbols
-from eval.online.file import OnlineHead, Segment, Tokenizer
+from eval.online.file import OnlineHead, Segment
 from harness.config.run import RunConfig
 from harness.data.steps import StepOrder
+from harness.data.tokenizer import Tokenizer
 from harness.errors import UsageError
 from harness.machine.memory import check_memory
 from harness.online.combiner import mixture_bytes
@@ -72,6 +73,10 @@ def memory_bytes(head: OnlineHead, config: RunConfig, tokenizer: Tokenizer) -> i
     for index, model in enumerate(models):
         num_weights = 12 * model.layers * model.width**2 + (2 * vocab_size + context) * model.width
         per_token = 4 * (42 * model.layers * model.width + 4 * vocab_size)
+        if model.is_classifier:
+            from harness.model.classifiers import receiver_numbers
+
+            num_weights, per_token = receiver_numbers(model, vocab_size)
         # Weights that are sent take integers, floats, and what decoding them keeps.
         own = 2 * (config.online.checkpoints - 1) + (10 if head.start else 0)
         copies = 12 + bool(config.online.ema) + (0 if index else own)

@@ -56,8 +56,13 @@ class Predictor:
         """Sequences that step side by side."""
         return self.blocks * self.lanes
 
-    def start(self) -> None:
-        """Begin a new wave of sequences; what the caches hold past the position is never read."""
+    @property
+    def begin(self) -> int:
+        """The input symbol before the first."""
+        return self.model.begin
+
+    def start(self, _inputs: np.ndarray | None = None) -> None:
+        """Begin a new wave of sequences; what the caches hold past the position is never read. Texts have no inputs."""
         for cache in self._caches:
             cache.position = 0
 

@@ -8,10 +8,10 @@ import torch
 
 from eval.codec.permutation import DocumentOrder
 from eval.length import Length
-from eval.offline.evaluate import load_weights
 from eval.show.blocks import render
 from eval.show.cells import Column, Record, count, decimal, in_words, length_cells, new_block, percent
 from eval.show.figures import PartCurve, parts_figure
+from eval.weights.trained import load_weights
 from harness.config.run import RunConfig
 from harness.corpus.prepared import Data
 from harness.data.ado import fitted

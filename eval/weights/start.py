@@ -10,7 +10,7 @@ from eval.codec.container import read_sections, unpack_json
 from eval.weights.codec import decode_weights, rebuild
 from harness.config.run import RunConfig
 from harness.config.settings import shown
-from harness.data.tokenizer import KINDS, ByteTokenizer, SentencePieceTokenizer, from_model_bytes
+from harness.data.tokenizer import KINDS, Tokenizer, from_model_bytes
 from harness.errors import UsageError
 from harness.model.start import Start
 from harness.model.transformer import ModelConfig, Transformer
@@ -40,9 +40,7 @@ def read_start(config: RunConfig) -> Start | None:
         raise UsageError(f"online.start: {error}") from None
 
 
-def received_start(
-    path: Path, coded: bytes, config: RunConfig, tokenizer: ByteTokenizer | SentencePieceTokenizer
-) -> Start:
+def received_start(path: Path, coded: bytes, config: RunConfig, tokenizer: Tokenizer) -> Start:
     """Rebuild the weights that the online code at `path` holds; raises UsageError where they do not fit it."""
     try:
         own = config.tokenizer.kind, tokenizer.model_bytes()

@@ -14,6 +14,9 @@ MAX_PORTABLE_CHUNK = 1 << 16
 EXPERTS = ("uniform", "frequencies", "ngram", "network")
 MAX_MODELS = 16
 
+_SHAPE = re.compile(r"[1-9]\d{0,5}x[1-9]\d{0,3}x[1-9]\d{0,3}")
+_CLASSIFIER = re.compile(r"softmax|lenet5|vgg8|resnet18|mlp-[1-9]\d{0,4}(x[1-9]\d{0,4}){0,15}")
+
 
 @dataclass(kw_only=True, slots=True)
 class EvalConfig:
@@ -63,7 +66,7 @@ class OnlineConfig:
     With any of them the code is a Bayesian mixture over all, which may switch from one to another at every symbol.
     """
     models: list[str] = field(default_factory=list)
-    """More transformers that learn and predict, as WIDTHxLAYERSxHEADS."""
+    """More models that learn and predict: transformers as WIDTHxLAYERSxHEADS; classifiers by name, mlp-256x256 too."""
     ngram_order: int = bounded(6, least=1, most=6)
     """Longest context of `ngram`, in bytes; words and matches come with it."""
     ema: float = bounded(0.0, least=0, most=math.nextafter(1, 0), words="must be in [0, 1)")
@@ -99,6 +102,8 @@ class OnlineConfig:
         if len(self.models) > MAX_MODELS:
             problems.append(f"online.models: names {len(self.models)}; must be at most {MAX_MODELS}")
         for shape in self.models[:MAX_MODELS]:
-            if not re.fullmatch(r"[1-9]\d{0,5}x[1-9]\d{0,3}x[1-9]\d{0,3}", shape):
-                problems.append(f"online.models={shape}: must look like 64x2x1 (WIDTHxLAYERSxHEADS)")
+            if not (_SHAPE.fullmatch(shape) or _CLASSIFIER.fullmatch(shape)):
+                problems.append(
+                    f"online.models={shape}: must look like 64x2x1 (WIDTHxLAYERSxHEADS), or like mlp-256x256"
+                )
         return problems

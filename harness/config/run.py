@@ -97,7 +97,7 @@ class RunConfig:
             from harness.data.parts import part_problems
 
             problems.extend(part_problems(self.train, self.corpus.part_names))
-        if self.model.context < 1 or self.eval.chunk_bytes > self.model.context:
+        if not self.model.is_classifier and (self.model.context < 1 or self.eval.chunk_bytes > self.model.context):
             problems.append(
                 f"eval.chunk_bytes={self.eval.chunk_bytes}: must not exceed model.context ({self.model.context}), "
                 "since a chunk of bytes can be as many tokens"
@@ -119,7 +119,12 @@ class RunConfig:
 
     def _online_problems(self) -> list[str]:
         problems = []
-        if "ngram" in self.online.experts and self.tokenizer.kind != "bytes":
+        if self.model.is_classifier or "labels" in (self.corpus.kind, self.tokenizer.kind):
+            # Texts need none of it.
+            from harness.labels.problems import label_problems
+
+            problems.extend(label_problems(self))
+        if "ngram" in self.online.experts and self.tokenizer.kind == "sentencepiece":
             problems.append(
                 f"online.experts=ngram: predicts bytes; use tokenizer.kind=bytes, not {self.tokenizer.kind}"
             )
@@ -131,10 +136,16 @@ class RunConfig:
         return problems
 
     def expert_models(self) -> list[ModelConfig]:
-        """Shapes of all transformers that predict, the one that is trained for itself first."""
-        shapes = [[int(number) for number in shape.split("x")] for shape in self.online.models]
-        others = [replace(self.model, width=width, layers=layers, heads=heads) for width, layers, heads in shapes]
-        return [self.model, *others]
+        """Shapes of all models that predict, the one that is trained for itself first."""
+        return [self.model, *(self._expert_model(shape) for shape in self.online.models)]
+
+    def _expert_model(self, shape: str) -> ModelConfig:
+        name, _, hidden = shape.partition("-")
+        if not shape[0].isdigit():
+            return replace(self.model, architecture=name, hidden=hidden or self.model.hidden, subspace=0)
+        width, layers, heads = (int(number) for number in shape.split("x"))
+        architecture = "modern" if self.model.is_classifier else self.model.architecture
+        return replace(self.model, architecture=architecture, width=width, layers=layers, heads=heads)
 
 
 def load_config(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:

@@ -15,7 +15,7 @@ from harness.corpus.readers import ON_NULL, TEXT
 from harness.corpus.sources import Listing, describe, list_sources
 from harness.errors import UsageError
 
-KINDS = ("wiki-mini", "domains", "wiki40b", "files")
+KINDS = ("wiki-mini", "domains", "wiki40b", "files", "labels")
 DOMAIN_NAMES = ("wiki", "bible", "python", "random")
 SHUFFLE_SEEDS = {"train": 0, "heldout": 1}
 
@@ -25,13 +25,19 @@ class CorpusConfig:
     """Which text is trained on, and which is held out."""
 
     kind: str = bounded("wiki-mini", choices=KINDS, words=f"unknown; use one of {', '.join(KINDS)}")
-    """wiki-mini (packaged with gensim), domains (four texts from packages), wiki40b (English), or files."""
+    """wiki-mini (packaged with gensim), domains (four texts from packages), wiki40b (English), files, or labels.
+
+    The text of `labels` are the labels of a set, a byte each, which a classifier predicts from their inputs.
+    """
     subset_bytes: int | None = bounded(None, least=1, words="must be at least 1; null uses the whole split")
     """Leading bytes of the training split that are used, of each part an equal share; None is all of them."""
     heldout_bytes: int = bounded(256_000, least=1)
     """Size of the held-out split: the end of wiki-mini or files, of each part an equal share; wiki40b's validation."""
     path: str | None = None
-    """files: a file or folder; wiki40b: a local folder of its parquet files, None is the Hugging Face hub."""
+    """files: a file or folder; wiki40b: a local folder of its parquet files, None is the Hugging Face hub.
+
+    labels: `digits`, `mnist-5k`, `mnist`, `fashion-mnist`, FILE.npz with x and y, or a folder of idx files.
+    """
     heldout_path: str | None = None
     """files: a file or folder that is the held-out split, whole; None cuts it off the end of `path`."""
     parts: list[str] = field(default_factory=list)
@@ -63,6 +69,8 @@ class CorpusConfig:
             problems.append(f"corpus.path={self.path}: {self.kind} is packaged; leave it null or use corpus.kind=files")
         if self.kind in KINDS and self.kind != "files" and self.heldout_path:
             problems.append(f"corpus.heldout_path={self.heldout_path}: only for corpus.kind=files; leave it null")
+        if self.kind == "labels":
+            problems.extend(self._label_problems())
         if not self.text_field:
             problems.append("corpus.text_field=: empty; name the field that holds the text, such as text")
         if self.part_names:
@@ -70,6 +78,14 @@ class CorpusConfig:
             from harness.data.parts import corpus_problems
 
             problems.extend(corpus_problems(self, self.part_names, DOMAIN_NAMES))
+        return problems
+
+    def _label_problems(self) -> list[str]:
+        problems = []
+        if not self.path:
+            problems.append("corpus.path=null: corpus.kind=labels needs it; name a set such as digits, or FILE.npz")
+        if self.parts or self.documents != "as-is":
+            problems.append("corpus.parts, corpus.documents: labels have no parts and no documents; leave them out")
         return problems
 
 

@@ -14,13 +14,7 @@ from pathlib import Path
 
 from harness.corpus.pieces import Piece, documents_of, read_piece, read_text, text_path, tokens_path, write_piece
 from harness.data.shards import token_type
-from harness.data.tokenizer import (
-    ByteTokenizer,
-    SentencePieceTokenizer,
-    TokenizerConfig,
-    from_model_bytes,
-    train_tokenizer,
-)
+from harness.data.tokenizer import Tokenizer, TokenizerConfig, from_model_bytes, train_tokenizer
 from harness.errors import CodelengthError, RunFailure
 from harness.files import read_file, reason, write_file
 
@@ -57,9 +51,7 @@ def encode_pieces(folder: Path, texts: list[Path]) -> None:
                 raise RunFailure(f"{tokens}: cannot be written ({reason(error)})") from None
 
 
-def tokens_of_pieces(
-    folder: Path, split: str, count: int, tokenizer: ByteTokenizer | SentencePieceTokenizer
-) -> Iterator[Piece]:
+def tokens_of_pieces(folder: Path, split: str, count: int, tokenizer: Tokenizer) -> Iterator[Piece]:
     """Read the tokens of the pieces of a split, in their order.
 
     Raises RunFailure where one is missing or damaged.
@@ -72,7 +64,7 @@ def tokens_of_pieces(
         yield piece
 
 
-def tokens_identity(tokenizer: ByteTokenizer | SentencePieceTokenizer, text: Piece) -> bytes:
+def tokens_identity(tokenizer: Tokenizer, text: Piece) -> bytes:
     """Digest what decides the tokens of a piece."""
     return hashlib.sha256(hashlib.sha256(tokenizer.model_bytes()).digest() + text.digest).digest()
 

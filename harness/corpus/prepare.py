@@ -22,7 +22,7 @@ from harness.corpus.config import CorpusConfig
 from harness.corpus.encode import MODEL_FILE, encode_pieces, tokens_of_pieces, train_on_pieces
 from harness.corpus.pieces import read_text, text_path, write_text_pieces
 from harness.data.shards import Encoded, token_type, write_encoded, write_shard
-from harness.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, TokenizerConfig, from_model_bytes
+from harness.data.tokenizer import ByteTokenizer, Tokenizer, TokenizerConfig, from_model_bytes
 from harness.errors import RunFailure, UsageError
 from harness.files import make_directory, read_file, reason, write_file, write_json
 from harness.lock import LOCK_FILE
@@ -46,11 +46,15 @@ def prepare(corpus: CorpusConfig, tokenizer: TokenizerConfig, work: Path, tell: 
     be read, and RunFailure where the work fails.
     """
     ready = work / "ready"
+    if tokenizer.kind == "labels" and corpus.kind != "labels":
+        raise UsageError(f"tokenizer.kind=labels: corpus.kind={corpus.kind} has none; use corpus.kind=labels")
     try:
         with _words_of(work):
             shutil.rmtree(ready, ignore_errors=True)
             make_directory(ready)
-            if tokenizer.kind == "bytes":
+            if corpus.kind == "labels":
+                sources, model = _write_labels(corpus, ready, tell)
+            elif tokenizer.kind == "bytes":
                 sources, model = _write_bytes(corpus, ready, tell), b""
             else:
                 sources, model = _write_pieces(corpus, tokenizer, work, ready, tell)
@@ -77,6 +81,27 @@ def _write_bytes(config: CorpusConfig, ready: Path, tell: Tell) -> dict:
     write_shard(ready / TRAIN_FILE, corpus.train(), ByteTokenizer())
     write_shard(ready / HELDOUT_FILE, corpus.heldout(), ByteTokenizer())
     return _said(corpus.record(), tell)
+
+
+def _write_labels(config: CorpusConfig, ready: Path, tell: Tell) -> tuple[dict, bytes]:
+    # Texts need none of it.
+    from harness.labels.arranged import arranged
+    from harness.labels.inputs import INPUTS_FILES, inputs_digest, write_inputs
+    from harness.labels.sets import read_set
+    from harness.labels.tokenizer import LabelTokenizer
+
+    found = read_set(str(config.path))
+    splits = dict(zip(SHARDS, arranged(found, config.subset_bytes, config.heldout_bytes, config.shuffle), strict=True))
+    digests = [inputs_digest(split.inputs) for split in splits.values()]
+    tokenizer = LabelTokenizer(found.num_classes, found.inputs.shape[1:], digests[0], digests[1])
+    for name, split in splits.items():
+        assert split.labels is not None
+        write_inputs(ready / INPUTS_FILES[name], split.inputs)
+        write_shard(ready / SHARDS[name], iter([split.labels.tobytes()]), tokenizer)
+    counts = " and ".join(f"{len(split.inputs):,} {name}" for name, split in splits.items())
+    shape = "x".join(map(str, tokenizer.input_shape))
+    summary = [f"{config.path}: {counts} labels of {found.num_classes} classes, inputs of {shape}"]
+    return _said({"summary": summary, "read": [], "left_out": {}}, tell), tokenizer.model_bytes()
 
 
 def _write_pieces(
@@ -201,9 +226,7 @@ def _check(processes: list[subprocess.Popen[str]]) -> None:
             raise RunFailure(said or f"a process that prepares data has ended ({killed}); the same command goes on")
 
 
-def _encoded(
-    folder: Path, split: str, count: int, tokenizer: ByteTokenizer | SentencePieceTokenizer
-) -> Iterator[Encoded]:
+def _encoded(folder: Path, split: str, count: int, tokenizer: Tokenizer) -> Iterator[Encoded]:
     for piece in tokens_of_pieces(folder, split, count, tokenizer):
         yield Encoded(piece.lengths.tolist(), np.frombuffer(piece.content, token_type(tokenizer)), piece.raw_bytes)
 

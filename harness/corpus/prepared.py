@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 
@@ -17,11 +17,14 @@ from harness.corpus.encode import MODEL_FILE
 from harness.corpus.prepare import HELDOUT_FILE, SHARDS, SOURCES_FILE, TRAIN_FILE, clear, prepare
 from harness.data.parts import Parts
 from harness.data.shards import Shard, open_shard
-from harness.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, TokenizerConfig, from_model_bytes
+from harness.data.tokenizer import Tokenizer, TokenizerConfig, from_model_bytes
 from harness.errors import RunFailure, UsageError
 from harness.files import make_directory, read_file, reason, sync_directory
 from harness.lock import DirectoryLock
 from harness.machine.stop import keeping
+
+if TYPE_CHECKING:
+    from harness.labels.tokenizer import LabelTokenizer
 
 # Keys that have come since there are prepared data, whose names do not change where a key says what was always done.
 _LATER_KEYS: dict[str, object] = {"on_null": "fail", "parts": [], "documents": "as-is"}
@@ -40,7 +43,7 @@ class Data:
     """Tokenizer and both splits of a corpus."""
 
     directory: Path
-    tokenizer: ByteTokenizer | SentencePieceTokenizer
+    tokenizer: Tokenizer
     train: Shard
     heldout: Shard
 
@@ -94,7 +97,13 @@ def open_data(config: TextSettings, verify: bool = False) -> Data:
             raise UsageError(f"{directory / MODEL_FILE}: not the one that {shard.path.name} was made with; {remedy}")
         if verify:
             shard.verify()
-    return Data(directory, from_model_bytes(config.tokenizer.kind, model), *shards)
+    tokenizer = from_model_bytes(config.tokenizer.kind, model)
+    if tokenizer.kind == "labels":
+        # Texts have none.
+        from harness.labels.inputs import open_all_inputs
+
+        open_all_inputs(directory, cast("LabelTokenizer", tokenizer), dict(zip(SHARDS, shards, strict=True)))
+    return Data(directory, tokenizer, *shards)
 
 
 def prepare_data(
@@ -202,6 +211,9 @@ def _named(config: TextSettings, key: list) -> Path:
 
 def _stamps(config: CorpusConfig) -> tuple[list, bool]:
     """Path, size and time of each file that text is read from; whether earlier versions read the same."""
+    if config.kind == "labels" and Path(str(config.path)).exists():
+        place = Path(str(config.path))
+        return [_stamp(path) for path in (sorted(place.iterdir()) if place.is_dir() else [place])], False
     if config.kind != "files":
         return [], True
     try:

@@ -33,6 +33,8 @@ class MicroBatch:
     """Where the mask begins: tokens before it are given, and were learnt from at other steps."""
     untrained: np.ndarray | None = None
     """Rows whose tokens are coded but not learnt from (n,), bool; None where there are none."""
+    inputs: np.ndarray | None = None
+    """What the labels of the rows are given (n, channels, rows, columns); None in a text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,8 @@ class Batches:
         self._one_length = config.compile
         self.adaptive: AdaptiveMixture | None = None
         """What chooses the sequences of the next step by the losses of those before, if anything does."""
+        # Texts need not say that they have none.
+        self._inputs: np.ndarray | None = getattr(shard, "inputs", None)
         self.identity = f"{shard.fingerprint}:{seed}"
         """What the order depends on."""
 
@@ -128,11 +132,13 @@ class Batches:
         tokens[:, end:] = 0
         length = self.order.context if self._one_length else end
         missing = max(0, least_rows - len(ids))
+        padded = np.pad(ids, (0, missing))
         return MicroBatch(
-            sequences=np.pad(ids, (0, missing)),
+            sequences=padded,
             tokens=np.pad(tokens[:, :length], ((0, missing), (0, 0))),
             mask=np.pad(mask[:, :length], ((0, missing), (0, 0))),
             first=first,
+            inputs=None if self._inputs is None else self._inputs[padded],
         )
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 
-from harness.data.tokenizer import ByteTokenizer, SentencePieceTokenizer
+from harness.data.tokenizer import Tokenizer
 from harness.errors import RunFailure, UsageError
 from harness.files import reason, replacing
 
@@ -58,6 +58,8 @@ class Shard:
     """Where the parts of the text begin, if it has any; what lies beside the file says so."""
     order: np.ndarray | None = None
     """Numbers of the documents (documents,), int64, in their order here, where that is not their own; said likewise."""
+    inputs: np.ndarray | None = None
+    """Of labels what each is given (num_tokens, channels, rows, columns), uint8 or float32; in a file beside it."""
 
     @property
     def num_tokens(self) -> int:
@@ -95,14 +97,14 @@ class Encoded(NamedTuple):
     """Size of their text in bytes."""
 
 
-def token_fingerprint(tokens: np.ndarray, tokenizer: ByteTokenizer | SentencePieceTokenizer) -> str:
+def token_fingerprint(tokens: np.ndarray, tokenizer: Tokenizer) -> str:
     """`Shard.fingerprint` of `tokens`, which are all there are of a text."""
     digest = _token_digest(token_type(tokenizer), hashlib.sha256(tokenizer.model_bytes()).digest())
     digest.update(np.ascontiguousarray(tokens, dtype=token_type(tokenizer)).data)
     return digest.hexdigest()
 
 
-def write_shard(path: Path, documents: Iterator[bytes], tokenizer: ByteTokenizer | SentencePieceTokenizer) -> Shard:
+def write_shard(path: Path, documents: Iterator[bytes], tokenizer: Tokenizer) -> Shard:
     """Writes the tokens of `documents` to `path`, which appears only when complete, and opens it.
 
     Empty documents are left out. Raises UsageError if there is no text, RunFailure if it cannot be written.
@@ -110,7 +112,7 @@ def write_shard(path: Path, documents: Iterator[bytes], tokenizer: ByteTokenizer
     return write_encoded(path, _encoded(documents, tokenizer), tokenizer)
 
 
-def write_encoded(path: Path, parts: Iterator[Encoded], tokenizer: ByteTokenizer | SentencePieceTokenizer) -> Shard:
+def write_encoded(path: Path, parts: Iterator[Encoded], tokenizer: Tokenizer) -> Shard:
     """`write_shard` of documents that are tokens already."""
     try:
         with replacing(path) as file:
@@ -120,16 +122,14 @@ def write_encoded(path: Path, parts: Iterator[Encoded], tokenizer: ByteTokenizer
     return open_shard(path)
 
 
-def _encoded(documents: Iterator[bytes], tokenizer: ByteTokenizer | SentencePieceTokenizer) -> Iterator[Encoded]:
+def _encoded(documents: Iterator[bytes], tokenizer: Tokenizer) -> Iterator[Encoded]:
     for document in documents:
         if document:
             tokens = tokenizer.encode(document)
             yield Encoded([len(tokens)], tokens, len(document))
 
 
-def _write(
-    file: BinaryIO, path: Path, parts: Iterator[Encoded], tokenizer: ByteTokenizer | SentencePieceTokenizer
-) -> None:
+def _write(file: BinaryIO, path: Path, parts: Iterator[Encoded], tokenizer: Tokenizer) -> None:
     dtype = token_type(tokenizer)
     model_digest = hashlib.sha256(tokenizer.model_bytes()).digest()
     digest = _token_digest(dtype, model_digest)
@@ -204,7 +204,7 @@ def _refusal(path: Path, reason: str) -> UsageError:
     return UsageError(f"{path}: {reason}; run `codelength data` to prepare the corpus again")
 
 
-def token_type(tokenizer: ByteTokenizer | SentencePieceTokenizer) -> np.dtype:
+def token_type(tokenizer: Tokenizer) -> np.dtype:
     """How the tokens of a tokenizer are stored."""
     return TOKEN_TYPES[1 if tokenizer.vocab_size <= 1 << 8 else 2]
 

@@ -100,7 +100,12 @@ class StepOrder:
 
     def sequence_of(self, row: int, index: int) -> int:
         """The sequence that a row reads after `index` others."""
-        return int(self.reading(int(self._steps_of(row)[index])).ids[row])
+        return int(self._ids_of(int(self._steps_of(row)[index]))[row])
+
+    @functools.lru_cache(maxsize=1 << 14)  # noqa: B019 - an order lives as long as its run
+    def _ids_of(self, step: int) -> np.ndarray:
+        """Sequences of a step, kept since replays ask for the same steps again and again."""
+        return self.reading(step).ids
 
     @functools.cache  # noqa: B019 - an order lives as long as its run
     def _steps_of(self, row: int) -> np.ndarray:

@@ -6,6 +6,7 @@ import struct
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Union
 
 import brotli
 import numpy as np
@@ -13,7 +14,10 @@ import sentencepiece
 
 from harness.errors import UsageError
 
-KINDS = ("bytes", "sentencepiece")
+if TYPE_CHECKING:
+    from harness.labels.tokenizer import LabelTokenizer
+
+KINDS = ("bytes", "sentencepiece", "labels")
 NUM_BYTE_VALUES = 256
 MIN_SENTENCEPIECE_VOCAB = NUM_BYTE_VALUES + 2
 MAX_VOCAB = 1 << 16
@@ -37,7 +41,7 @@ class TokenizerConfig:
     """How bytes become tokens."""
 
     kind: str = "bytes"
-    """bytes (256 symbols) or sentencepiece (BPE trained on the training split)."""
+    """bytes (256 symbols), sentencepiece (BPE trained on the training split), or labels (for corpus.kind=labels)."""
     vocab_size: int = 4096
     """Number of symbols of sentencepiece, 258 to 65536; 257 of them stand for single bytes and the unknown."""
 
@@ -45,7 +49,7 @@ class TokenizerConfig:
         """Every bad value, one line each that names key, value and remedy."""
         problems = []
         if self.kind not in KINDS:
-            problems.append(f"tokenizer.kind={self.kind}: unknown; use bytes or sentencepiece")
+            problems.append(f"tokenizer.kind={self.kind}: unknown; use bytes, sentencepiece or labels")
         if self.kind == "sentencepiece" and not MIN_SENTENCEPIECE_VOCAB <= self.vocab_size <= MAX_VOCAB:
             problems.append(
                 f"tokenizer.vocab_size={self.vocab_size}: must be from {MIN_SENTENCEPIECE_VOCAB} to {MAX_VOCAB}"
@@ -108,10 +112,18 @@ class SentencePieceTokenizer:
         return brotli.compress("\0".join(self._pieces).encode())
 
 
-def from_model_bytes(kind: str, data: bytes) -> ByteTokenizer | SentencePieceTokenizer:
+Tokenizer = Union[ByteTokenizer, SentencePieceTokenizer, "LabelTokenizer"]
+
+
+def from_model_bytes(kind: str, data: bytes) -> "Tokenizer":
     """The tokenizer of which `data` is the `model_bytes()`; UsageError if they do not fit."""
     if kind == "bytes" and not data:
         return ByteTokenizer()
+    if kind == "labels":
+        # Texts need none.
+        from harness.labels.tokenizer import read_label_tokenizer
+
+        return read_label_tokenizer(data)
     if kind == "sentencepiece":
         try:
             decompressor = brotli.Decompressor()
@@ -129,7 +141,7 @@ def from_model_bytes(kind: str, data: bytes) -> ByteTokenizer | SentencePieceTok
     raise UsageError(f"tokenizer.kind={kind}: its model of {len(data)} bytes is not one; make it again")
 
 
-def train_tokenizer(config: TokenizerConfig, documents: Iterator[bytes]) -> ByteTokenizer | SentencePieceTokenizer:
+def train_tokenizer(config: TokenizerConfig, documents: Iterator[bytes]) -> Tokenizer:
     """The tokenizer of `config`; sentencepiece reads at most the first 64 MB of `documents`, bytes reads nothing.
 
     The same documents give the same tokenizer. Raises UsageError for a vocabulary that the text cannot fill.
@@ -138,6 +150,8 @@ def train_tokenizer(config: TokenizerConfig, documents: Iterator[bytes]) -> Byte
         raise UsageError("; ".join(problems))
     if config.kind == "bytes":
         return ByteTokenizer()
+    if config.kind == "labels":
+        raise UsageError("tokenizer.kind=labels: a file has no inputs to give labels; send the corpus instead")
     sentences = _training_sentences(documents)
     if not sentences:
         raise UsageError("tokenizer.kind=sentencepiece: the corpus has no text to train on; use tokenizer.kind=bytes")

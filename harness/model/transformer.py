@@ -5,8 +5,8 @@ queries and keys, squared ReLU (So et al. 2021) and zero-initialised output proj
 the sparsity literature: sinusoidal positions, LayerNorm, GELU and biases, as in GPT-2.
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,15 +17,17 @@ from harness.bounds import bound_problems, bounded
 from harness.model.attention import causal_attention
 from harness.model.functions import rms_norm, rotated, squared_relu
 
-ARCHITECTURES = ("modern", "published")
+TRANSFORMERS = ("modern", "published")
+CLASSIFIERS = ("softmax", "mlp", "lenet5", "vgg8", "resnet18")
+ARCHITECTURES = (*TRANSFORMERS, *CLASSIFIERS)
 
 
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
-    """Shape of the transformer."""
+    """Shape of the model: a transformer, or a classifier for labels given inputs."""
 
     architecture: str = bounded("modern", choices=ARCHITECTURES)
-    """`modern` or `published`."""
+    """`modern` or `published`: transformers; `softmax`, `mlp`, `lenet5`, `vgg8` or `resnet18`: classifiers."""
     width: int = bounded(128, least=1)
     """Width of the residual stream, a multiple of `heads`."""
     layers: int = bounded(4, least=1)
@@ -35,14 +37,60 @@ class ModelConfig:
     smear: int = bounded(0, least=0, most=8)
     """How many symbols before each add their embeddings to its own, each times a number a channel that is learnt."""
     context: int = bounded(512, least=1)
-    """Longest sequence in tokens; a training sequence has exactly this length."""
+    """Longest sequence in tokens; a training sequence has exactly this length. Labels: 1."""
+    inputs: str = "1x28x28"
+    """Classifiers: shape of an input, as CHANNELSxROWSxCOLUMNS."""
+    hidden: str = "300x100"
+    """mlp: units of its hidden layers, the one behind the inputs first."""
+    subspace: int = bounded(0, least=0, most=1 << 24)
+    """Classifiers: train so many coordinates of a random affine subspace of the weights; 0 trains all weights."""
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether the model predicts labels from inputs."""
+        return self.architecture in CLASSIFIERS
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, rows and columns of an input of a classifier."""
+        channels, rows, columns = (int(size) for size in self.inputs.split("x"))
+        return channels, rows, columns
+
+    @property
+    def all_weights(self) -> "ModelConfig":
+        """The same model without a subspace."""
+        return replace(self, subspace=0)
+
+    @property
+    def hidden_units(self) -> list[int]:
+        """Units of the hidden layers of an mlp."""
+        return [int(size) for size in self.hidden.split("x")]
 
     def problems(self) -> list[str]:
         """Every bad value, a line each."""
         problems = bound_problems(self, "model.")
+        if self.is_classifier:
+            # Texts need none of it.
+            from harness.model.classifiers import classifier_problems
+
+            return problems + classifier_problems(self)
+        if self.subspace:
+            problems.append(f"model.subspace={self.subspace}: is for classifiers; use 0")
         if min(self.width, self.heads) >= 1 and self.width % (2 * self.heads):
             problems.append(f"model.width={self.width}: must be a multiple of 2 * model.heads ({2 * self.heads})")
         return problems
+
+
+def make_model(config: ModelConfig, vocab_size: int, seed: int) -> "Transformer":
+    """Make the model of a configuration with the weights of torch's present seed; `seed` is that of a subspace.
+
+    A classifier, which has the attributes of a transformer but its blocks, is called with inputs in place of tokens.
+    """
+    if not config.is_classifier:
+        return Transformer(config, vocab_size)
+    from harness.model.classifiers import make_classifier
+
+    return cast("Transformer", make_classifier(config, vocab_size, seed))
 
 
 class Transformer(nn.Module):
@@ -170,10 +218,13 @@ class RMSNorm(nn.Module):
         return rms_norm(x)
 
 
-def token_nats(module: nn.Module, tokens: Tensor, dtype: torch.dtype) -> Tensor:
-    """Code length in nats (float32) of each of `tokens` (n, length) given those before it in its row."""
+def token_nats(module: nn.Module, tokens: Tensor, dtype: torch.dtype, inputs: Tensor | None = None) -> Tensor:
+    """Code length in nats (float32) of each of `tokens` (n, length) given those before it in its row.
+
+    Labels (n, 1) are given `inputs` (n, channels, rows, columns).
+    """
     with torch.autocast(tokens.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-        logits = module(tokens)
+        logits = module(tokens if inputs is None else inputs)
     return F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), reduction="none").view_as(tokens)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from harness.data.batches import MicroBatch, StepBatch
 from harness.machine.ranks import Ranks
-from harness.model.transformer import Transformer
+from harness.model.transformer import Transformer, make_model
 from harness.online.combiner import Combiner, table_nats
 from harness.online.ensemble import Ensemble, Weights
 
@@ -21,7 +21,9 @@ class CodeLength:
         self.ensemble, self.ranks, self.dtype = ensemble, ranks, dtype
         lanes, length = ensemble.main.micro_batch, ensemble.config.model.context
         self.combiner = Combiner(ensemble.online, vocab_size, num_tokens, lanes, length, ranks)
-        self._modules = [Transformer(shape, vocab_size).to(ranks.device) for shape in ensemble.shapes]
+        self._modules = [
+            make_model(shape, vocab_size, ensemble.config.seed).to(ranks.device) for shape in ensemble.shapes
+        ]
 
     def code(self, batch: StepBatch) -> list[tuple[np.ndarray, np.ndarray]]:
         """Compute the code length of each micro-batch of this rank, and that by the run's own transformer alone.
@@ -65,8 +67,9 @@ class CodeLength:
 
     def _table(self, module: Transformer, micro_batch: MicroBatch) -> np.ndarray:
         tokens, _ = self.ensemble.main.on_device(micro_batch)
+        inputs = self.ensemble.main.inputs_on_device(micro_batch)
         with torch.autocast(tokens.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            logits = module(tokens)
+            logits = module(tokens if inputs is None else inputs)
         return torch.softmax(logits.float(), dim=-1).cpu().numpy()
 
 

@@ -62,6 +62,9 @@ def without_gradient(model: Transformer, seed: int) -> dict[str, Tensor]:
     config, generator = model.config, torch.Generator().manual_seed(seed)
     named = {name: p for name, p in model.named_parameters() if is_regularised(p)}
     live, _ = find_dead({name: p != 0 for name, p in model.named_parameters()}, config.heads)
+    if config.is_classifier:
+        # A chain of layers has no more dead weights than its zeros tell.
+        return {name: ~live[name] for name in named}
     dead = {name: torch.ones_like(p, dtype=torch.bool) for name, p in named.items()}
 
     def note(name: str) -> Callable[[Tensor], None]:

@@ -20,14 +20,14 @@ class Sample:
 
     def mean_loss(self, model: nn.Module) -> float:
         """Compute the mean loss in nats a token."""
-        return self._mean(lambda ids: token_nats(model, ids, self.learner.dtype))
+        return self._mean(lambda ids, inputs: token_nats(model, ids, self.learner.dtype, inputs))
 
     def error_rate(self, model: nn.Module) -> float:
         """Compute the fraction of tokens that `model` does not take for the most likely."""
 
-        def errors(ids: Tensor) -> Tensor:
+        def errors(ids: Tensor, inputs: Tensor | None) -> Tensor:
             with self._arithmetic():
-                return (model(ids).argmax(dim=-1) != ids).float()
+                return (model(ids if inputs is None else inputs).argmax(dim=-1) != ids).float()
 
         return self._mean(errors)
 
@@ -45,12 +45,14 @@ class Sample:
         return self.ranks.sum_tensor(sums["layer"]) / self.ranks.sum(count)[0]
 
     @torch.no_grad()
-    def _mean(self, values: Callable[[Tensor], Tensor]) -> float:
-        """Mean over all tokens of `values(ids)`, which has the shape of `ids`."""
+    def _mean(self, values: Callable[[Tensor, Tensor | None], Tensor]) -> float:
+        """Mean over all tokens of `values(ids, inputs)`, which has the shape of `ids`."""
         total = tokens = 0.0
         for micro_batch in self._micro_batches:
             ids, mask = self.learner.on_device(micro_batch)
-            total += float(values(ids).masked_fill(~mask, 0.0).sum(dtype=torch.float64))
+            total += float(
+                values(ids, self.learner.inputs_on_device(micro_batch)).masked_fill(~mask, 0.0).sum(dtype=torch.float64)
+            )
             tokens += int(micro_batch.mask.sum())
         total, tokens = self.ranks.sum(total, tokens)
         return total / tokens

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from harness.pruning.chains import find_live, num_dead
+
 BLOCK_MATRICES = ("qkv", "out", "up", "down")
 
 
@@ -48,10 +50,16 @@ class _Part:
 def find_dead(nonzero: Mapping[str, Tensor], heads: int) -> tuple[dict[str, Tensor], DeadStructure]:
     """Find the weights that have influence (bool, by tensor), and count the parts that have none.
 
-    `nonzero` are the patterns (bool) of all tensors of a `Transformer` with `heads` attention heads a block. Zeroing
+    `nonzero` are the patterns (bool) of all tensors of a `Transformer` with `heads` attention heads a block, or of a
+    classifier. Zeroing
     what has no influence leaves nothing more to find.
     """
-    live: dict[str, Tensor] = {}
+    if "embed.weight" not in nonzero:
+        # A classifier has none.
+        live = find_live(nonzero)
+        units, weights = num_dead(nonzero)
+        return live, DeadStructure(rows=0, columns=0, heads=0, units=units, channels=0, weights=weights)
+    live = {}
     stream = nonzero["embed.weight"].any(0)
     if "norm.weight" in nonzero:
         # Sinusoidal positions are added to every channel.

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import torch
 from safetensors import SafetensorError
@@ -22,6 +23,9 @@ from harness.lock import DirectoryLock
 from harness.machine.hardware import environment
 from harness.machine.ranks import Ranks, on_first_rank
 from harness.run.ledger import Part, part_problem
+
+if TYPE_CHECKING:
+    from harness.labels.tokenizer import LabelTokenizer
 
 # Metadata of the weights file: JSON of the step per tensor, for the tensors that fine-tuning put on a grid.
 GRID_KEY = "grid_steps"
@@ -38,6 +42,11 @@ def open_on_all_ranks(config: RunConfig, ranks: Ranks) -> Data:
     problem, fingerprints = "", None
     try:
         data = open_data(config, verify=ranks.is_first_on_this_machine)
+        if data.tokenizer.kind == "labels":
+            # Texts have no inputs.
+            from harness.labels.tokenizer import check_shape
+
+            check_shape(config.model.inputs, cast("LabelTokenizer", data.tokenizer))
         fingerprints = data.train.fingerprint, data.heldout.fingerprint
     except UsageError as error:
         problem = str(error) if ranks.is_first else f"{socket.gethostname()}: {error}"

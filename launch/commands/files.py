@@ -22,6 +22,7 @@ def register(command: AddCommand) -> None:
     add_work_options(sub)
     sub = command("decompress", decompress_command, "rebuild the text from an archive alone")
     sub.add_argument("archive", type=Path, metavar="FILE.cl", help="`-`: standard input")
+    sub.add_argument("--inputs", metavar="SET", help="what coded labels were given, as corpus.path names it")
     add_output(sub)
     add_max_memory(sub)
     add_work_options(sub)
@@ -56,7 +57,13 @@ def decompress_command(options: Namespace) -> None:
     from launch.jobs.streams import opened
 
     with opened(options.archive, options.output, options.force) as (archive, output):
-        text = read_archive(archive, options.threads, show_bytes(options.quiet), options.max_memory)
+        if options.inputs:
+            # Only labels have them.
+            from eval.labels.archive import read_label_archive
+
+            text = read_label_archive(archive, options.inputs, options.max_memory)
+        else:
+            text = read_archive(archive, options.threads, show_bytes(options.quiet), options.max_memory)
         write_file(output, text)
         if not options.quiet:
             print(f"{options.output}: {len(text):,} bytes, SHA-256 verified")

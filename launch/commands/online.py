@@ -36,6 +36,7 @@ def register(command: AddCommand) -> None:
     sub = command("receive", receive_command, "rebuild the text from an online code alone; a stopped one goes on")
     sub.add_argument("file", type=Path, metavar="FILE.clo", help="`-`: standard input")
     sub.add_argument("--processes", type=positive, help="processes (default: as many as have sent)")
+    sub.add_argument("--inputs", metavar="SET", help="what coded labels were given, as corpus.path names it")
     sub.add_argument("--json", action="store_true", help="print digest, time and memory for programs")
     add_output(sub)
     add_max_memory(sub)
@@ -107,10 +108,11 @@ def _receive(options: Namespace, file: Path, output: Path) -> int:
             from launch.jobs.torchrun import run_here
 
             limit = ["--max-memory", str(options.max_memory)] if options.max_memory else []
+            limit += ["--inputs", options.inputs] if options.inputs else []
             return run_here("launch", ["receive", str(file), *limit, *_shared(options, output)], processes)
     with joined_job(config) as ranks:
         progress = show_bytes(options.quiet or not ranks.is_first)
-        costs = receive(file, output, ranks, progress, options.max_memory)
+        costs = receive(file, output, ranks, progress, options.max_memory, options.inputs)
         if ranks.is_first and options.json:
             told = {"raw_bytes": head.raw_bytes, "sha256": head.sha256, "costs": asdict(costs)}
             print(json.dumps(told), flush=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from harness.machine.children import num_cores
 
 MAX_DIGITS = 15
+MAX_DEVIATION = 1000.0
 AddCommand = Callable[[str, Callable[[argparse.Namespace], int | None], str], argparse.ArgumentParser]
 """Name, action and help of a command -> the parser that takes its flags."""
 
@@ -67,6 +68,17 @@ def fraction(text: str) -> float:
     if not 0 < fraction <= 1:
         raise argparse.ArgumentTypeError(f"{text}: must be above 0 and at most 1")
     return fraction
+
+
+def deviations(text: str) -> list[float]:
+    """Parse standard deviations such as 0.1,0.3."""
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = [0.0]
+    if not all(0 < number < MAX_DEVIATION for number in numbers):
+        raise argparse.ArgumentTypeError(f"{text[:40]}: must be positive numbers with commas between them, as 0.1,0.3")
+    return numbers
 
 
 def natural(text: str) -> int:

@@ -1,4 +1,4 @@
-"""Making runs, and looking at them: `init`, `data`, `train`, `eval`, `table` and `plot`.
+"""Making runs, and looking at them: `init`, `data`, `train`, `eval`, `labels`, `table` and `plot`.
 
 Heavy imports happen inside of actions, here as in all families, so that `--help` and mistakes answer at once.
 """
@@ -12,6 +12,7 @@ from launch.commands.options import (
     AddCommand,
     add_config,
     add_work_options,
+    deviations,
     positive,
 )
 
@@ -33,6 +34,11 @@ def register(command: AddCommand) -> None:
     sub = command("table", table_command, "compare evaluated runs")
     sub.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     sub.add_argument("--by", default="run", choices=("run", "part"), help="a row a run, or a part of its text")
+    sub.add_argument("--format", default="rich", metavar="rich|md|csv|json|latex")
+    sub = command("labels", labels_command, "compare all codes of labels given inputs: two-part, online, variational")
+    sub.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="trained runs of corpus.kind=labels")
+    sub.add_argument("--priors", type=deviations, metavar="S,...", help="add the best variational code of these")
+    sub.add_argument("--epochs", type=positive, default=60, help="passes that fit it (default: %(default)s)")
     sub.add_argument("--format", default="rich", metavar="rich|md|csv|json|latex")
     sub = command("plot", plot_command, "draw the figures of evaluated runs again")
     sub.add_argument("runs", nargs="+", type=Path, metavar="RUN")
@@ -105,6 +111,7 @@ def eval_command(options: Namespace) -> None:
     from eval.report.run_tables import render
     from eval.report.tensorboard import show_run
     from harness.files import write_file
+    from harness.run.directory import load_run_config
 
     split_at = next((i for i, text in enumerate(options.runs) if "=" in text), len(options.runs))
     runs, overrides = [Path(run) for run in options.runs[:split_at]], options.runs[split_at:]
@@ -113,6 +120,8 @@ def eval_command(options: Namespace) -> None:
     if any(not text.startswith("eval.") for text in overrides):
         raise UsageError(f"{' '.join(overrides)}: only eval.* can be changed after training")
     for run in runs:
+        if load_run_config(run).tokenizer.kind == "labels":
+            raise UsageError(f"{run}: a run of labels; use `codelength labels {run}`")
         evaluate(run, overrides, options.threads, show_bytes(options.quiet), options.quiet)
         reports = load_reports([run])
         write_file(run / "table.md", render(reports, "md").encode())
@@ -143,6 +152,17 @@ def table_command(options: Namespace) -> None:
     from eval.report.run_tables import render
 
     print(render(load_reports(options.runs), options.format), end="")
+
+
+def labels_command(options: Namespace) -> None:
+    """Write and decode two-part codes of labels, and print the table of all codes."""
+    from eval.labels.evaluate import label_codes
+    from eval.labels.table import render_codes
+    from eval.show.blocks import check_format
+
+    check_format(options.format)
+    codes = [code for run in options.runs for code in label_codes(run, options.priors, options.epochs)]
+    print(render_codes(codes, options.format), end="")
 
 
 def plot_command(options: Namespace) -> None:

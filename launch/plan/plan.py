@@ -62,6 +62,9 @@ class Plan:
 
     def __init__(self, config: RunConfig, question: Question):
         """Raises UsageError where the question has no answer: see `find_device`, `TrainConfig.micro_batch`."""
+        if config.model.is_classifier:
+            remedy = "plan estimates transformers; use codelength train with dry_run=true"
+            raise UsageError(f"model.architecture={config.model.architecture}: {remedy}")
         self.config, self.question = config, question
         self.device = find_device(question.gpu, question.gpus, config.backend.device)
         if not self.device.is_gpu and (question.mfu or question.gpu_hours):

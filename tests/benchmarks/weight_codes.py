@@ -28,9 +28,10 @@ import numpy as np
 import torch
 import zstandard
 
-from eval.offline.evaluate import csr_bytes, load_weights
+from eval.offline.evaluate import csr_bytes
 from eval.offline.step_search import Search, choose_grid, uniform_steps
 from eval.weights.codec import decode_weights, encode_weights, quantise
+from eval.weights.trained import load_weights
 from harness.corpus.prepared import open_data
 from harness.data.tokenizer import ByteTokenizer
 from harness.machine.hardware import resolve_precision

@@ -80,7 +80,7 @@ def test_texts_of_packages_are_parts_of_one(tmp_path):
 
 def test_the_config_lists_every_problem_and_is_an_omegaconf_schema():
     config = CorpusConfig(kind="foo", subset_bytes=0, heldout_bytes=0, text_field="")
-    assert config.problems()[0] == "corpus.kind=foo: unknown; use one of wiki-mini, domains, wiki40b, files"
+    assert config.problems()[0] == "corpus.kind=foo: unknown; use one of wiki-mini, domains, wiki40b, files, labels"
     assert len(config.problems()) == 4
     assert "corpus.path" in CorpusConfig(kind="files").problems()[0]
     assert "corpus.path" in CorpusConfig(path="x").problems()[0]

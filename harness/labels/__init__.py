@@ -1,0 +1,1 @@
+"""Labels given inputs: sets of both from packages and files, and what a receiver must have of them."""
