@@ -73,15 +73,16 @@ class _Coder:
 
     def __init__(self, shapes: Shapes, stream: bytes | None):
         # Only those who code weights need the compiler, which takes a second to import.
-        from eval.weights import kernel as weights_kernel
         from eval.weights.arithmetic import code_bit
+        from eval.weights.kernel import BYTES_PER_WEIGHT, code_flags, code_rows, new_model, start_tensor
 
-        self._kernel, self._code_bit = weights_kernel, code_bit
+        self._code_bit, self._code_flags, self._code_rows = code_bit, code_flags, code_rows
+        self._start_tensor, self._bytes_per_weight = start_tensor, BYTES_PER_WEIGHT
         self._decoding = stream is not None
         self._stream = np.frombuffer(stream or b"", dtype=np.uint8).copy()
         tables = make_tables()
         self._links = Links(tables.logs)
-        self._model = weights_kernel.new_model(tables, max((shape[-1] for shape in shapes.values()), default=1))
+        self._model = new_model(tables, max((shape[-1] for shape in shapes.values()), default=1))
         self._model.coder[CODE] = int.from_bytes(self._stream[:6].tobytes().ljust(6, b"\0"), "big")
 
     def code(self, name: str, tensor: np.ndarray) -> np.ndarray:
@@ -137,18 +138,18 @@ class _Coder:
             return levels, np.arange(len(levels))
         flags = np.logical_not(matrix.any(axis=1 - axis)).astype(np.int64)
         self._make_room(len(flags))
-        self._kernel.code_flags(self._model, flags, states, axis, self._stream, self._decoding)
+        self._code_flags(self._model, flags, states, axis, self._stream, self._decoding)
         return levels, np.flatnonzero(flags == 0)
 
     def _code_live(self, matrix: np.ndarray, row_levels: np.ndarray, column_levels: np.ndarray) -> np.ndarray:
         rows, columns = matrix.shape
-        self._kernel.start_tensor(self._model)
+        self._start_tensor(self._model)
         rows_at_a_time = max(1, _WEIGHTS_AT_A_TIME // max(1, columns))
         for start in range(0, rows, rows_at_a_time):
             stop = min(rows, start + rows_at_a_time)
             self._make_room((stop - start) * columns)
             levels = row_levels, column_levels
-            self._kernel.code_rows(self._model, matrix, start, stop, *levels, self._stream, self._decoding)
+            self._code_rows(self._model, matrix, start, stop, *levels, self._stream, self._decoding)
             if self._decoding and self.is_beyond_end:
                 break
         return matrix
@@ -161,6 +162,6 @@ class _Coder:
     def _make_room(self, num_weights: int) -> None:
         """Of a writer's stream, for so many weights or flags."""
         if not self._decoding:
-            needed = int(self._model.coder[AT]) + self._kernel.BYTES_PER_WEIGHT * (num_weights + 1)
+            needed = int(self._model.coder[AT]) + self._bytes_per_weight * (num_weights + 1)
             if len(self._stream) < needed:
                 self._stream = np.concatenate([self._stream, np.zeros(needed, dtype=np.uint8)])

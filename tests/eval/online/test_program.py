@@ -80,6 +80,9 @@ def test_a_code_is_charged_with_what_its_settings_need():
     plain, mixture = configured("rule.kind=none", "rule.alpha=0"), load_config("wiki-mini-online")
     assert 30_000 < program_bytes(plain) < program_bytes(configured()) < program_bytes(mixture) <= 46_500
     assert program_bytes(plain) < program_bytes(load_config("wiki-mini", ["backend.name=deepspeed"]))
+    hybrid, needed = receiver_program(configured("online.start=first.cl")), "eval/weights/kernel.py"
+    assert "def code_rows(" in hybrid[needed] and "def new_model(" in hybrid[needed]
+    assert needed not in receiver_program(plain)
     assert "harness/online/ngram.py" in receiver_program(mixture).keys() - receiver_program(plain).keys()
 
 
