@@ -245,6 +245,9 @@ class Learner:
             if micro_batch.untrained is not None:
                 learnt = mask & torch.from_numpy(~micro_batch.untrained).to(mask.device)[:, None]
                 nats_sum = nats.masked_fill(~learnt, 0.0).sum(dtype=torch.float64)
+            if micro_batch.weights is not None:
+                weights = torch.from_numpy(micro_batch.weights).to(mask.device)
+                nats_sum = (nats.masked_fill(~mask, 0.0).sum(dim=1, dtype=torch.float64) * weights).sum()
             # Backends average gradients over ranks: the factor makes that the mean over the step's tokens.
             return nats_sum * (self.ranks.world_size / max(1, num_learnt))
 

@@ -22,7 +22,8 @@ from harness.machine.hardware import resolve_precision
 from harness.machine.output import print_anything
 from harness.machine.ranks import Ranks, check_launch, choose_device, leave, on_first_rank
 from harness.model.start import Start
-from harness.run.directory import open_on_all_ranks, opened_run_directory, write_start
+from harness.policy.weights import Policy, load_policy
+from harness.run.directory import open_on_all_ranks, opened_run_directory, write_policy, write_start
 from harness.run.waiting import prepare_for_job
 from harness.trainer import Trainer
 
@@ -53,6 +54,7 @@ def train_run(config: RunConfig, start: Start | None = None) -> None:
         text, length = data.train, config.model.context
         order = StepOrder(config.train, text.num_tokens, length, text.fingerprint, config.seed)
         plan_phases(config.train, order, config.prune.prunings)
+        policy = _policy(config, text.num_tokens)
         if config.dry_run:
             _train(config, data, ranks, dtype, start)
             return
@@ -60,9 +62,18 @@ def train_run(config: RunConfig, start: Start | None = None) -> None:
             if not directory.is_done:
                 if start:
                     on_first_rank(ranks, write_start, config.run_dir, len(start.coded))
+                if policy:
+                    on_first_rank(ranks, write_policy, config.run_dir, policy.to_bytes())
                 _train(config, data, ranks, dtype, start, directory.check)
             elif ranks.is_first:
                 print(f"{config.run_dir}: training is complete; nothing to do")
+
+
+def _policy(config: RunConfig, num_tokens: int) -> Policy | None:
+    """The policy of a run, if it has one; raises UsageError where it does not fit the text."""
+    if not config.train.policy:
+        return None
+    return load_policy(config.train.policy, -(-num_tokens // config.model.context))
 
 
 def _train(

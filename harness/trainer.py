@@ -62,7 +62,7 @@ class Trainer:
             ledger_parts=[[] for _ in range(ranks.world_size)],
             identity={
                 "config": training_sha256(config)[:16],
-                "data": data.train.fingerprint,
+                "data": self.batches.data_identity,
                 **self.ensemble.identity,
                 "world_size": str(ranks.world_size),
                 **ranks.agreed(identity(ranks.device, dtype, (*self.backend.packages, *packages), host_computes)),

@@ -34,11 +34,11 @@ from harness.model.transformer import Transformer
 from harness.pruning.feedback import Feedback, input_moments, sample_rows
 from harness.pruning.structure import DeadStructure, find_dead
 from harness.run.directory import (
+    charged_bytes,
     check_done,
     load_run_config,
     open_run_data,
     read_members,
-    read_start_bytes,
 )
 from harness.run.ledger import OnlineCode, read_online_code
 from harness.units import bits_from_bytes, bits_per_byte
@@ -123,7 +123,7 @@ def _evaluate(run_dir: Path, config: RunConfig, threads: int, progress: Progress
     adaptive = adaptive_section(run_dir, text, model, config, threads, progress)
     heldout = split(data.tokenizer.decode(data.heldout.tokens), config.eval.chunk_bytes)
     heldout_bits = ideal_bits(model, heldout, dtype)
-    online_report = online_section(online, archive, len(text), config, read_start_bytes(run_dir))
+    online_report = online_section(online, archive, len(text), config, charged_bytes(run_dir))
     online_report |= {"baselines": corpus_baselines(data, config), "members": read_members(run_dir)}
     if config.eval.online:
         online_report |= send_and_receive(run_dir, config, online.ideal_bits, quiet)
@@ -200,8 +200,10 @@ def verify(archive: Path, text: bytes, threads: int) -> float:
     return time.perf_counter() - start
 
 
-def online_section(online: OnlineCode, archive: ArchiveReport, raw_bytes: int, config: RunConfig, start: int) -> dict:
-    """The online code of the training corpus, with the `start` bytes of weights that it starts from.
+def online_section(
+    online: OnlineCode, archive: ArchiveReport, raw_bytes: int, config: RunConfig, charged: dict
+) -> dict:
+    """The online code of the training corpus, with the bytes of all that it is `charged` with beside its text.
 
     `above_final_bits` is its excess over the rate of the archive's model on held-out text, None where that is unknown.
     """
@@ -212,8 +214,8 @@ def online_section(online: OnlineCode, archive: ArchiveReport, raw_bytes: int, c
         "ideal_bits": online.ideal_bits,
         "tokens": online.tokens,
         "raw_bytes": online.raw_bytes,
-        "start_bytes": start,
-        "bits_per_byte": online.bits_per_byte + bits_per_byte(bits_from_bytes(start), online.raw_bytes),
+        **charged,
+        "bits_per_byte": online.bits_per_byte + bits_per_byte(bits_from_bytes(sum(charged.values())), online.raw_bytes),
         "above_final_bits": online.aulc_bits - final_bits if is_heldout else None,
         "code_bytes": program_bytes(config),
     }

@@ -93,6 +93,11 @@ def open_input(config: RunConfig, path: Path | None, ranks: Ranks) -> Input:
 
 
 def _open_text(config: RunConfig, path: Path | None, ranks: Ranks) -> Input:
+    if config.train.policy:
+        raise UsageError(
+            f"train.policy={config.train.policy}: no online code holds a policy; use null, or `codelength train`, "
+            "whose report charges it"
+        )
     if path is None:
         data = open_on_all_ranks(config, ranks)
         shard, digest, order = data.train, hashlib.sha256(), document_order(data.train)

@@ -40,7 +40,9 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     "online_aulc_bits": ("online", "aulc_bits"),
     "online_ideal_bits_per_byte": ("online", "bits_per_byte"),
     "online_ideal_above_final_bits": ("online", "above_final_bits"),
-    **{f"online_{key}": ("online", key) for key in ("tokens", "raw_bytes", "code_bytes", "start_bytes")},
+    **{
+        f"online_{key}": ("online", key) for key in ("tokens", "raw_bytes", "code_bytes", "start_bytes", "policy_bytes")
+    },
     **{f"online_{key}": ("online", key) for key in ("file_bytes", "verified")},
     **{f"online_{part}_bits": ("online", f"{part}_bits") for part in SENT_PARTS},
     **{f"online_{end}_{what}": ("online", f"{end}_{what}") for end in ("send", "receive") for what in SENT_COSTS},
@@ -106,10 +108,11 @@ def _rate(num_bytes: float | None, raw_bytes: float | None) -> float | None:
 
 
 def online_length(record: Record) -> Length | None:
-    """The ideal online code of a flat record: its ledger, and the weights that the run has started from."""
+    """The ideal online code of a flat record: its ledger, the weights that the run has started from, and its policy."""
     if record["online_ideal_bits"] is None:
         return None
-    return Length(record["online_start_bytes"] or 0, bytes_from_bits(record["online_ideal_bits"]), "ideal")
+    ideal_bytes, policy_bytes = bytes_from_bits(record["online_ideal_bits"]), record["online_policy_bytes"] or 0
+    return Length(record["online_start_bytes"] or 0, ideal_bytes, "ideal", other_bytes=policy_bytes)
 
 
 def lengths(record: Record) -> dict[str, Length]:

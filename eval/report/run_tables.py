@@ -95,7 +95,7 @@ def _corpus_block(record: Record, known: dict[str, Length]) -> Block:
     if name != "online code":
         codes.append(("online code", online_length(record), raw_bytes, True))
     if online and record["online_code_bytes"] is not None:
-        with_program = replace(online, other_bytes=record["online_code_bytes"])
+        with_program = replace(online, other_bytes=online.other_bytes + record["online_code_bytes"])
         codes.append((f"{name}, with the receiver's program", with_program, raw_bytes, True))
     codes.append(("offline code", known.get("projected"), record["projected_dataset_bytes"], True))
     others = {f"{b.program} / whole file": known[f"corpus_{b.name}"] for b in WHOLE if f"corpus_{b.name}" in known}
@@ -111,6 +111,10 @@ def _corpus_block(record: Record, known: dict[str, Length]) -> Block:
     if record["online_start_bytes"]:
         notes.append(
             f"The online code holds the weights that it starts from, {count(record['online_start_bytes'])} bytes."
+        )
+    if record["online_policy_bytes"]:
+        notes.append(
+            f"The online code holds the policy that it learns by, {count(record['online_policy_bytes'])} bytes."
         )
     columns: list[Column] = [
         ("code", "code", in_words),

@@ -78,9 +78,10 @@ def similarity_fit(point: PolicyPoint) -> tuple[float, float, float] | None:
     def formula(ratio: np.ndarray, log_a: float, log_gap: float, c: float) -> np.ndarray:
         return log_a - c * np.log(top + span * np.exp(log_gap) - ratio)
 
+    first, bounds = (float(values.mean()), 0.0, 0.1), ([-100, -12, 0], [100, 12, 100])
     try:
-        (log_a, log_gap, c), _ = curve_fit(formula, ratios, values, p0=(float(values.mean()), 0.0, 0.1), maxfev=20_000)
-    except RuntimeError:
+        (log_a, log_gap, c), _ = curve_fit(formula, ratios, values, p0=first, bounds=bounds, max_nfev=20_000)
+    except (RuntimeError, ValueError):
         return None
     return float(np.exp(log_a)), top + span * float(np.exp(log_gap)), float(c)
 

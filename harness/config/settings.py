@@ -25,7 +25,16 @@ INTEGER_BITS, FLOAT_BITS = 63, 53
 LARGEST_REAL = 1e30
 MAX_NAME_BYTES = 200
 MAX_SHOWN_CHARACTERS = 100
-PATHS = ("runs_dir", "data_dir", "corpus.path", "corpus.heldout_path", "corpus.documents", "eval.split", "online.start")
+PATHS = (
+    "runs_dir",
+    "data_dir",
+    "corpus.path",
+    "corpus.heldout_path",
+    "corpus.documents",
+    "train.policy",
+    "eval.split",
+    "online.start",
+)
 """Text settings in which a leading `~` is the home directory."""
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 

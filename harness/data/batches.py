@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
@@ -15,6 +15,7 @@ from harness.machine.ranks import Ranks
 if TYPE_CHECKING:
     from harness.data.ado import AdaptiveMixture
     from harness.data.order import Tokens
+    from harness.policy.weights import Policy
 
 T = TypeVar("T")
 
@@ -31,6 +32,8 @@ class MicroBatch:
     """Whether there is a token to learn from (n, length), bool."""
     first: int = 0
     """Where the mask begins: tokens before it are given, and were learnt from at other steps."""
+    weights: np.ndarray | None = None
+    """How much the loss of each row counts in the update (n,), float32; None where all count alike."""
     untrained: np.ndarray | None = None
     """Rows whose tokens are coded but not learnt from (n,), bool; None where there are none."""
     inputs: np.ndarray | None = None
@@ -86,6 +89,10 @@ class Batches:
         self.num_micro_batches = config.batch_sequences // micro_batch
         self._least_rows = micro_batch if config.compile else 1
         self._one_length = config.compile
+        self._fingerprint = shard.fingerprint
+        self.policy: Policy | None = None
+        """How much each sequence counts in the updates, where that is not the same."""
+        self._num_main_steps = self.order.steps(config.epochs)
         self.adaptive: AdaptiveMixture | None = None
         """What chooses the sequences of the next step by the losses of those before, if anything does."""
         # Texts need not say that they have none.
@@ -95,7 +102,16 @@ class Batches:
 
     def of_step(self, step: int) -> StepBatch:
         """This rank's micro-batches of `step`."""
-        return self.part_of(self.order.reading(step))
+        batch = self.part_of(self.order.reading(step))
+        if self.policy is None or step >= self._num_main_steps:
+            return batch
+        weights = self.policy.weights(step / self._num_main_steps)
+        return replace(batch, micro_batches=[replace(m, weights=weights[m.sequences]) for m in batch.micro_batches])
+
+    @property
+    def data_identity(self) -> str:
+        """Digest of the text, and of the policy if there is one."""
+        return f"{self._fingerprint}:{self.policy.sha256[:16]}" if self.policy else self._fingerprint
 
     def of_sequences(self, ids: np.ndarray, epoch: int) -> StepBatch:
         """This rank's micro-batches of a step that reads the sequences `ids` (n,), at most a full step of them."""
@@ -152,7 +168,13 @@ def make_batches(
         from harness.data.mixture import PartedBatches
 
         kind = PartedBatches
-    return kind(shard, config, context, micro_batch, seed, ranks)
+    batches = kind(shard, config, context, micro_batch, seed, ranks)
+    if config.policy:
+        # Most runs have none.
+        from harness.policy.weights import load_policy
+
+        batches.policy = load_policy(config.policy, batches.sequences.num_sequences)
+    return batches
 
 
 def parts_of_rank(rows: np.ndarray, num_micro_batches: int, ranks: Ranks) -> list[np.ndarray]:

@@ -48,6 +48,8 @@ class TrainConfig:
     """Parts that are held back and read after all others have ended."""
     untrained: list[str] = field(default_factory=list)
     """Parts that are coded and never learnt from."""
+    policy: str | None = None
+    """FILE of `codelength study` (`kind: policy`): how much each sequence counts in the updates of the main phase."""
     ado_start: int = bounded(100, least=40)
     """ado: steps before laws of the parts' losses are fitted for the first time."""
     ado_every: int = bounded(20, least=1)
@@ -102,6 +104,8 @@ class TrainConfig:
             problems.append(f"train.replays={self.replays}: nothing is learnt between the blocks of retrain_at; use 0")
         if at and self.epochs != 1:
             problems.append(f"train.epochs={self.epochs}: a block code reads the corpus once; use 1")
+        if self.policy is not None and (self.retrain_at or self.replays or self.reads_parts):
+            problems.append(f"train.policy={self.policy}: not with train.replays, train.retrain_at or parts; use null")
         if self.batch_schedule and (self.retrain_at or "streams" in (self.order, self.replay)):
             problems.append(
                 "train.batch_schedule: not with train.retrain_at, train.order=streams or train.replay=streams"

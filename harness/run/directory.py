@@ -32,6 +32,7 @@ GRID_KEY = "grid_steps"
 
 CONFIG_FILE, ENVIRONMENT_FILE, DONE_MARKER = "config.yaml", "environment.json", "DONE"
 WEIGHTS_FILE, MEMBERS_FILE, START_FILE = "weights.safetensors", "members.json", "start.json"
+POLICY_FILE = "policy.bin"
 
 
 def open_on_all_ranks(config: RunConfig, ranks: Ranks) -> Data:
@@ -156,6 +157,22 @@ def read_start_bytes(run_dir: Path) -> int:
     """Read what `write_start` has written; 0 where a run starts from random weights."""
     path = run_dir / START_FILE
     return int(json.loads(read_file(path))["weights_bytes"]) if path.exists() else 0
+
+
+def write_policy(run_dir: Path, content: bytes) -> None:
+    """Keep the policy that a run has learnt by: chosen with knowledge of the text, it is a part of the online code."""
+    write_file(run_dir / POLICY_FILE, content)
+
+
+def policy_bytes(run_dir: Path) -> int:
+    """Size of what `write_policy` has kept; 0 where all sequences have counted alike."""
+    path = run_dir / POLICY_FILE
+    return path.stat().st_size if path.exists() else 0
+
+
+def charged_bytes(run_dir: Path) -> dict[str, int]:
+    """What an online code is charged with beside its text: the weights that it starts from, and its policy."""
+    return {"start_bytes": read_start_bytes(run_dir), "policy_bytes": policy_bytes(run_dir)}
 
 
 def load_run_config(run_dir: Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:

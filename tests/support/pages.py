@@ -1,7 +1,7 @@
 """Pages that are made from the sources: `python -m tests.support.pages` writes them anew, and a test compares.
 
 Made are the reference of all settings in docs/settings.md and docs/settings-codes.md, that of the teacher-student
-experiment in docs/offline.md, and the count of rooms in docs/architecture.md.
+experiment in docs/offline.md, of other studies in docs/studies.md, and the count of rooms in docs/architecture.md.
 """
 
 import ast
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 
+from eval.studies.config import OrderConfig, PolicyConfig
 from eval.teacher.experiment import TeacherConfig
 from harness.config.run import RunConfig, decides_training
 from tests.support.rooms import counted
@@ -36,6 +37,13 @@ def teacher_settings() -> str:
     return section("", "", TeacherConfig, fields(TeacherConfig))
 
 
+def study_settings() -> str:
+    """Markdown: tables of the settings of learnt policies and orders; sections are those of a run."""
+    kinds = {"`kind: policy`": PolicyConfig, "`kind: order`": OrderConfig}
+    plain = {title: [s for s in fields(kind) if s.name not in ("model", "corpus")] for title, kind in kinds.items()}
+    return "\n\n".join(section(title, "", kind, plain[title]) for title, kind in kinds.items())
+
+
 def section(title: str, prefix: str, kind: type, settings: tuple[Field, ...] | list[Field]) -> str:
     """One heading, the first line of the class's docstring, and its table."""
     words = docstrings(kind)
@@ -43,7 +51,7 @@ def section(title: str, prefix: str, kind: type, settings: tuple[Field, ...] | l
     lines += ["| setting | default | what |", "|---|---|---|"]
     for setting in settings:
         key = f"{prefix}{setting.name}"
-        mark = "" if kind is TeacherConfig or decides_training(key) else " *"
+        mark = "" if kind in (TeacherConfig, PolicyConfig, OrderConfig) or decides_training(key) else " *"
         lines.append(f"| `{key}`{mark} | {default(setting)} | {words[setting.name]} |")
     return "\n".join(lines)
 
@@ -75,6 +83,7 @@ MADE: dict[str, Callable[[], str]] = {
     "settings.md": lambda: settings(lambda name: name not in AFTER_TRAINING),
     "settings-codes.md": lambda: settings(lambda name: name in AFTER_TRAINING),
     "offline.md": teacher_settings,
+    "studies.md": study_settings,
     "architecture.md": counted,
 }
 """Pages, and what writes the part between their marks."""
