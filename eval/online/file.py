@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _WORLD_SIZE_DIGITS = 5
 MAX_TOKENS = 1 << 40
 # Settings of the corpus and of what follows the first epoch decide nothing of what is sent.
-_UNSENT = ("corpus.", "prune.")
+_UNSENT = ("corpus.", "prune.", "train.policy")
 # Weights are sent, and not where they come from.
 _START = "online.start"
 _OF_PARTS = ("train.last", "train.untrained")
