@@ -11,7 +11,21 @@ from launch.main import main
 from tests.support.commands import ROOT, run_command
 
 COMMANDS = {
-    *("init", "data", "train", "eval", "table", "plot", "sweep", "compress", "decompress", "send", "receive", "audit"),
+    *(
+        "init",
+        "data",
+        "train",
+        "eval",
+        "table",
+        "labels",
+        "plot",
+        "sweep",
+        "compress",
+        "decompress",
+        "send",
+        "receive",
+        "audit",
+    ),
     *("curve", "crossover", "study", "plan", "doctor", "completion", "submit"),
 }
 
