@@ -1,8 +1,9 @@
 """The program that a receiver of an online code needs: a part of the code's length, and what must not change.
 
 Counted is what receiving a code can run: the definitions and methods that it reaches with the settings of that code,
-without docstrings, comments, annotations and the words of errors, its local names shortened, packed by xz. Python and
-the installed packages are not counted, as with other compressors.
+without docstrings, comments, annotations, the words of errors and the search for problems in settings, which a right
+file has none of, its local names shortened, packed by xz. Python and the installed packages are not counted, as with
+other compressors.
 """
 
 import hashlib
@@ -87,6 +88,7 @@ def _left_out(config: RunConfig) -> set[str]:
         "harness.data.parts": not config.train.reads_parts,
         "harness.data.mixture": not config.train.reads_parts,
         "harness.policy.weights": True,
+        "harness.model.plain_attention": True,
         "harness.data.ado": config.train.shares != "ado",
         "harness.laws.power_law": config.train.shares != "ado",
     }

@@ -17,9 +17,7 @@ SENT_PARTS = {
 }
 """What the file of an online code adds to the losses of the training steps."""
 
-PROGRAM = (
-    "the sources that receiving runs, bare of docstrings, comments and annotations, local names shortened, by xz -9e"
-)
+PROGRAM = "the sources that receiving runs, bare of docstrings, comments, annotations and checks of settings, by xz -9e"
 """What is counted of a receiver; Python and installed packages are not, as with other compressors."""
 
 SENT_COSTS = ("seconds", "learning_seconds", "memory_bytes")

@@ -33,22 +33,15 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     `q`, `k` and `v` have shape (batch, length, heads, head width).
     """
     if asks_second_derivatives():
-        return _softmax_attention(q, k, v)
+        # Only studies do.
+        from harness.model.plain_attention import softmax_attention
+
+        return softmax_attention(q, k, v)
     if v.device.type == "cpu" and not torch.compiler.is_compiling():
         dtype = v.dtype if v.dtype != torch.bfloat16 or has_native_bf16(v.device) else torch.float32
         with torch.autocast("cpu", enabled=False):
             return _BlockAttention.apply(q.to(dtype), k.to(dtype), v.to(dtype)).to(v.dtype)
     mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True)
-    return mixed.transpose(1, 2).flatten(2)
-
-
-def _softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The formula as it stands, whose gradient has a gradient."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    scores = (q * q.shape[-1] ** -0.5) @ k.mT
-    length = scores.shape[-1]
-    later = torch.ones(length, length, dtype=torch.bool, device=scores.device).triu_(1)
-    mixed = scores.masked_fill(later, -torch.inf).softmax(dim=-1) @ v
     return mixed.transpose(1, 2).flatten(2)
 
 
