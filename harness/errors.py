@@ -1,6 +1,7 @@
 """Errors that a user sees: one line that names key, value and remedy, never a traceback."""
 
 import os
+import sys
 
 # EX_TEMPFAIL: nothing has failed, and the same command is wanted again. Job scripts queue themselves again by it.
 PAUSED_STATUS = 75
@@ -43,6 +44,12 @@ def prints_error(error: BaseException) -> bool:
     if isinstance(error, OtherRankFailed):
         return False
     return is_leading_process() or not isinstance(error, UsageError | Stopped | KeyboardInterrupt)
+
+
+def print_error(words: object) -> None:
+    """Print an error as one line, in one piece: ranks that end together share a stderr."""
+    sys.stderr.write(f"codelength: {words}\n")
+    sys.stderr.flush()
 
 
 def is_leading_process() -> bool:

@@ -16,7 +16,7 @@ from harness.config.run import RunConfig, load_config
 from harness.corpus.prepared import Data
 from harness.data.schedule import plan_phases
 from harness.data.steps import StepOrder
-from harness.errors import CodelengthError, UsageError, prints_error
+from harness.errors import CodelengthError, UsageError, print_error, prints_error
 from harness.job import joined_job
 from harness.machine.hardware import resolve_precision
 from harness.machine.output import print_anything
@@ -106,10 +106,10 @@ def main(arguments: list[str]) -> int:
     except (CodelengthError, Interrupted) as error:
         if prints_error(error):
             for line in str(error).splitlines():
-                print(f"codelength: {line}", file=sys.stderr)
+                print_error(line)
         return error.exit_status
     except OSError as error:
-        print(f"{error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
+        print_error(f"{error.filename or 'system'}: {error.strerror or error}")
         return 1
     return 0
 

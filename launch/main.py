@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from harness.errors import CodelengthError, prints_error
+from harness.errors import CodelengthError, print_error, prints_error
 from harness.machine.output import print_anything
 from harness.machine.stop import Interrupted, interruptible, outlive_terminal
 
@@ -27,14 +27,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (CodelengthError, Interrupted) as error:
         if prints_error(error):
             for line in str(error).splitlines():
-                print(f"codelength: {line}", file=sys.stderr)
+                print_error(line)
         return error.exit_status
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             # The reader of a pipe (`| head`) has seen enough; nothing more can be said to it.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
-        print(f"codelength: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
+        print_error(f"{error.filename or 'system'}: {error.strerror or error}")
         return 1
     except ModuleNotFoundError as error:
         if not (extra := extra_with(error.name)):

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from eval.teacher.archive import read_archive, target_bytes
-from harness.errors import CodelengthError
+from harness.errors import CodelengthError, print_error
 from harness.files import write_file
 from harness.machine.output import print_anything
 
@@ -31,7 +31,7 @@ def main() -> int:
                 write_file(options.output, content)
             print(f"{hashlib.sha256(content).hexdigest()}  {path}", flush=True)
     except CodelengthError as error:
-        print(f"codelength: {error}", file=sys.stderr)
+        print_error(error)
         return error.exit_status
     return 0
 

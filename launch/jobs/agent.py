@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 
-from harness.errors import PAUSED_STATUS
+from harness.errors import PAUSED_STATUS, print_error
 from harness.machine.stop import Interrupted, end_at_signals, interruptible
 from launch.jobs.torchrun import words_about
 
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
         with interruptible():
             return _run(arguments)
     except Interrupted as error:
-        print(f"codelength: {error}", file=sys.stderr)
+        print_error(error)
         return error.exit_status
 
 

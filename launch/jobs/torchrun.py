@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from harness.errors import PAUSED_STATUS
+from harness.errors import PAUSED_STATUS, print_error
 from harness.machine.stop import PAUSE_SIGNAL, Interrupted, handle
 from launch.jobs.queue import stop_request
 
@@ -123,7 +123,7 @@ class _Watch:
             self._send_what_is_due()
             time.sleep(SECONDS_BETWEEN_LOOKS)
         if told and statuses[0] == -signal.SIGTERM:
-            print(f"codelength: {Interrupted(signal.SIGTERM)}", file=sys.stderr, flush=True)
+            print_error(Interrupted(signal.SIGTERM))
         # Where one rank was refused its input, others may have been ended for that.
         return next((status for status in (2, 1, PAUSED_STATUS) if status in statuses), int(any(statuses) or told))
 
