@@ -56,7 +56,7 @@ def label_codes(run_dir: Path, priors: list[float] | None = None, epochs: int = 
     uniform = Length.ideal(num_labels * math.log2(classes))
     online = read_online_code(run_dir, num_labels, num_labels)
     codes = [
-        LabelCode(name, "uniform", uniform, 1 / classes, None),
+        LabelCode(name, "uniform", uniform, None, None),
         LabelCode(name, "prequential", Length.ideal(online.ideal_bits), None, None),
         *_two_part_codes(run_dir, config, data),
     ]

@@ -95,8 +95,7 @@ class Batches:
         self._num_main_steps = self.order.steps(config.epochs)
         self.adaptive: AdaptiveMixture | None = None
         """What chooses the sequences of the next step by the losses of those before, if anything does."""
-        # Texts need not say that they have none.
-        self._inputs: np.ndarray | None = getattr(shard, "inputs", None)
+        self._inputs = shard.inputs
         self.identity = f"{shard.fingerprint}:{seed}"
         """What the order depends on."""
 

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
             """`Shard.fingerprint` of them."""
 
         @property
+        def inputs(self) -> np.ndarray | None:
+            """What labels are given, a row each; None in a text."""
+
+        @property
         def parts(self) -> "Parts | None":
             """Where the parts of the text begin, if it has any."""
 

@@ -27,6 +27,7 @@ class Text:
     def __init__(self, sizes: list[int]):
         self.num_tokens = self.raw_bytes = sum(sizes)
         self.tokens, self.fingerprint = np.arange(self.num_tokens), "f"
+        self.inputs = None
         names = tuple("abcdefgh"[: len(sizes)])
         self.parts = Parts(names, np.cumsum([0, *sizes[:-1]]))
 

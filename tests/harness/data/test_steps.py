@@ -22,6 +22,7 @@ class Text:
     def __init__(self, num_tokens: int):
         self.tokens = np.arange(num_tokens)
         self.num_tokens, self.raw_bytes, self.fingerprint = num_tokens, num_tokens, "f"
+        self.inputs = None
 
 
 def batches_of(config: TrainConfig, num_tokens: int, rank: int = 0, world_size: int = 1) -> Batches:

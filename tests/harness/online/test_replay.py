@@ -22,6 +22,7 @@ class Text:
     def __init__(self, sequences: int):
         self.tokens = np.repeat(np.arange(sequences), CONTEXT)
         self.num_tokens, self.raw_bytes, self.fingerprint = len(self.tokens), len(self.tokens), "f"
+        self.inputs = None
 
 
 def lessons(config: TrainConfig, sequences: int = 200, rank: int = 0, world_size: int = 1) -> ReplaySchedule:
