@@ -51,8 +51,7 @@ def find_dead(nonzero: Mapping[str, Tensor], heads: int) -> tuple[dict[str, Tens
     """Find the weights that have influence (bool, by tensor), and count the parts that have none.
 
     `nonzero` are the patterns (bool) of all tensors of a `Transformer` with `heads` attention heads a block, or of a
-    classifier. Zeroing
-    what has no influence leaves nothing more to find.
+    classifier. Zeroing what has no influence leaves nothing more to find.
     """
     if "embed.weight" not in nonzero:
         # A classifier has none.
