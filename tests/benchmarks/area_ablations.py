@@ -103,6 +103,33 @@ class Convolved(ChangedBlock):
         return self.perceptron_smear(normal)
 
 
+def looped(forward: Callable) -> Callable:
+    """All blocks, three times one after another ("depth recurrence", Dehghani et al. 2018)."""
+
+    def changed(self: transformer.Transformer, targets: Tensor) -> Tensor:
+        once, self.blocks = self.blocks, nn.ModuleList([*self.blocks] * 3)
+        try:
+            return forward(self, targets)
+        finally:
+            self.blocks = once
+
+    return changed
+
+
+def tied(forward: Callable) -> Callable:
+    """The head is the embedding, scaled, plus weights that begin at 0 (Press and Wolf 2017, with a difference)."""
+
+    def changed(self: transformer.Transformer, targets: Tensor) -> Tensor:
+        head, self.head = self.head, nn.Identity()
+        try:
+            x = forward(self, targets)
+        finally:
+            self.head = head
+        return F.linear(x, head.weight + self.embed.weight[: self.vocab_size] * self.config.width**-0.5)
+
+    return changed
+
+
 def normalised_by_row(orthogonalised: Callable) -> Callable:
     """Muon's update with rows of equal running size and the norm that it had."""
 
@@ -132,11 +159,25 @@ def changed(name: str) -> Iterator[None]:
     elif name == "NorMuon":
         with patch.object(Muon, "_orthogonalised", normalised_by_row(Muon._orthogonalised)):
             yield
+    elif name in (LOOPED, TIED):
+        forward = (looped if name == LOOPED else tied)(transformer.Transformer.forward)
+        with patch.object(transformer.Transformer, "forward", forward):
+            yield
     else:
         yield
 
 
-CHANGES = ("as it is", "value residual", "gates of heads", "smeared inputs of every layer", "NorMuon", "EMA predicts")
+LOOPED, TIED = "one block three times", "head tied to the embedding"
+CHANGES = (
+    "as it is",
+    "value residual",
+    "gates of heads",
+    "smeared inputs of every layer",
+    "NorMuon",
+    "EMA predicts",
+    LOOPED,
+    TIED,
+)
 
 
 def area(name: str, settings: list[str]) -> tuple[float, float]:
