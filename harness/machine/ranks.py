@@ -162,8 +162,8 @@ def _check_address() -> None:
         ) from None
 
 
-def choose_device(wanted: str) -> torch.device:
-    """Choose the device for `backend.device`: `auto` takes a GPU where every process here has one of its own.
+def choose_device(wanted: str, key: str = "backend.device") -> torch.device:
+    """Choose the device for the setting `key`: `auto` takes a GPU where every process here has one of its own.
 
     Raises UsageError where there are too few.
     """
@@ -174,8 +174,7 @@ def choose_device(wanted: str) -> torch.device:
     if num_gpus < processes:
         fewer = f"--processes {num_gpus} (torchrun: --nproc-per-node {num_gpus}) or " if num_gpus else ""
         raise UsageError(
-            f"backend.device={wanted}: {processes} process(es) on this machine and {num_gpus} GPU(s); use {fewer}"
-            "backend.device=cpu"
+            f"{key}={wanted}: {processes} process(es) on this machine and {num_gpus} GPU(s); use {fewer}{key}=cpu"
         )
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(device)

@@ -69,14 +69,15 @@ def _one(index: int, options: Namespace) -> list[str]:
 
 def _open_directory(kind: "Kind", config: Any) -> None:
     """Make the directory, or check that what lies there belongs to the same study."""
-    import torch
-
     from harness.config.run import dump_config
     from harness.config.written import chosen_value, load_settings
     from harness.files import write_file, write_json
     from harness.machine.hardware import environment
+    from harness.machine.ranks import choose_device
     from harness.run.directory import CONFIG_FILE, ENVIRONMENT_FILE
 
+    # A device that is not there is refused before anything is written.
+    device = choose_device(getattr(config, "device", "cpu"), "device")
     directory: Path = config.directory
     saved = directory / CONFIG_FILE
     if saved.exists():
@@ -92,7 +93,7 @@ def _open_directory(kind: "Kind", config: Any) -> None:
             )
         return
     directory.mkdir(parents=True, exist_ok=True)
-    write_json(directory / ENVIRONMENT_FILE, environment(1, torch.device("cpu")))
+    write_json(directory / ENVIRONMENT_FILE, environment(1, device))
     write_file(saved, dump_config(config).encode())
 
 

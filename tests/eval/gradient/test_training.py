@@ -155,6 +155,24 @@ def test_a_rate_that_diverges_is_named_with_the_step():
         check_costs(torch.tensor([0.0, 1.0, float("inf")]), 0.5, 9.0)
 
 
+@pytest.mark.parametrize("architecture", ["modern", "published"])
+def test_everything_is_computed_on_the_device_of_the_examples(architecture):
+    # Nothing of the meta device can be mixed with a tensor of the host.
+    model = Transformer(ModelConfig(architecture=architecture, width=8, layers=1, heads=2, context=5, smear=1), 7)
+    examples, weights = (torch.zeros(size, device="meta") for size in ((EXAMPLES, 5), (EXAMPLES,)))
+    learner = ModuleLearner(model.to("meta"), examples.long(), token_losses, rows=4)
+    state = learner.start()
+    desired = Desired(learner, EXAMPLES)
+    found = [
+        *learner.adjoint(state, weights, state),
+        learner.gradient(state, weights),
+        learner.losses(state),
+        desired.cost(1, state, weights),
+        desired.of_state(state),
+    ]
+    assert all(tensor.is_meta for tensor in found)
+
+
 def test_learners_are_of_the_protocol():
     learner: Learner = perceptron(0)
     assert learner.start().shape == (4,)

@@ -233,6 +233,8 @@ def test_the_command_shares_states_among_processes_writes_results_and_goes_on(tm
     assert float(row["test_nats"]) == pytest.approx(point["test_nats"][-1], rel=1e-4)
     assert main(command) == 0
     assert "1 of 1 jobs are finished already" in capsys.readouterr().out
+    assert main([*command, "name=gpu", "device=cuda"]) == 2
+    assert capsys.readouterr().err.endswith("and 0 GPU(s); use device=cpu\n") and not (tmp_path / "gpu").exists()
     assert main([*command, "width=9"]) == 2
     assert "width: 8 -> 9" in capsys.readouterr().err
     assert main([*command, "kind=order"]) == 2 and main([*command, "kind=none"]) == 2
