@@ -224,7 +224,7 @@ def main() -> None:
     parser.add_argument("settings", nargs="*")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="*", help="words of the changes to measure")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     torch.set_num_threads(1)
     compute_deterministically()
     for name in CHANGES:
