@@ -15,7 +15,7 @@ from harness.errors import UsageError
 from harness.labels.arranged import arranged
 from harness.labels.sets import read_set
 from harness.model.transformer import ModelConfig
-from tests.support.labels import labelled_set, settings
+from tests.support.labels import coded_labels, labelled_set, settings
 from tests.support.online import run
 
 SPARSE = ("rule.kind=rl1", "rule.coupling=adam", "rule.alpha=1e-4", "prune.kind=tamade", "train.finetune_epochs=2")
@@ -65,7 +65,7 @@ def test_archives_of_labels_refuse_other_inputs_and_damage(labels, tmp_path, cap
     other = labelled_set(tmp_path / "other.npz", seed=3)
     capsys.readouterr()
     assert run("decompress", archive, "-o", output, "--inputs", labels, "--quiet") == 0
-    assert output.read_bytes() == arranged(read_set(str(labels)), None, 40)[0].labels.tobytes()
+    assert output.read_bytes() == coded_labels(labels)
     output.unlink()
     damaged = tmp_path / "damaged.cl"
     damaged.write_bytes(archive.read_bytes()[:-40])
