@@ -40,6 +40,8 @@ class LabelCode:
     """Fraction of held-out labels that are the most likely ones; None where a code has no model in the end."""
     compression_ratio: float | None
     """All weights over those that are not zero, of two-part codes."""
+    subspace: int = 0
+    """Coordinates of the random subspace that the model is in, 0 without one."""
 
 
 def label_codes(run_dir: Path) -> list[LabelCode]:
@@ -70,7 +72,8 @@ def record(code: LabelCode) -> dict:
     """A code for programs."""
     length = {key: value for key, value in asdict(code.length).items() if not key.startswith("at_")}
     own = {"run": code.run, "code": code.code, "total_bits": code.length.total_bits, **length}
-    return own | {"accuracy": code.accuracy, "compression_ratio": code.compression_ratio}
+    named = ("accuracy", "compression_ratio", "subspace")
+    return own | {name: getattr(code, name) for name in named}
 
 
 def _two_part_codes(run_dir: Path, config: RunConfig, data: Data) -> list[LabelCode]:
@@ -100,6 +103,7 @@ def _two_part_codes(run_dir: Path, config: RunConfig, data: Data) -> list[LabelC
             replace(length, kind="decoded"),
             accuracy(model, heldout.inputs, held),
             ratio,
+            config.model.subspace,
         ),
     ]
 

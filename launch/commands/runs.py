@@ -3,6 +3,7 @@
 Heavy imports happen inside of actions, here as in all families, so that `--help` and mistakes answer at once.
 """
 
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def register(command: AddCommand) -> None:
     sub.add_argument("--format", default="rich", metavar="rich|md|csv|json|latex")
     sub = command("labels", labels_command, "compare all codes of labels given inputs: two-part, online, variational")
     sub.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="of corpus.kind=labels or rule.kind=variational")
+    sub.add_argument("--figures", type=Path, metavar="FOLDER", help="draw the codes by labels read, and by subspace")
     sub.add_argument("--format", default="rich", metavar="rich|md|csv|json|latex")
     sub = command("plot", plot_command, "draw the figures of evaluated runs again")
     sub.add_argument("runs", nargs="+", type=Path, metavar="RUN")
@@ -160,6 +162,11 @@ def labels_command(options: Namespace) -> None:
     check_format(options.format)
     codes = [code for run in options.runs for code in label_codes(run)]
     print(render_codes(codes, options.format), end="")
+    if options.figures:
+        from eval.labels.figures import draw
+
+        for path in draw(options.figures, options.runs, codes):
+            print(path, file=sys.stderr)
 
 
 def plot_command(options: Namespace) -> None:

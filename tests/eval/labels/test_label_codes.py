@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from eval.labels.archive import read_label_archive
 from eval.labels.evaluate import ARCHIVE_FILE, label_codes
+from eval.labels.figures import draw, read_curve
 from eval.labels.table import render_codes
 from harness.errors import UsageError
 from harness.rules.variational import bound_gradients, kl_nats
@@ -54,6 +56,13 @@ def test_all_codes_of_a_run_stand_in_one_table_and_the_files_decode(many_labels,
     shown = render_codes(codes, "md")
     assert "| decoded |" in shown and "| ideal |" in shown and shown.index("uniform") > shown.index("float32")
     assert len(json.loads((small / "labels" / "labels.json").read_text())["codes"]) == 4
+    # A point for each size of a subspace, and a curve for each run.
+    larger = [replace(code, subspace=2 * code.subspace) for code in codes if code.subspace]
+    pictures = draw(tmp_path / "figures", [sparse, small], codes + larger)
+    assert len(pictures) == 2 and all(path.stat().st_size for path in pictures)
+    curve = read_curve(small)
+    assert curve.bits.sum() == pytest.approx(lengths["small", "prequential"].length.total_bits, abs=8)
+    assert len(curve.bits) == 2000 and curve.uniform_bits == 2
 
 
 def test_archives_of_labels_refuse_other_inputs_and_damage(labels, tmp_path, capsys):
@@ -126,8 +135,8 @@ def test_variational_gradients_are_central_differences():
 
 
 def test_a_variational_run_is_shorter_than_uniform_and_goes_on_with_the_same_bits(labels, tmp_path, capsys):
-    own = ("model.architecture=softmax", "rule.kind=variational", "rule.prior=0.5", "train.epochs=15")
-    job = settings(tmp_path, labels, *own, "train.replays=0", "optimizer.learning_rate=0.03")
+    own = ("model.architecture=softmax", "rule.kind=variational", "rule.prior=0.5", "train.epochs=8")
+    job = settings(tmp_path, labels, *own, "train.replays=0", "optimizer.learning_rate=0.05")
     assert run("train", *job, "name=whole") == 0
     often = [*job, "name=killed", "train.checkpoint_minutes=1e-9"]
     killed_now_and_then(["train", *often], tmp_path / "killed" / "checkpoints", 1, seed=3)
@@ -139,3 +148,13 @@ def test_a_variational_run_is_shorter_than_uniform_and_goes_on_with_the_same_bit
     assert run("train", *job, "name=bad", "rule.alpha=1", "optimizer.kind=muon") == 2
     error = capsys.readouterr().err
     assert "leave out rule.alpha" in error and "use optimizer.kind=adamw" in error
+
+
+def test_a_text_has_a_variational_code_too(tmp_path):
+    model = ("model.width=16", "model.layers=1", "model.heads=1", "model.context=64", "eval.chunk_bytes=64")
+    corpus = ("corpus.subset_bytes=4000", "corpus.heldout_bytes=500", f"runs_dir={tmp_path}", f"data_dir={tmp_path}/d")
+    own = ("rule.kind=variational", "optimizer.kind=adamw", "prune.kind=none", "train.finetune_epochs=0")
+    assert run("train", "demo", *model, *corpus, *own, "name=text", "rule.alpha=0", "rule.ramp=0") == 0
+    uniform, online, code = label_codes(tmp_path / "text")
+    assert uniform.length.total_bits == 8 * 4000 and code.accuracy is None and code.length.kind == "ideal"
+    assert online.length.data_bytes and 0 < code.length.data_bytes < 4500
