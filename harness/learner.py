@@ -98,7 +98,7 @@ class Learner:
 
     def start_rule(self, num_tokens: int) -> None:
         """Use the configured rule from the next step on, for a text of `num_tokens` to train on."""
-        self.optimizer.set_rule(make_rule(self.config.rule, self.config.optimizer.betas, num_tokens))
+        self.optimizer.set_rule(make_rule(self.config.rule, self.config.optimizer.betas, num_tokens, self.config.seed))
 
     def set_schedule(self, moment: Moment) -> None:
         """Learning rates and strength of the rule of a step."""
@@ -166,6 +166,20 @@ class Learner:
         """Back to before the first step."""
         weights = {name: p.detach() for name, p in self._initial_model().named_parameters()}
         reset(self.backend, self.optimizer, weights)
+
+    def ended(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The weights that a run ends with and, where they are the means of a variational code, their deviations.
+
+        All ranks gather; the first keeps what it gets, and the others nothing.
+        """
+        if self.config.rule.kind != "variational":
+            return {name: tensor.cpu() for name, tensor in self.backend.weights() if self.ranks.is_first}, {}
+        from harness.rules.variational import posterior_of
+
+        states = [dict(part.state) for part in self.optimizer.parts]
+        model = getattr(self.backend.module, "module", self.backend.module)
+        posterior = [*posterior_of(model, states)] if self.ranks.is_first else []
+        return {name: mean for name, mean, _ in posterior}, {name: s for name, _, s in posterior}
 
     def weights_digest(self) -> bytes:
         """BLAKE2b of all float32 weights, 8 bytes, the same on every rank."""

@@ -312,9 +312,8 @@ class Trainer:
         member_nats = self.code_length.combiner.member_nats() if self.code_length else {}
         members = {name: bits_from_nats(nats) for name, nats in member_nats.items()}
         on_first_rank(self.ranks, write_members, self.config.run_dir, members)
-        # All ranks gather; the first keeps what it gets.
-        weights = {name: tensor.cpu() for name, tensor in self.backend.weights() if self.ranks.is_first}
-        on_first_rank(self.ranks, write_weights, self.config.run_dir, weights, self.state.grid_steps)
+        weights, deviations = self.learner.ended()
+        on_first_rank(self.ranks, write_weights, self.config.run_dir, weights, self.state.grid_steps, deviations)
         on_first_rank(self.ranks, stop.clear)
         on_first_rank(self.ranks, mark_done, self.config.run_dir, self.state.ledger_parts)
         self.monitor.message(f"weights, ledger and metrics are in {self.config.run_dir}")

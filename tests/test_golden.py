@@ -54,4 +54,4 @@ def test_shard_ledger_and_checkpoint_are_read():
 
 def test_the_versions_are_those_of_the_golden_files():
     """Who raises one runs `python -m tests.golden.make`, and tells docs/formats.md what the earlier one is read by."""
-    assert (VERSION, FORMAT_VERSION) == (4, 5)
+    assert (VERSION, FORMAT_VERSION) == (5, 5)

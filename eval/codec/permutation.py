@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import brotli
 import numpy as np
 
+from eval.codec.varint import read_varint, varint
+
 _COUNT = struct.Struct("<I")
 _BLOCK_DOCUMENTS = 1024
 _MOST_VARINT_BYTES = 10
-# A number without an end would take longer than any text.
-_MOST_BITS = 56
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class DocumentOrder:
 
     def to_bytes(self) -> bytes:
         """Pack order and lengths."""
-        lengths = b"".join(map(_varint, self.lengths.tolist()))
+        lengths = b"".join(map(varint, self.lengths.tolist()))
         return _COUNT.pack(len(self.order)) + _packed(self.order.tolist()) + brotli.compress(lengths)
 
     @property
@@ -95,14 +95,6 @@ def _size(radices: range) -> int:
     return -(-(math.prod(radices) - 1).bit_length() // 8)
 
 
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value >= 128:
-        out.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*out, value])
-
-
 def _lengths(packed: bytes, count: int) -> list[int]:
     try:
         decompressor = brotli.Decompressor()
@@ -110,15 +102,10 @@ def _lengths(packed: bytes, count: int) -> list[int]:
         is_whole = decompressor.is_finished()
     except brotli.error as error:
         raise ValueError("no lengths") from error
-    values, shift, value = [], 0, 0
-    for byte in content:
-        if shift > _MOST_BITS:
-            raise ValueError("no lengths")
-        value |= (byte & 127) << shift
-        shift += 7
-        if byte < 128:
-            values.append(value)
-            shift = value = 0
-    if not is_whole or shift or len(values) != count:
+    values, at = [], 0
+    while at < len(content):
+        value, at = read_varint(content, at)
+        values.append(value)
+    if not is_whole or len(values) != count:
         raise ValueError("no lengths")
     return values

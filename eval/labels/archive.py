@@ -1,7 +1,7 @@
 """The two-part code of labels as a file: quantised weights of a classifier, then labels given inputs and weights.
 
-Sections: HEAD (shape of the model, seed of a subspace, number of labels, lanes, digests, environment), TOKN (classes,
-shape and digests of the inputs), MODL (weights), LABL (labels). The inputs are not in it: both ends have them.
+Sections: HEAD (shape of the model, seed of a subspace, number of labels, digests, environment), TOKN (classes, shape
+and digest of the inputs), MODL (weights), LABL (labels). The inputs are not in it: both ends have them.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eval.codec.container import pack_json, pack_sections, read_sections, unpack_json
+from eval.codec.container import EARLY_DIGITS, RESULT_DIGITS, pack_json, pack_sections, read_sections, unpack_json
 from eval.codec.range_coder import RangeDecoder, RangeEncoder, most_symbols
 from eval.labels.predictor import LabelPredictor
 from eval.length import Length
@@ -30,6 +30,9 @@ LABELS = "LABL"
 LANES = 256
 _SECTIONS = {"HEAD", "TOKN", "MODL", LABELS}
 _HEAD = {"model": dict, "seed": int, "num_labels": int, "sha256": str, "predictor_sha256": str, "environment": dict}
+# What a header does not say of a classifier: a part of the format version, whatever the defaults are.
+_USUAL: dict[str, object] = {"width": 128, "layers": 4, "heads": 2, "smear": 0, "context": 1}
+_USUAL |= {"inputs": "1x28x28", "hidden": "300x100", "subspace": 0}
 # Interpreter and libraries; copies of weights in the tables of their coder.
 _BASE_BYTES, _BYTES_PER_WEIGHT = 500_000_000, 64
 
@@ -66,16 +69,16 @@ def write_label_archive(path: Path, model: QuantisedClassifier, inputs: np.ndarr
     for start, table in tables(predictor, inputs):
         encoder.encode(labels[start : start + len(table)].astype(np.int64), table)
     head = {
-        "model": asdict(model.config),
+        "model": {name: value for name, value in asdict(model.config).items() if _USUAL.get(name) != value},
         "seed": model.seed,
         "num_labels": len(labels),
-        "sha256": hashlib.sha256(model.tokenizer.decode(labels)).hexdigest(),
+        "sha256": hashlib.sha256(model.tokenizer.decode(labels)).hexdigest()[:RESULT_DIGITS],
         "predictor_sha256": _fingerprint(predictor, model.config),
         "environment": _environment(),
     }
     sections = {
         "HEAD": pack_json(head),
-        "TOKN": model.tokenizer.model_bytes(),
+        "TOKN": model.tokenizer.of_receiver().model_bytes(),
         "MODL": model.coded_weights(),
         LABELS: encoder.stream(),
     }
@@ -109,7 +112,7 @@ def read_label_archive(path: Path, inputs: str | None, max_memory_bytes: int | N
     except UsageError as error:
         raise UsageError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
     text = model.tokenizer.decode(labels)
-    if hashlib.sha256(text).hexdigest() != head["sha256"]:
+    if hashlib.sha256(text).hexdigest()[:RESULT_DIGITS] != head["sha256"]:
         raise UsageError(f"{path}: the labels differ from what was coded (SHA-256); decode it where it was made")
     return text
 
@@ -125,12 +128,10 @@ def tables(predictor: LabelPredictor, inputs: np.ndarray) -> Iterator[tuple[int,
 def _read_model(head: dict, sections: dict[str, bytes], max_memory_bytes: int | None) -> QuantisedClassifier:
     malformed = UsageError("malformed header; fetch the archive again")
     fields = asdict(ModelConfig())
-    said = head.get("model")
     if head.keys() != _HEAD.keys() or any(type(head[key]) is not kind for key, kind in _HEAD.items()):
         raise malformed
-    if not isinstance(said, dict) or said.keys() != fields.keys():
-        raise malformed
-    if any(type(said[key]) is not type(value) for key, value in fields.items()):
+    said = _USUAL | head["model"]
+    if said.keys() != fields.keys() or any(type(said[key]) is not type(value) for key, value in fields.items()):
         raise malformed
     config, tokenizer = ModelConfig(**said), read_label_tokenizer(sections["TOKN"])
     if config.problems() or not config.is_classifier:
@@ -163,7 +164,9 @@ def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _fingerprint(predictor: LabelPredictor, config: ModelConfig) -> str:
     """Digest of probabilities on made-up inputs: differs where a machine computes otherwise."""
     predictor.start(made_up_inputs(LANES, config.input_shape).numpy())
-    return hashlib.sha256(predictor.step(np.zeros(LANES, dtype=np.int64)).astype("<f4").tobytes()).hexdigest()
+    return hashlib.sha256(predictor.step(np.zeros(LANES, dtype=np.int64)).astype("<f4").tobytes()).hexdigest()[
+        :EARLY_DIGITS
+    ]
 
 
 def _environment() -> dict[str, str]:

@@ -40,28 +40,30 @@ class LabelCode:
     """Fraction of held-out labels that are the most likely ones; None where a code has no model in the end."""
     compression_ratio: float | None
     """All weights over those that are not zero, of two-part codes."""
+    subspace: int = 0
+    """Coordinates of the random subspace that the model is in, 0 without one."""
 
 
-def label_codes(run_dir: Path, priors: list[float] | None = None, epochs: int = 60) -> list[LabelCode]:
+def label_codes(run_dir: Path) -> list[LabelCode]:
     """Measure the codes of a run; the two-part one is a file that a fresh process has decoded.
 
-    With `priors` the best of the variational codes with priors of these deviations is among them. Raises UsageError
-    where the run is none of labels or not finished, RunFailure where the file does not come back.
+    A variational run has a variational code in its place, and may be one of a text. Raises UsageError where the run is
+    none of labels or not finished, RunFailure where the file does not come back.
     """
     config = load_run_config(run_dir)
-    if config.tokenizer.kind != "labels":
+    is_variational = config.rule.kind == "variational"
+    if config.tokenizer.kind != "labels" and not is_variational:
         raise UsageError(f"{run_dir}: corpus.kind={config.corpus.kind} has no labels; use `codelength eval`")
     data = open_run_data(run_dir, config)
     name, num_labels, classes = run_dir.name, data.train.num_tokens, data.tokenizer.vocab_size
     uniform = Length.ideal(num_labels * math.log2(classes))
-    online = read_online_code(run_dir, num_labels, num_labels)
+    online = read_online_code(run_dir, -(-num_labels // config.model.context), num_labels)
     codes = [
         LabelCode(name, "uniform", uniform, None, None),
         LabelCode(name, "prequential", Length.ideal(online.ideal_bits), None, None),
-        *_two_part_codes(run_dir, config, data),
+        *([_variational(run_dir, config, data)] if is_variational else _two_part_codes(run_dir, config, data)),
     ]
-    if priors:
-        codes.append(_variational(name, config, data, priors, epochs))
+    (run_dir / REPORT_FILE).parent.mkdir(exist_ok=True)
     write_json(run_dir / REPORT_FILE, {"codes": [record(code) for code in codes]})
     return codes
 
@@ -70,7 +72,8 @@ def record(code: LabelCode) -> dict:
     """A code for programs."""
     length = {key: value for key, value in asdict(code.length).items() if not key.startswith("at_")}
     own = {"run": code.run, "code": code.code, "total_bits": code.length.total_bits, **length}
-    return own | {"accuracy": code.accuracy, "compression_ratio": code.compression_ratio}
+    named = ("accuracy", "compression_ratio", "subspace")
+    return own | {name: getattr(code, name) for name in named}
 
 
 def _two_part_codes(run_dir: Path, config: RunConfig, data: Data) -> list[LabelCode]:
@@ -100,21 +103,18 @@ def _two_part_codes(run_dir: Path, config: RunConfig, data: Data) -> list[LabelC
             replace(length, kind="decoded"),
             accuracy(model, heldout.inputs, held),
             ratio,
+            config.model.subspace,
         ),
     ]
 
 
-def _variational(name: str, config: RunConfig, data: Data, priors: list[float], epochs: int) -> LabelCode:
-    # Only this code trains.
-    from eval.labels.variational import Labelled, fit_variational
+def _variational(run_dir: Path, config: RunConfig, data: Data) -> LabelCode:
+    # Most runs have no posterior.
+    from eval.labels.variational import variational_code
 
-    shards = (data.train, data.heldout)
-    train, heldout = (Labelled.of(cast(np.ndarray, each.inputs), np.array(each.tokens)) for each in shards)
-    classes = data.tokenizer.vocab_size
-    fits = [fit_variational(config.model, classes, config.seed, train, heldout, prior, epochs) for prior in priors]
-    best = min(fits, key=lambda fit: fit.total_bits)
-    length = Length(bytes_from_bits(best.kl_bits), bytes_from_bits(best.data_bits), "ideal")
-    return LabelCode(name, f"variational, prior {best.prior:g}", length, best.accuracy, None)
+    code = variational_code(run_dir, config, data)
+    length = Length(bytes_from_bits(code.kl_bits), bytes_from_bits(code.data_bits), "ideal")
+    return LabelCode(run_dir.name, f"variational, prior {config.rule.prior:g}", length, code.accuracy, None)
 
 
 def verify(archive: Path, inputs: str, text: bytes) -> None:

@@ -17,6 +17,8 @@ import torch
 from eval.adaptive.in_order import LANES, decode_in_order, encode_in_order, mixture_sha256
 from eval.codec.container import (
     CHECKSUM_BYTES,
+    EARLY_DIGITS,
+    RESULT_DIGITS,
     framing_bytes,
     pack_json,
     pack_sections,
@@ -138,11 +140,12 @@ def write_archive(
         encode_in_order(text, predictor, encoder, progress)
     else:
         encode_chunks(text, chunk_bytes, model.tokenizer, predictor, encoder, progress)
+    text_sha256 = hashlib.sha256(text).hexdigest()
     head = {
         "model": model_fields(model.config),
         "tokenizer": model.tokenizer.kind,
         "raw_bytes": len(text),
-        "sha256": hashlib.sha256(text).hexdigest(),
+        "sha256": text_sha256[:RESULT_DIGITS],
         "chunk_bytes": chunk_bytes,
         "lanes": lanes,
         "blocks": blocks,
@@ -157,11 +160,11 @@ def write_archive(
         section: encoder.stream(),
     }
     write_file(path, pack_sections(sections))
-    return _report(sections, encoder, str(head["sha256"]), time.perf_counter() - start)
+    return _report(sections, encoder, text_sha256, time.perf_counter() - start)
 
 
 def _report(sections: dict[str, bytes], encoder: RangeEncoder, sha256: str, seconds: float) -> ArchiveReport:
-    framing, sizes = framing_bytes(len(sections)), list(map(len, sections.values()))
+    framing, sizes = framing_bytes(sections), list(map(len, sections.values()))
     return ArchiveReport(
         header_bytes=framing + sizes[0],
         tokenizer_bytes=sizes[1],
@@ -216,7 +219,7 @@ def read_archive(path: Path, threads: int, progress: Progress, max_memory_bytes:
             raise UsageError(f"{error}{place if head['environment'] else ''}") from None
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
-    if hashlib.sha256(text).hexdigest() != head["sha256"]:
+    if hashlib.sha256(text).hexdigest()[:RESULT_DIGITS] != head["sha256"]:
         raise UsageError(
             f"{path}: the decoded text differs from what was coded (SHA-256), so this machine computes otherwise "
             f"than the one that wrote it ({_describe(head['environment'])}); decode it there"
@@ -245,7 +248,8 @@ def _devices(head: dict, num_parameters: int) -> list[str]:
 def _fingerprint(predictor: Predictor, section: str) -> str:
     """Digest of all probabilities that a decoder must reproduce."""
     own = predictor.fingerprint()
-    return hashlib.sha256((own + mixture_sha256()).encode()).hexdigest() if section == IN_ORDER else own
+    whole = hashlib.sha256((own + mixture_sha256()).encode()).hexdigest() if section == IN_ORDER else own
+    return whole[:EARLY_DIGITS]
 
 
 def _relevant_environment(device: str, section: str) -> dict[str, str]:

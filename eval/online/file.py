@@ -3,17 +3,17 @@
 Sections: HEAD (settings that differ from the defaults, sizes, digests, environment), TOKN (tokenizer), SEGM, PART where
 settings speak of parts of the text (the first token of each), ORDR where its documents are coded in an order that is
 not their own, and STRT where both ends start from the weights of an archive: its section of weights. A segment is a
-number of optimizer steps. It holds a digest of the weights after it and, for each rank, a checksum of the rank's
-tokens, the length of the rank's stream, and the stream; little-endian.
+number of optimizer steps. It holds 4 bytes of digest of the weights after it and, for each rank, 4 bytes of checksum
+of the rank's tokens, the length of the rank's stream as a varint, and the stream.
 """
 
-import struct
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.codec.container import (
     CHECKSUM_BYTES,
+    EARLY_DIGITS,
     framing_bytes,
     pack_json,
     pack_sections,
@@ -21,6 +21,7 @@ from eval.codec.container import (
     unpack_json,
 )
 from eval.codec.range_coder import WORD_BYTES
+from eval.codec.varint import read_varint, varint
 from harness.config.run import RunConfig, config_from, decides_training, settings_of
 from harness.data.tokenizer import Tokenizer, from_model_bytes
 from harness.errors import UsageError
@@ -38,7 +39,9 @@ _UNSENT = ("corpus.", "prune.", "train.policy")
 _START = "online.start"
 _OF_PARTS = ("train.last", "train.untrained")
 _SECTIONS = {"HEAD", "TOKN", "SEGM"}
-_SEGMENT, _PART = struct.Struct("<8s"), struct.Struct("<8sI")
+_DIGEST_BYTES = EARLY_DIGITS // 2
+# A rank's checksum and the length of its stream, at least.
+_LEAST_PART_BYTES = _DIGEST_BYTES + 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,13 +53,14 @@ class OnlineHead:
     num_tokens: int
     raw_bytes: int
     sha256: str
-    """Digest of the text."""
+    """Leading digits of the digest of the text."""
     fingerprint: str
-    """Digest of tokens and tokenizer, on which the order of the sequences depends."""
+    """What the order of the sequences depends on: a digest of tokens and tokenizer, empty for labels."""
     environment: dict[str, str]
     """What decides the last bits, and what else is known of the sender."""
     arithmetic: str
-    """Digest of a training step and of probabilities on made-up tokens: differs where a machine computes otherwise."""
+    """Leading digits of a digest of a training step and of probabilities on made-up tokens, of each kind of rank:
+    differs where a machine computes otherwise."""
     parts: "Parts | None" = None
     """Where the parts of the text begin, in a section of its own; named by their numbers."""
     order: "DocumentOrder | None" = None
@@ -75,7 +79,7 @@ class Part:
     """What one rank contributes to a segment."""
 
     checksum: bytes
-    """Of the rank's tokens, 8 bytes."""
+    """Of the rank's tokens, 4 bytes."""
     stream: bytes
 
 
@@ -84,7 +88,7 @@ class Segment:
     """The coded tokens of some optimizer steps."""
 
     weights: bytes
-    """Digest of the weights after it, 8 bytes."""
+    """Digest of the weights after it, 4 bytes."""
     parts: list[Part]
     """By rank."""
 
@@ -125,14 +129,12 @@ def write_online_file(path: Path, head: OnlineHead, tokenizer: Tokenizer, segmen
 
     Raises RunFailure where it cannot be written; nothing is left of it then.
     """
-    packed = b"".join(
-        _SEGMENT.pack(segment.weights)
-        + b"".join(_PART.pack(part.checksum, len(part.stream)) + part.stream for part in segment.parts)
-        for segment in segments
-    )
+    packed = pack_segments(segments)
     plain = asdict(replace(head, parts=None, order=None))
     for own_section in ("parts", "order", "start"):
         del plain[own_section]
+    if head.raw_bytes == head.num_tokens:
+        del plain["raw_bytes"]
     sections = {"HEAD": pack_json(plain), "TOKN": tokenizer.model_bytes(), "SEGM": packed}
     sections |= {tag: own.to_bytes() for tag, own in (("PART", head.parts), ("ORDR", head.order)) if own}
     sections |= {"STRT": head.start} if head.start else {}
@@ -140,7 +142,7 @@ def write_online_file(path: Path, head: OnlineHead, tokenizer: Tokenizer, segmen
     write_file(path, content)
     stream_bytes = sum(len(part.stream) for segment in segments for part in segment.parts)
     return FileSizes(
-        header_bytes=framing_bytes(len(sections)) + len(sections["HEAD"]) + len(sections.get("PART", b"")),
+        header_bytes=framing_bytes(sections) + len(sections["HEAD"]) + len(sections.get("PART", b"")),
         tokenizer_bytes=len(sections["TOKN"]),
         segment_bytes=len(packed) - stream_bytes,
         stream_bytes=stream_bytes,
@@ -178,7 +180,7 @@ def read_online_file(path: Path) -> tuple[OnlineHead, RunConfig, Tokenizer, list
         # Nothing is evaluated; the default would not fit into a short context.
         config = config_from(head.settings | settings | {"eval.chunk_bytes": 1})
         tokenizer = from_model_bytes(config.tokenizer.kind, sections["TOKN"])
-        return head, config, tokenizer, _parse_segments(sections["SEGM"], head.world_size)
+        return head, config, tokenizer, read_segments(sections["SEGM"], head.world_size)
     except UsageError as error:
         raise UsageError(f"{path}: {' '.join(str(error).splitlines())}") from None
 
@@ -186,6 +188,7 @@ def read_online_file(path: Path) -> tuple[OnlineHead, RunConfig, Tokenizer, list
 def _parse_head(content: dict) -> OnlineHead:
     kinds = {"settings": dict, "num_tokens": int, "raw_bytes": int, "sha256": str, "fingerprint": str}
     kinds |= {"environment": dict, "arithmetic": str}
+    content.setdefault("raw_bytes", content.get("num_tokens"))
     environment, settings = content.get("environment", {}), content.get("settings", {})
     in_order = content.keys() == kinds.keys() and all(type(content[key]) is kind for key, kind in kinds.items())
     in_order = in_order and all(isinstance(value, str) and value.isprintable() for value in environment.values())
@@ -199,25 +202,35 @@ def _parse_head(content: dict) -> OnlineHead:
     return OnlineHead(**content)
 
 
-def _parse_segments(packed: bytes, world_size: int) -> list[Segment]:
+def pack_segments(segments: list[Segment]) -> bytes:
+    """Pack segments into their section."""
+    return b"".join(
+        segment.weights + b"".join(part.checksum + varint(len(part.stream)) + part.stream for part in segment.parts)
+        for segment in segments
+    )
+
+
+def read_segments(packed: bytes, world_size: int) -> list[Segment]:
+    """Inverse of `pack_segments`; raises UsageError where there are no segments of so many ranks."""
     segments, at = [], 0
     # So that a small file cannot make a receiver count to many ranks.
-    if packed and len(packed) < _SEGMENT.size + world_size * _PART.size:
+    if packed and len(packed) < _DIGEST_BYTES + world_size * _LEAST_PART_BYTES:
         raise UsageError(f"world_size={world_size}: more ranks than its segments have streams; fetch the file again")
-    try:
-        while at < len(packed):
-            (weights,) = _SEGMENT.unpack_from(packed, at)
-            at += _SEGMENT.size
-            parts = []
-            for _ in range(world_size):
-                checksum, length = _PART.unpack_from(packed, at)
-                if length % WORD_BYTES:
-                    raise UsageError("malformed segments (a stream that is no words); fetch the file again")
-                at += _PART.size + length
-                parts.append(Part(checksum, packed[at - length : at]))
-            segments.append(Segment(weights, parts))
-    except struct.error:
-        at = len(packed) + 1
+    malformed = UsageError("malformed segments; fetch the file again")
+    while at < len(packed):
+        weights, parts = packed[at : at + _DIGEST_BYTES], []
+        at += _DIGEST_BYTES
+        for _ in range(world_size):
+            checksum = packed[at : at + _DIGEST_BYTES]
+            try:
+                length, at = read_varint(packed, at + _DIGEST_BYTES)
+            except ValueError:
+                raise malformed from None
+            if length % WORD_BYTES:
+                raise UsageError("malformed segments (a stream that is no words); fetch the file again")
+            at += length
+            parts.append(Part(checksum, packed[at - length : at]))
+        segments.append(Segment(weights, parts))
     if at != len(packed):
-        raise UsageError("malformed segments; fetch the file again")
+        raise malformed
     return segments

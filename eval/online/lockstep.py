@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from eval.codec.container import EARLY_DIGITS
 from eval.codec.symbol_coders import Coder, Digesting
 from eval.online.program import receiver_sha256
 from eval.predict.float_model import FloatModel
@@ -45,7 +46,7 @@ class Text:
     """Token ids (num_tokens,), of any integer type; only a receiver's can be written to."""
     raw_bytes: int
     fingerprint: str
-    """`Shard.fingerprint` of the tokens."""
+    """`Shard.fingerprint` of the tokens; a receiver of labels needs none."""
     parts: "Parts | None" = None
     """Where the parts of the text begin, if the code speaks of any."""
     inputs: np.ndarray | None = None
@@ -133,14 +134,14 @@ class Lockstep:
         hashing.digest.update(self.ensemble.weights_digest())
         self.ensemble.reset()
         self.ensemble.main.start_rule(self.source.num_tokens)
-        return "/".join(sorted(set(self.ranks.gather(hashing.digest.hexdigest()))))
+        return "/".join(sorted(set(self.ranks.gather(hashing.digest.hexdigest()[:EARLY_DIGITS]))))
 
     def run(self, first_step: int, end_step: int, coder: Coder, sums: Sums, report: Callable[[int], None]) -> bytes:
         """Code and learn the steps from `first_step` to before `end_step`; returns a checksum of this rank's tokens.
 
         `report` is called after every step with the number of tokens that all ranks have coded in it.
         """
-        checksum = hashlib.blake2b(digest_size=8)
+        checksum = hashlib.blake2b(digest_size=EARLY_DIGITS // 2)
         for step in range(first_step, end_step):
             batch = self.batches.of_step(step)
             predicted_nats = self._code(batch.micro_batches, coder)
@@ -158,8 +159,8 @@ class Lockstep:
         return checksum.digest()
 
     def weights_digest(self) -> bytes:
-        """Digest of what has been learnt, 8 bytes, the same on every rank."""
-        return self.ensemble.weights_digest()
+        """Digest of what has been learnt, 4 bytes, the same on every rank."""
+        return self.ensemble.weights_digest()[: EARLY_DIGITS // 2]
 
     def state(self) -> dict:
         """What a checkpoint of this rank holds."""
@@ -272,12 +273,13 @@ class Lockstep:
 
 def _environment(ranks: Ranks, dtype: torch.dtype, packages: tuple[str, ...]) -> dict[str, str]:
     """What decides the last bits; with the entries of `INFORMATIVE`."""
+    commit = git_commit() or ""
     return {
         **identity(ranks.device, dtype, (*packages, "constriction")),
-        "code": receiver_sha256()[:16],
+        "code": receiver_sha256()[:EARLY_DIGITS],
         # Learning rates come from its functions.
         "libc": c_library(),
         "world_size": str(ranks.world_size),
         "limits": " ".join(f"{name}={value}" for name, value in isa_limits().items()) or "none",
-        "commit": git_commit() or "unknown",
+        "commit": f"{commit[:EARLY_DIGITS]}{commit[40:]}" or "unknown",
     }

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from eval.codec.container import RESULT_DIGITS
 from eval.codec.symbol_coders import Receiving
 from eval.online.file import (
     OnlineHead,
@@ -99,7 +100,7 @@ def _receive_text(path: Path, head: OnlineHead, segments: list[Segment], tokeniz
             job.save(end_step, {"tokens": torch.from_numpy(source.tokens)})
         tokens = np.sum(ranks.gather(source.tokens), axis=0, dtype=source.tokens.dtype)
         text = tokenizer.decode(head.order.in_text(tokens) if head.order else tokens)
-        if len(text) != head.raw_bytes or hashlib.sha256(text).hexdigest() != head.sha256:
+        if len(text) != head.raw_bytes or hashlib.sha256(text).hexdigest()[:RESULT_DIGITS] != head.sha256:
             raise UsageError(f"{path}: the text is not the one that was sent (SHA-256); fetch the file again")
     except UsageError:
         # What was received is of no use.

@@ -8,10 +8,12 @@ import json
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 
+from eval.codec.container import RESULT_DIGITS
 from eval.codec.permutation import DocumentOrder
 from eval.codec.symbol_coders import Sending
 from eval.online.file import (
@@ -34,6 +36,9 @@ from harness.machine.ranks import Ranks, on_first_rank
 from harness.model.start import Start
 from harness.run.directory import open_on_all_ranks
 from harness.units import bits_from_bytes, bits_from_nats
+
+if TYPE_CHECKING:
+    from harness.labels.tokenizer import LabelTokenizer
 
 BLOCK_TOKENS = 1 << 24
 
@@ -105,7 +110,8 @@ def _open_text(config: RunConfig, path: Path | None, ranks: Ranks) -> Input:
         for start in range(0, shard.num_tokens, BLOCK_TOKENS):
             digest.update(data.tokenizer.decode(tokens[start : start + BLOCK_TOKENS]))
         source = Text(shard.tokens, shard.raw_bytes, shard.fingerprint, shard.parts, shard.inputs)
-        return Input(data.tokenizer, source, digest.hexdigest(), order)
+        tokenizer = data.tokenizer if shard.inputs is None else cast("LabelTokenizer", data.tokenizer).of_receiver()
+        return Input(tokenizer, source, digest.hexdigest(), order)
     if config.train.reads_parts:
         raise UsageError(f"{path}: a file has no parts, which settings of train name; send the corpus instead")
     try:
@@ -143,15 +149,15 @@ def _send(config: RunConfig, sent: Input, lockstep: Lockstep, output: Path, prog
         settings=sent_settings(config),
         num_tokens=sent.source.num_tokens,
         raw_bytes=sent.source.raw_bytes,
-        sha256=sent.sha256,
-        fingerprint=sent.source.fingerprint,
+        sha256=sent.sha256[:RESULT_DIGITS],
+        fingerprint=sent.source.fingerprint if sent.source.inputs is None else "",
         environment=lockstep.environment,
         arithmetic=lockstep.probe(),
         parts=sent.source.parts if config.train.reads_parts else None,
         order=sent.order,
         start=sent.start.coded if sent.start else b"",
     )
-    identity = {"settings": json.dumps(head.settings), "text": head.sha256, "arithmetic": head.arithmetic}
+    identity = {"settings": json.dumps(head.settings), "text": sent.sha256, "arithmetic": head.arithmetic}
     identity |= lockstep.ensemble.identity
     with closing(OnlineJob(lockstep, output, identity, progress)) as job:
         coded = job.resume() or {"weights": [], "checksums": [], "streams": [], "sums": asdict(Sums())}
@@ -173,20 +179,20 @@ def _send(config: RunConfig, sent: Input, lockstep: Lockstep, output: Path, prog
         sizes = on_first_rank(ranks, write_online_file, output, head, sent.tokenizer, segments)
         costs = job.costs()
         job.finish()
-    return _report(head, sums.over_all(ranks), sizes, costs)
+    return _report(sent, sums.over_all(ranks), sizes, costs)
 
 
 def _tensor(content: bytes) -> torch.Tensor:
     return torch.from_numpy(np.frombuffer(content, dtype=np.uint8).copy())
 
 
-def _report(head: OnlineHead, sums: Sums, sizes: FileSizes, costs: Costs) -> SendReport:
+def _report(sent: Input, sums: Sums, sizes: FileSizes, costs: Costs) -> SendReport:
     aulc_bits = bits_from_nats(sums.aulc_nats)
     header_bytes = sizes.header_bytes + sizes.tokenizer_bytes + sizes.checksum_bytes
     return SendReport(
         file_bytes=sizes.file_bytes,
-        raw_bytes=head.raw_bytes,
-        sha256=head.sha256,
+        raw_bytes=sent.source.raw_bytes,
+        sha256=sent.sha256,
         aulc_bits=aulc_bits,
         prediction_bits=sums.ideal_bits - aulc_bits,
         quantisation_bits=sums.quantised_bits - sums.ideal_bits,

@@ -62,7 +62,7 @@ def write_archive(
         "DATA": encode_values(targets, means, float(sigma)),
     }
     write_file(path, pack_sections(sections))
-    header_bytes = framing_bytes(len(sections)) + len(sections["HEAD"]) + CHECKSUM_BYTES
+    header_bytes = framing_bytes(sections) + len(sections["HEAD"]) + CHECKSUM_BYTES
     return TeacherSizes(header_bytes, len(sections["MODL"]), len(sections["DATA"]))
 
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from eval.teacher.inputs import layer_shapes, make_inputs
 from harness.bounds import bound_problems, bounded
 from harness.config.settings import name_problems
-from harness.rules.config import COUPLINGS, RULES
+from harness.rules.config import COUPLINGS, SPARSE_RULES
 
 UNPRUNED = "unpruned"
-METHODS = (UNPRUNED, "none", *(f"{kind}-{coupling}" for kind in RULES[1:] for coupling in COUPLINGS))
+METHODS = (UNPRUNED, "none", *(f"{kind}-{coupling}" for kind in SPARSE_RULES for coupling in COUPLINGS))
 LOSSES = ("mse", "gaussian")
 FIRST_SIGMA = 0.1
 MAX_WIDTH, MAX_TARGETS, MAX_SEEDS = 4096, 1 << 20, 1000

@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from eval.show.figures import COLOURS, LEGEND, MEASURED_COLOUR, QUIET_COLOUR, new_panels, save_figure
 from eval.teacher.points import TeacherPoint
 from eval.teacher.tables import Setting, best_setting, coded_bytes, grouped, settings_of
+from harness.rules.config import SPARSE_RULES
 
 _PANEL_HEIGHT_INCHES = 3.0
-_RULES = ("rl1", "drr", "pmmp", "fpp", "admm")
 _DASHES = {"adam": "-", "decoupled": (0, (3, 1.5))}
 
 
@@ -47,7 +47,7 @@ def _draw_method(by_alpha: Axes, by_nonzeros: Axes, method: str, settings: list[
         by_alpha.axhline(totals[0], color=colour, lw=1.2, ls=":", label=method)
         by_nonzeros.plot(nonzeros, totals, color=colour, marker="s", ls="", ms=5)
         return
-    colour, is_filled = COLOURS[_RULES.index(rule)], coupling == "adam"
+    colour, is_filled = COLOURS[SPARSE_RULES.index(rule)], coupling == "adam"
     marker: dict[str, Any] = {"color": colour, "marker": "o", "ms": 4, "mfc": colour if is_filled else "white"}
     alphas = [setting.first.alpha for setting in settings]
     by_alpha.plot(alphas, totals, ls=_DASHES[coupling], lw=1.3, label=method, **marker)

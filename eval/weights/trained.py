@@ -11,7 +11,7 @@ from torch import nn
 from harness.config.run import RunConfig
 from harness.errors import UsageError
 from harness.model.transformer import make_model
-from harness.run.directory import GRID_KEY, WEIGHTS_FILE, check_done
+from harness.run.directory import DEVIATION_SUFFIX, GRID_KEY, WEIGHTS_FILE, check_done
 
 
 def load_weights(
@@ -25,7 +25,8 @@ def load_weights(
     path = run_dir / WEIGHTS_FILE
     try:
         with safe_open(path, framework="numpy") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            names = [name for name in file.keys() if not name.endswith(DEVIATION_SUFFIX)]  # noqa: SIM118 (not a dict)
+            weights = {name: file.get_tensor(name) for name in names}
             steps = {name: np.float32(step) for name, step in json.loads(file.metadata()[GRID_KEY]).items()}
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{path}: not readable ({error}); train again") from None
@@ -35,6 +36,23 @@ def load_weights(
     if not all(np.isfinite(tensor).all() for tensor in weights.values()):
         raise UsageError(f"{path}: holds weights that are not finite; train again with lower learning rates")
     return {name: weights[name] for name in shapes}, steps
+
+
+def load_deviations(run_dir: Path, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The standard deviations of the `weights` that a variational run ended with, positive float32.
+
+    Raises UsageError where the run has none that fit.
+    """
+    path = run_dir / WEIGHTS_FILE
+    try:
+        with safe_open(path, framework="numpy") as file:
+            deviations = {name: file.get_tensor(f"{name}{DEVIATION_SUFFIX}") for name in weights}
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"{path}: holds no deviations ({error}); train again with rule.kind=variational") from None
+    is_right = all(s.shape == weights[name].shape and (s > 0).all() for name, s in deviations.items())
+    if not is_right or not all(np.isfinite(s).all() for s in deviations.values()):
+        raise UsageError(f"{path}: deviations that do not fit its weights; train again with lower learning rates")
+    return deviations
 
 
 def _meta_model(config: RunConfig, vocab_size: int) -> nn.Module:

@@ -102,7 +102,9 @@ class RunConfig:
                 f"eval.chunk_bytes={self.eval.chunk_bytes}: must not exceed model.context ({self.model.context}), "
                 "since a chunk of bytes can be as many tokens"
             )
-        if self.rule.kind != "none" and self.rule.coupling == "adam" and self.optimizer.kind == "muon":
+        if self.rule.kind == "variational":
+            problems.extend(self._variational_problems())
+        elif self.rule.kind != "none" and self.rule.coupling == "adam" and self.optimizer.kind == "muon":
             problems.append(
                 "rule.coupling=adam: Muon orthogonalises whole matrices; use rule.coupling=decoupled or "
                 "optimizer.kind=adamw"
@@ -116,6 +118,21 @@ class RunConfig:
                 "head"
             )
         return problems
+
+    def _variational_problems(self) -> list[str]:
+        """What cannot stand beside a Gaussian over every weight."""
+        needed = {
+            "backend.name": (self.backend.name, "ddp"),
+            "optimizer.kind": (self.optimizer.kind, "adamw"),
+            "prune.kind": (self.prune.kind, "none"),
+            "train.finetune_epochs": (self.train.finetune_epochs, 0),
+            "optimizer.weight_decay": (self.optimizer.weight_decay, 0),
+        }
+        return [
+            f"{key}={value}: rule.kind=variational trains a Gaussian over every weight by itself; use {key}={wanted}"
+            for key, (value, wanted) in needed.items()
+            if value != wanted
+        ]
 
     def _online_problems(self) -> list[str]:
         problems = []

@@ -97,7 +97,10 @@ def open_data(config: TextSettings, verify: bool = False) -> Data:
             raise UsageError(f"{directory / MODEL_FILE}: not the one that {shard.path.name} was made with; {remedy}")
         if verify:
             shard.verify()
-    tokenizer = from_model_bytes(config.tokenizer.kind, model)
+    try:
+        tokenizer = from_model_bytes(config.tokenizer.kind, model)
+    except UsageError as error:
+        raise UsageError(f"{directory / MODEL_FILE}: {error}; {remedy}") from None
     if tokenizer.kind == "labels":
         # Texts have none.
         from harness.labels.inputs import open_all_inputs

@@ -84,7 +84,9 @@ class Batches:
 
     def __init__(self, shard: "Tokens", config: TrainConfig, context: int, micro_batch: int, seed: int, ranks: Ranks):
         self.sequences = Sequences(shard, context)
-        self.order = StepOrder(config, shard.num_tokens, context, shard.fingerprint, seed)
+        # A receiver of labels, which has their inputs, needs no more than the seed.
+        key = shard.fingerprint if shard.inputs is None else ""
+        self.order = StepOrder(config, shard.num_tokens, context, key, seed)
         self.micro_batch, self.ranks = micro_batch, ranks
         self.num_micro_batches = config.batch_sequences // micro_batch
         self._least_rows = micro_batch if config.compile else 1
@@ -96,7 +98,7 @@ class Batches:
         self.adaptive: AdaptiveMixture | None = None
         """What chooses the sequences of the next step by the losses of those before, if anything does."""
         self._inputs = shard.inputs
-        self.identity = f"{shard.fingerprint}:{seed}"
+        self.identity = f"{key}:{seed}"
         """What the order depends on."""
 
     def of_step(self, step: int) -> StepBatch:

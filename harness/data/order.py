@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
         @property
         def fingerprint(self) -> str:
-            """`Shard.fingerprint` of them."""
+            """`Shard.fingerprint` of them, on which the order of a text depends."""
 
         @property
         def inputs(self) -> np.ndarray | None:

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from harness.errors import UsageError
-from harness.labels.tokenizer import MAX_CLASSES
+from harness.labels.tokenizer import MAX_CLASSES, MAX_DIMENSION
 
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 MAX_SET_BYTES = 1 << 32
@@ -156,8 +156,8 @@ def _images(array: np.ndarray) -> np.ndarray:
     if array.dtype != np.uint8:
         array = array.astype(np.float32)
     missing = 4 - array.ndim
-    if missing < 0 or array.ndim < 2 or not array.size:
-        raise ValueError(f"x has shape {array.shape}; use (n, features) to (n, channels, rows, columns)")
+    if missing < 0 or array.ndim < 2 or not array.size or max(array.shape[1:]) > MAX_DIMENSION:
+        raise ValueError(f"x has shape {array.shape}; use (n, features) to (n, channels, rows, columns), below 65,536")
     return array.reshape(len(array), *[1] * missing, *array.shape[1:])
 
 

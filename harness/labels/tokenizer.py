@@ -7,9 +7,11 @@ import numpy as np
 from harness.errors import UsageError
 
 MAX_CLASSES = 256
-MAX_DIMENSION = 1 << 16
-# Classes, shape of an input, and the SHA-256 of the inputs of both splits.
-_MODEL = struct.Struct("<H3I32s32s")
+MAX_DIMENSION = (1 << 16) - 1
+_DIGEST_BYTES, _RECEIVER_DIGEST_BYTES = 32, 8
+# Classes less one, and shape of an input; digests of both splits follow, at a receiver the start of one.
+_MODEL = struct.Struct("<B3H")
+_SIZES = {_MODEL.size + 2 * _DIGEST_BYTES: _DIGEST_BYTES, _MODEL.size + _RECEIVER_DIGEST_BYTES: _RECEIVER_DIGEST_BYTES}
 
 
 class LabelTokenizer:
@@ -36,16 +38,25 @@ class LabelTokenizer:
 
     def model_bytes(self) -> bytes:
         """All that another process needs but the inputs themselves."""
-        return _MODEL.pack(self.vocab_size, *self.input_shape, self.train_digest, self.heldout_digest)
+        return _MODEL.pack(self.vocab_size - 1, *self.input_shape) + self.train_digest + self.heldout_digest
+
+    def of_receiver(self) -> "LabelTokenizer":
+        """The same with no more than a receiver needs: nothing of the held-out split, and 64 bits of the digest."""
+        return LabelTokenizer(self.vocab_size, self.input_shape, self.train_digest[:_RECEIVER_DIGEST_BYTES], b"")
+
+    def names(self, inputs: np.ndarray, digest: bytes) -> bool:
+        """Whether `inputs` (n, channels, rows, columns) with a digest are those that labels are trained on."""
+        return inputs.shape[1:] == self.input_shape and digest.startswith(self.train_digest)
 
 
 def read_label_tokenizer(data: bytes) -> LabelTokenizer:
     """The tokenizer of which `data` is the `model_bytes()`; UsageError where it is not one."""
-    if len(data) == _MODEL.size:
-        num_classes, *shape, train_digest, heldout_digest = _MODEL.unpack(data)
-        if 2 <= num_classes <= MAX_CLASSES and all(1 <= size <= MAX_DIMENSION for size in shape):
-            return LabelTokenizer(num_classes, tuple(shape), train_digest, heldout_digest)
-    raise UsageError("tokenizer.kind=labels: its model is damaged; make it again")
+    if len(data) in _SIZES:
+        largest, *shape = _MODEL.unpack_from(data)
+        end = _MODEL.size + _SIZES[len(data)]
+        if largest and all(shape):
+            return LabelTokenizer(largest + 1, tuple(shape), data[_MODEL.size : end], data[end:])
+    raise UsageError("tokenizer.kind=labels: its model is damaged, or of an earlier version")
 
 
 def check_shape(inputs: str, tokenizer: LabelTokenizer) -> None:

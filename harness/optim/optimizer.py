@@ -95,6 +95,10 @@ class Ruled(torch.optim.Optimizer):
         values (the straight-through estimator of Bengio et al. 2013).
         """
         rule, regularised = self.rule, list(self.regularised())
+        if rule and rule.replaces_step:
+            for group, parameter, state in regularised:
+                rule.apply(parameter, state, group["lr"], group["alpha_scale"])
+            return
         for _, parameter, state in regularised:
             if "unrounded" in state:
                 parameter.copy_(state["unrounded"])
@@ -221,7 +225,7 @@ def is_block_matrix(name: str, parameter: Tensor) -> bool:
 
 def mark_parameters(model: nn.Module, config: RuleConfig) -> None:
     """Note on each parameter whether rules and pruning touch it, and the factor on the rule's strength in it."""
-    touched = [p for name, p in model.named_parameters() if kind_of_tensor(name, p) in config.tensors]
+    touched = [p for name, p in model.named_parameters() if kind_of_tensor(name, p) in config.touched]
     num_weights = sum(p.numel() for p in touched)
     for p in model.parameters():
         p.is_regularised = any(p is other for other in touched)  # type: ignore[attr-defined]

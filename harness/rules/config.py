@@ -8,7 +8,8 @@ from harness.bounds import bound_problems, bounded
 from harness.rules.rule import Rule
 from harness.units import nats_from_bits
 
-RULES = ("none", "rl1", "drr", "pmmp", "fpp", "admm")
+SPARSE_RULES = ("rl1", "drr", "pmmp", "fpp", "admm")
+RULES = ("none", *SPARSE_RULES, "variational")
 COUPLINGS = ("adam", "decoupled")
 _NOT_NEGATIVE, _POSITIVE = "must be finite and not negative", "must be finite and positive"
 _FRACTION = "must be between 0 and 1 (a share of the main phase)"
@@ -17,10 +18,12 @@ RULE_MODULES = {
     **dict.fromkeys(("rl1", "drr"), "harness.rules.penalties"),
     **dict.fromkeys(("pmmp", "fpp"), "harness.rules.minimax"),
     "admm": "harness.rules.admm",
+    "variational": "harness.rules.variational",
 }
 """Where each rule is: imported when it is asked for, so that a receiver's program has the one that it needs."""
 # Settings of some rules only, and these rules.
 _OWN = {"beta": ("drr",), "l2": ("drr",), "layer_normalisation": ("drr",), "start_u": ("pmmp", "fpp"), "rho": ("admm",)}
+_OWN["prior"] = ("variational",)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -28,7 +31,7 @@ class RuleConfig:
     """Settings of the sparsity rule of the main phase."""
 
     kind: str = bounded("none", choices=RULES)
-    """`none`, `rl1`, `drr`, `pmmp`, `fpp` or `admm`."""
+    """`none`, `rl1`, `drr`, `pmmp`, `fpp`, `admm`, or `variational`: a Gaussian over every weight is charged its KL."""
     alpha: float = bounded(0.0, least=0, words=_NOT_NEGATIVE)
     """Strength: `adam` in nats of the mean loss per unit of the penalty; `decoupled` in usual updates of a weight.
 
@@ -48,6 +51,8 @@ class RuleConfig:
     """pmmp, fpp: first value of u, the price of weight - w gamma."""
     rho: float = bounded(1.0, above=0, words=_POSITIVE)
     """admm: price of the distance from the sparse vector."""
+    prior: float = bounded(0.1, above=0, words=_POSITIVE)
+    """variational: standard deviation of the prior of each weight."""
     warmup: float = bounded(0.0, least=0, most=1, words=_FRACTION)
     """Fraction of the main phase during which the rule rests."""
     ramp: float = bounded(0.0, least=0, most=1, words=_FRACTION)
@@ -55,13 +60,18 @@ class RuleConfig:
     coupling: str = bounded("decoupled", choices=COUPLINGS)
     """`adam` or `decoupled`; matrices trained by Muon need `decoupled`."""
     tensors: list[str] = field(default_factory=lambda: ["embedding", "matrices", "head"])
-    """What rules and pruning touch; `vectors` are norms and biases."""
+    """What rules and pruning touch; `vectors` are norms and biases. A variational code charges all of them."""
 
     @property
     def tensors_kept(self) -> int:
         """Numbers that the rule keeps for each weight."""
         rule = make_rule(replace(self, alpha=1.0, bits_per_weight=0.0), [0.9, 0.95], 1)
         return sum(rule.kept.values()) if rule else 0
+
+    @property
+    def touched(self) -> list[str]:
+        """Which of TENSORS the rule acts on."""
+        return list(TENSORS) if self.kind == "variational" else self.tensors
 
     def strength(self, done: float) -> float:
         """Compute the factor on alpha in a step after which a fraction `done` of the main phase is over."""
@@ -85,7 +95,10 @@ class RuleConfig:
 
     def _strength_problems(self) -> list[str]:
         problems = []
-        if self.kind != "none" and not (self.alpha or self.bits_per_weight):
+        if self.kind == "variational":
+            if self.alpha or self.bits_per_weight:
+                problems.append("rule.kind=variational: its strength is one over the tokens; leave out rule.alpha")
+        elif self.kind != "none" and not (self.alpha or self.bits_per_weight):
             problems.append(f"rule.alpha=0: {self.kind} needs a positive strength, or set rule.kind=none")
         if self.alpha and self.bits_per_weight:
             problems.append(
@@ -107,10 +120,14 @@ class RuleConfig:
         return problems
 
 
-def make_rule(config: RuleConfig, betas: list[float], num_tokens: int) -> Rule | None:
-    """Make the rule that `config` names, or None, for a text of `num_tokens` and AdamW with `betas`."""
+def make_rule(config: RuleConfig, betas: list[float], num_tokens: int, seed: int = 0) -> Rule | None:
+    """Make the rule that `config` names, or None, for a text of `num_tokens`, AdamW with `betas`, and its noise."""
     if config.kind == "none":
         return None
+    if config.kind == "variational":
+        from harness.rules.variational import Variational
+
+        return Variational(config.prior, max(1, num_tokens), seed, (betas[0], betas[1]))
     alpha = config.alpha or nats_from_bits(config.bits_per_weight) / max(1, num_tokens)
     if config.kind in ("rl1", "drr"):
         from harness.rules.penalties import DRR, RL1

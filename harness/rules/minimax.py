@@ -11,9 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from harness.rules.rule import ADAM_UPDATE_SIZE, Piece, Rule
-
-_EPSILON = 1e-8
+from harness.rules.rule import ADAM_UPDATE_SIZE, Piece, Rule, moments
 
 
 class PMMP(Rule):
@@ -56,12 +54,10 @@ class PMMP(Rule):
 
     def _step_players(self, piece: Piece, forces: Tensor, learning_rate: float) -> None:
         """One step of Adam (Kingma and Ba 2015) on w, gamma and u."""
-        (first, second), state = self.betas, piece.state
-        mean = state["rule_exp_avg"].lerp_(forces, 1 - first)
-        square = state["rule_exp_avg_sq"].mul_(second).addcmul_(forces, forces, value=1 - second)
-        size = square.sqrt().mul_((1 - second**piece.step) ** -0.5).add_(_EPSILON)
-        state["rule_players"].addcdiv_(mean, size, value=-learning_rate / (1 - first**piece.step))
-        state["rule_players"][1].clamp_(0.0, 1.0)
+        mean, size = moments(piece, forces, self.betas)
+        players = piece.state["rule_players"]
+        players.addcdiv_(mean, size, value=-learning_rate / (1 - self.betas[0] ** piece.step))
+        players[1].clamp_(0.0, 1.0)
 
 
 class FPP(PMMP):

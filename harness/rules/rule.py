@@ -18,6 +18,7 @@ from torch import Tensor
 PIECE_ELEMENTS = 1 << 16
 # Usual root mean square of Adam's update of a weight, in learning rates (Liu et al. 2025, "Muon is scalable").
 ADAM_UPDATE_SIZE = 0.2
+_EPSILON = 1e-8
 STEPS_KEY = "rule_steps"
 STATE_PREFIX = "rule_"
 
@@ -50,6 +51,8 @@ class Rule(ABC):
 
     kept: ClassVar[dict[str, int]] = {}
     """Names of the state beside each parameter, and how many numbers it holds for each weight."""
+    replaces_step: ClassVar[bool] = False
+    """Whether the rule moves the weights by itself, with no step of the optimizer; it then never rests."""
 
     def __init__(self, alpha: float, coupling: str):
         self.alpha, self.coupling = alpha, coupling
@@ -71,7 +74,7 @@ class Rule(ABC):
     @torch.no_grad()
     def apply(self, parameter: Tensor, state: dict, rate: float, scale: float) -> None:
         """Take the rule's part of a step on a contiguous parameter with its `state`; `scale` multiplies alpha."""
-        if not self.strength:
+        if not (self.strength or self.replaces_step):
             return
         if STEPS_KEY not in state:
             state[STEPS_KEY] = 0
@@ -91,6 +94,17 @@ class Rule(ABC):
                     step=state[STEPS_KEY],
                 )
             )
+
+
+def moments(piece: Piece, forces: Tensor, betas: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    """Update Adam's moments (Kingma and Ba 2015) of what a rule keeps by `forces` (rows, n).
+
+    Returns the mean, whose bias is still to be divided out, and the size of a step, without it.
+    """
+    (first, second), state = betas, piece.state
+    mean = state["rule_exp_avg"].lerp_(forces, 1 - first)
+    square = state["rule_exp_avg_sq"].mul_(second).addcmul_(forces, forces, value=1 - second)
+    return mean, square.sqrt().mul_((1 - second**piece.step) ** -0.5).add_(_EPSILON)
 
 
 def forget(state: dict) -> None:

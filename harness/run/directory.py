@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # Metadata of the weights file: JSON of the step per tensor, for the tensors that fine-tuning put on a grid.
 GRID_KEY = "grid_steps"
+# Names of tensors of the weights file that are standard deviations, those of a variational code.
+DEVIATION_SUFFIX = ".deviation"
 
 CONFIG_FILE, ENVIRONMENT_FILE, DONE_MARKER = "config.yaml", "environment.json", "DONE"
 WEIGHTS_FILE, MEMBERS_FILE, START_FILE = "weights.safetensors", "members.json", "start.json"
@@ -122,8 +124,11 @@ def check_done(run_dir: Path) -> None:
         raise UsageError(f"{run_dir}: damaged ({problems[0]}); restore the file, or train again under another name")
 
 
-def write_weights(run_dir: Path, weights: dict[str, Tensor], grid_steps: dict[str, float]) -> None:
-    """Write the float32 weights, with the step of the grid that a tensor lies on."""
+def write_weights(
+    run_dir: Path, weights: dict[str, Tensor], grid_steps: dict[str, float], deviations: dict[str, Tensor]
+) -> None:
+    """Write the float32 weights, with the step of the grid that a tensor lies on, and deviations if there are any."""
+    weights = weights | {f"{name}{DEVIATION_SUFFIX}": tensor for name, tensor in deviations.items()}
     # Adding zero turns -0.0 into 0.0, as gathering parts does: the file is the same on every backend.
     tensors = {name: tensor.float().add(0.0).cpu().contiguous() for name, tensor in weights.items()}
     with replacing(run_dir / WEIGHTS_FILE) as file:

@@ -98,6 +98,7 @@ def receive_command(options: Namespace) -> int:
 def _receive(options: Namespace, file: Path, output: Path) -> int:
     from eval.online.file import read_online_file
     from eval.online.receive import open_file, receive
+    from harness.files import sha256
     from harness.job import joined_job
 
     head, config, *_ = read_online_file(file)
@@ -114,7 +115,7 @@ def _receive(options: Namespace, file: Path, output: Path) -> int:
         progress = show_bytes(options.quiet or not ranks.is_first)
         costs = receive(file, output, ranks, progress, options.max_memory, options.inputs)
         if ranks.is_first and options.json:
-            told = {"raw_bytes": head.raw_bytes, "sha256": head.sha256, "costs": asdict(costs)}
+            told = {"raw_bytes": head.raw_bytes, "sha256": sha256(output), "costs": asdict(costs)}
             print(json.dumps(told), flush=True)
         elif ranks.is_first and not options.quiet:
             print(f"{options.output}: {head.raw_bytes:,} bytes, SHA-256 verified; {describe_costs(costs)}", flush=True)

@@ -70,17 +70,6 @@ def fraction(text: str) -> float:
     return fraction
 
 
-def deviations(text: str) -> list[float]:
-    """Parse standard deviations such as 0.1,0.3."""
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        numbers = [0.0]
-    if not all(0 < number < MAX_DEVIATION for number in numbers):
-        raise argparse.ArgumentTypeError(f"{text[:40]}: must be positive numbers with commas between them, as 0.1,0.3")
-    return numbers
-
-
 def natural(text: str) -> int:
     """Parse a whole number from 0 on."""
     if not _is_number(text):

@@ -3,6 +3,7 @@
 Heavy imports happen inside of actions, here as in all families, so that `--help` and mistakes answer at once.
 """
 
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -12,7 +13,6 @@ from launch.commands.options import (
     AddCommand,
     add_config,
     add_work_options,
-    deviations,
     positive,
 )
 
@@ -36,9 +36,8 @@ def register(command: AddCommand) -> None:
     sub.add_argument("--by", default="run", choices=("run", "part"), help="a row a run, or a part of its text")
     sub.add_argument("--format", default="rich", metavar="rich|md|csv|json|latex")
     sub = command("labels", labels_command, "compare all codes of labels given inputs: two-part, online, variational")
-    sub.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="trained runs of corpus.kind=labels")
-    sub.add_argument("--priors", type=deviations, metavar="S,...", help="add the best variational code of these")
-    sub.add_argument("--epochs", type=positive, default=60, help="passes that fit it (default: %(default)s)")
+    sub.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="of corpus.kind=labels or rule.kind=variational")
+    sub.add_argument("--figures", type=Path, metavar="FOLDER", help="draw the codes by labels read, and by subspace")
     sub.add_argument("--format", default="rich", metavar="rich|md|csv|json|latex")
     sub = command("plot", plot_command, "draw the figures of evaluated runs again")
     sub.add_argument("runs", nargs="+", type=Path, metavar="RUN")
@@ -161,8 +160,13 @@ def labels_command(options: Namespace) -> None:
     from eval.show.blocks import check_format
 
     check_format(options.format)
-    codes = [code for run in options.runs for code in label_codes(run, options.priors, options.epochs)]
+    codes = [code for run in options.runs for code in label_codes(run)]
     print(render_codes(codes, options.format), end="")
+    if options.figures:
+        from eval.labels.figures import draw
+
+        for path in draw(options.figures, options.runs, codes):
+            print(path, file=sys.stderr)
 
 
 def plot_command(options: Namespace) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from eval.labels.archive import read_label_archive
 from eval.offline.archive import read_archive, write_archive
 from eval.offline.archive_head import IN_ORDER
 from eval.online.receive import receive
@@ -27,7 +28,9 @@ from launch.main import main
 from tests.fuzz.mutate import mutated
 from tests.fuzz.run_files import FORMATS
 from tests.golden.make import SEND, TARGETS, TEXT, tiny_model, write_cl, write_clo, write_teacher
+from tests.support.labels import coded_labels, labelled_set, settings, write_labels
 
+SET = "set.npz"
 MAX_MEMORY_BYTES = 1_000_000_000
 # A file that takes longer is a problem: the whole ones take less than a second.
 SECONDS_A_FILE = 60
@@ -97,10 +100,14 @@ def _whole_files(folder: Path) -> dict[str, bytes]:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         write_clo(folder / "online.clo", folder)
         _write_parts(folder / "parts.clo", folder / "corpus")
+        labels = settings(folder, labelled_set(folder / SET), "online.segment_steps=8")
+        assert main(["send", *labels, "-o", str(folder / "online.given")]) == 0
     config = EvalConfig(predictor="float", device="cpu")
     write_archive(folder / "order.cl", TEXT, tiny_model(), config, 1, lambda done, total: None, IN_ORDER)
     write_teacher(folder / "targets.teacher")
+    write_labels(folder / "archive.labels", folder / SET)
     names = ("float.cl", "portable.cl", "order.cl", "online.clo", "parts.clo", "targets.teacher")
+    names += ("online.given", "archive.labels")
     return {name: (folder / name).read_bytes() for name in names}
 
 
@@ -154,9 +161,16 @@ def _is_right(path: Path, ranks: Ranks) -> bool:
     """Whether a file gives the text that was coded."""
     output = path.with_name("out")
     try:
-        return _read(path, output, ranks) == (target_bytes(TARGETS) if path.suffix == ".teacher" else TEXT)
+        return _read(path, output, ranks) == _coded(path)
     finally:
         output.unlink(missing_ok=True)
+
+
+def _coded(path: Path) -> bytes:
+    """What was coded in files of this suffix."""
+    if path.suffix in (".labels", ".given"):
+        return coded_labels(path.parents[1] / SET)
+    return target_bytes(TARGETS) if path.suffix == ".teacher" else TEXT
 
 
 def _read(path: Path, output: Path, ranks: Ranks) -> bytes:
@@ -171,8 +185,13 @@ def _decoded(path: Path, output: Path, ranks: Ranks) -> bytes:
         return read_archive(path, 1, lambda done, total: None, MAX_MEMORY_BYTES)
     if path.suffix == ".teacher":
         return target_bytes(read_targets(path, MAX_MEMORY_BYTES))
+    # Those of labels are given a set.
+    inputs = str(path.parents[1] / SET)
+    if path.suffix == ".labels":
+        return read_label_archive(path, inputs, MAX_MEMORY_BYTES)
     with contextlib.redirect_stderr(io.StringIO()):
-        receive(path, output, ranks, lambda done, total: None, MAX_MEMORY_BYTES)
+        given = inputs if path.suffix == ".given" else None
+        receive(path, output, ranks, lambda done, total: None, MAX_MEMORY_BYTES, given)
     return output.read_bytes()
 
 

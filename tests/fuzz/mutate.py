@@ -2,10 +2,10 @@
 
 import hashlib
 import random
-import struct
 from pathlib import Path
 
-from eval.codec.container import CHECKSUM_BYTES, pack_json, pack_sections, read_sections, unpack_json
+from eval.codec.container import CHECKSUM_BYTES, TAGS, pack_json, pack_sections, read_sections, unpack_json
+from eval.online.file import Part, Segment, pack_segments, read_segments
 from harness.errors import UsageError
 
 NUMBERS = (0, 1, 2, 3, 7, 8, 15, 16, 31, 32, 255, 4096, 65536, 2**20, 2**31, 2**32, 2**40, 2**63, 2**64, 2**70)
@@ -45,10 +45,10 @@ def mutated(content: bytes, others: list[bytes], path: Path, rng: random.Random)
     sections = _sections(content, path)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         rng.choice((_change_head, _change_head, _change_section, _change_segments))(sections, others, path, rng)
-    packed = pack_sections(sections)
+    packed = pack_sections(sections or {"HEAD": b""})
     if rng.random() < 0.05:
         body = damaged(packed[:-CHECKSUM_BYTES], rng)
-        packed = body + hashlib.sha256(body).digest()
+        packed = body + hashlib.sha256(body).digest()[:CHECKSUM_BYTES]
     return packed
 
 
@@ -114,23 +114,22 @@ def _change_section(sections: dict[str, bytes], others: list[bytes], path: Path,
     elif kind < 0.9:
         sections[tag] = _sections(rng.choice(others), path).get(tag, b"")
     elif kind < 0.95:
-        sections[rng.choice(("MORE", "DATA", "FLOW", "SEGM", "PART", "ORDR"))] = sections.pop(tag)
+        sections[rng.choice(TAGS)] = sections.pop(tag)
     else:
         sections.pop(tag)
 
 
 def _change_segments(sections: dict[str, bytes], others: list[bytes], path: Path, rng: random.Random) -> None:
     """A stream of an online code with its length; other files have one stream, their last section."""
-    packed, at = sections.get("SEGM"), 16
-    if packed is None or len(packed) < 20:
-        for tag in sections.keys() & {"DATA", "FLOW"}:
+    try:
+        segments = read_segments(sections.get("SEGM", b""), 1)
+    except UsageError:
+        segments = []
+    if not segments:
+        for tag in sections.keys() & {"DATA", "FLOW", "LABL", "SEGM"}:
             sections[tag] = damaged(sections[tag], rng)
         return
-    while rng.random() < 0.5:
-        following = at + 20 + struct.unpack_from("<I", packed, at)[0]
-        if following + 4 > len(packed):
-            break
-        at = following
-    (length,) = struct.unpack_from("<I", packed, at)
-    stream = damaged(packed[at + 4 : at + 4 + length], rng)
-    sections["SEGM"] = packed[:at] + struct.pack("<I", len(stream)) + stream + packed[at + 4 + length :]
+    index = min(len(segments) - 1, int(rng.expovariate(1.5)))
+    (part,) = segments[index].parts
+    segments[index] = Segment(segments[index].weights, [Part(part.checksum, damaged(part.stream, rng))])
+    sections["SEGM"] = pack_segments(segments)

@@ -1,5 +1,8 @@
 """Online codes of a short text, for tests of whoever sends or receives one."""
 
+import random
+import signal
+import time
 from pathlib import Path
 
 from launch.main import main
@@ -44,3 +47,21 @@ def refused(capsys, file: Path, output: Path, *options: str) -> str:
     assert captured.err.count("\n") == 1
     assert not output.exists() and not output.with_name(f"{output.name}.part").exists()
     return captured.err
+
+
+def killed_now_and_then(arguments: list, marks: Path, kills: int, seed: int) -> None:
+    """Run a command to its end, and kill it on its way after random numbers of checkpoints in `marks` and seconds."""
+    rng = random.Random(seed)
+    seen: set[str] = set()
+    for _ in range(kills):
+        process, deadline = command(*arguments), time.monotonic() + 120
+        # A new checkpoint first, so that every attempt gets further than the one before.
+        while not {p.name for p in marks.glob("step-*")} - seen and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        time.sleep(rng.random() * 0.3)
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=60)
+        seen = {p.name for p in marks.glob("step-*")}
+    status, _, errors = ended(command(*arguments))
+    assert status == 0, errors

@@ -442,7 +442,7 @@ def test_the_final_held_out_loss_is_that_of_the_weights_on_every_held_out_byte(t
     run = open_run(trained[0])
     assert final_heldout_rate(run) < 0.5 * model_bits(run).frequency_bits_per_byte
     zeros = {name: torch.zeros_like(tensor) for name, tensor in load_file(trained[0] / "weights.safetensors").items()}
-    write_weights(tmp_path, zeros, {})
+    write_weights(tmp_path, zeros, {}, {})
     mark_done(tmp_path, [])
     # Without weights every byte costs 8 bits; 2000 bytes end in the middle of a sequence.
     assert final_heldout_rate(replace(run, run_dir=tmp_path)) == pytest.approx(8, rel=1e-6)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,14 +10,13 @@ import torch
 
 from eval.labels.archive import read_label_archive
 from eval.labels.evaluate import ARCHIVE_FILE, label_codes
+from eval.labels.figures import draw, read_curve
 from eval.labels.table import render_codes
-from eval.labels.variational import Labelled, Posterior, fit_variational
 from harness.errors import UsageError
-from harness.labels.arranged import arranged
-from harness.labels.sets import read_set
-from harness.model.transformer import ModelConfig
-from tests.support.labels import labelled_set, settings
-from tests.support.online import run
+from harness.rules.variational import bound_gradients, kl_nats
+from tests.support.labels import coded_labels, labelled_set, settings
+from tests.support.online import killed_now_and_then, run
+from tests.support.ranks import assert_same_run
 
 SPARSE = ("rule.kind=rl1", "rule.coupling=adam", "rule.alpha=1e-4", "prune.kind=tamade", "train.finetune_epochs=2")
 
@@ -56,6 +56,13 @@ def test_all_codes_of_a_run_stand_in_one_table_and_the_files_decode(many_labels,
     shown = render_codes(codes, "md")
     assert "| decoded |" in shown and "| ideal |" in shown and shown.index("uniform") > shown.index("float32")
     assert len(json.loads((small / "labels" / "labels.json").read_text())["codes"]) == 4
+    # A point for each size of a subspace, and a curve for each run.
+    larger = [replace(code, subspace=2 * code.subspace) for code in codes if code.subspace]
+    pictures = draw(tmp_path / "figures", [sparse, small], codes + larger)
+    assert len(pictures) == 2 and all(path.stat().st_size for path in pictures)
+    curve = read_curve(small)
+    assert curve.bits.sum() == pytest.approx(lengths["small", "prequential"].length.total_bits, abs=8)
+    assert len(curve.bits) == 2000 and curve.uniform_bits == 2
 
 
 def test_archives_of_labels_refuse_other_inputs_and_damage(labels, tmp_path, capsys):
@@ -65,7 +72,7 @@ def test_archives_of_labels_refuse_other_inputs_and_damage(labels, tmp_path, cap
     other = labelled_set(tmp_path / "other.npz", seed=3)
     capsys.readouterr()
     assert run("decompress", archive, "-o", output, "--inputs", labels, "--quiet") == 0
-    assert output.read_bytes() == arranged(read_set(str(labels)), None, 40)[0].labels.tobytes()
+    assert output.read_bytes() == coded_labels(labels)
     output.unlink()
     damaged = tmp_path / "damaged.cl"
     damaged.write_bytes(archive.read_bytes()[:-40])
@@ -93,10 +100,9 @@ def gaussian_regression():
 
 def bound_nats(x, y, prior, mean, deviation):
     """Closed form of the variational bound of the regression, the KL by the subject."""
-    rho = torch.log(torch.expm1(torch.tensor(deviation)))
-    posterior = Posterior({"w": torch.tensor(mean)}, {"w": rho}, prior)
+    kl = kl_nats(torch.tensor(mean), torch.tensor(deviation), prior)
     errors = ((y - x @ mean) ** 2).sum() + ((x**2) @ deviation**2).sum()
-    return float(posterior.kl_nats()) + 0.5 * errors + 0.5 * len(y) * math.log(2 * math.pi)
+    return float(kl) + 0.5 * errors + 0.5 * len(y) * math.log(2 * math.pi)
 
 
 def test_the_variational_bound_is_the_evidence_at_its_optimum_and_above_it_elsewhere():
@@ -114,24 +120,41 @@ def test_variational_gradients_are_central_differences():
     num_labels, prior = 40, 0.3
 
     def objective(m, r):
-        posterior = Posterior({"w": m}, {"w": r}, prior)
-        return (posterior.draw({"w": noise})["w"] - target).pow(4).sum() + posterior.kl_nats() / num_labels
+        deviation = torch.nn.functional.softplus(r)
+        return (m + deviation * noise - target).pow(4).sum() + kl_nats(m, deviation, prior) / num_labels
 
-    posterior = Posterior({"w": means}, {"w": rhos}, prior)
-    slope = 4 * (posterior.draw({"w": noise})["w"] - target).pow(3)
-    of_means, of_rhos = posterior.gradients({"w": slope}, {"w": noise}, num_labels)
+    slope = 4 * (means + torch.nn.functional.softplus(rhos) * noise - target).pow(3)
+    of_means, of_rhos = bound_gradients(torch.stack([means, rhos]), noise, slope, 1 / num_labels, prior)
     for index in range(5):
         step = torch.zeros(5, dtype=torch.float64)
         step[index] = 1e-5
         by_mean = (objective(means + step, rhos) - objective(means - step, rhos)) / 2e-5
         by_rho = (objective(means, rhos + step) - objective(means, rhos - step)) / 2e-5
-        assert abs(by_mean - of_means["w"][index]) < 1e-6 * max(1, abs(by_mean))
-        assert abs(by_rho - of_rhos["w"][index]) < 1e-6 * max(1, abs(by_rho))
+        assert abs(by_mean - of_means[index]) < 1e-6 * max(1, abs(by_mean))
+        assert abs(by_rho - of_rhos[index]) < 1e-6 * max(1, abs(by_rho))
 
 
-def test_a_variational_code_is_shorter_than_uniform_and_says_its_parts(labels):
-    train, held = arranged(read_set(str(labels)), None, 40)
-    config = ModelConfig(architecture="softmax", inputs="1x8x8", context=1)
-    parts = [Labelled.of(split.inputs, split.labels) for split in (train, held)]
-    code = fit_variational(config, 4, 0, *parts, prior=0.5, epochs=30, batch=50, learning_rate=0.02)
-    assert 0 < code.kl_bits < code.total_bits < 400 and code.accuracy > 0.9
+def test_a_variational_run_is_shorter_than_uniform_and_goes_on_with_the_same_bits(labels, tmp_path, capsys):
+    own = ("model.architecture=softmax", "rule.kind=variational", "rule.prior=0.5", "train.epochs=8")
+    job = settings(tmp_path, labels, *own, "train.replays=0", "optimizer.learning_rate=0.05")
+    assert run("train", *job, "name=whole") == 0
+    often = [*job, "name=killed", "train.checkpoint_minutes=1e-9"]
+    killed_now_and_then(["train", *often], tmp_path / "killed" / "checkpoints", 1, seed=3)
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+    uniform, _, code = label_codes(tmp_path / "whole")
+    assert code.code == "variational, prior 0.5" and code.length.kind == "ideal"
+    assert code.length.model_bytes > 0 and code.length.data_bytes > 0 and code.accuracy > 0.9
+    assert code.length.total_bits < uniform.length.total_bits
+    assert run("train", *job, "name=bad", "rule.alpha=1", "optimizer.kind=muon") == 2
+    error = capsys.readouterr().err
+    assert "leave out rule.alpha" in error and "use optimizer.kind=adamw" in error
+
+
+def test_a_text_has_a_variational_code_too(tmp_path):
+    model = ("model.width=16", "model.layers=1", "model.heads=1", "model.context=64", "eval.chunk_bytes=64")
+    corpus = ("corpus.subset_bytes=4000", "corpus.heldout_bytes=500", f"runs_dir={tmp_path}", f"data_dir={tmp_path}/d")
+    own = ("rule.kind=variational", "optimizer.kind=adamw", "prune.kind=none", "train.finetune_epochs=0")
+    assert run("train", "demo", *model, *corpus, *own, "name=text", "rule.alpha=0", "rule.ramp=0") == 0
+    uniform, online, code = label_codes(tmp_path / "text")
+    assert uniform.length.total_bits == 8 * 4000 and code.accuracy is None and code.length.kind == "ideal"
+    assert online.length.data_bytes and 0 < code.length.data_bytes < 4500

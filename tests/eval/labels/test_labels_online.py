@@ -5,10 +5,8 @@ import pytest
 
 from harness.config.run import load_config
 from harness.errors import UsageError
-from harness.labels.arranged import arranged
-from harness.labels.sets import read_set
 from harness.run.ledger import read_online_code
-from tests.support.labels import labelled_set, settings
+from tests.support.labels import coded_labels, labelled_set, settings
 from tests.support.online import command, ended, run
 
 EVERYTHING = ("online.ema=0.9", "online.calibrate=true", "online.checkpoints=2", "online.checkpoint_steps=3")
@@ -18,10 +16,6 @@ SWITCH = ("online.models=[softmax,mlp-8x8]",)
 @pytest.fixture(scope="module")
 def labels(tmp_path_factory):
     return labelled_set(tmp_path_factory.mktemp("set") / "set.npz")
-
-
-def labels_of(path):
-    return arranged(read_set(str(path)), None, 40)[0].labels.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -34,7 +28,7 @@ def test_labels_come_back_from_their_code_and_the_inputs(labels, tmp_path, more)
     # A receiver has the inputs, and no label.
     np.savez(bare, x=np.load(labels)["x"])
     assert run("receive", file, "-o", output, "--inputs", bare, "--quiet") == 0
-    assert output.read_bytes() == labels_of(labels)
+    assert output.read_bytes() == coded_labels(labels)
 
 
 def test_two_processes_send_and_receive(labels, tmp_path):
@@ -42,7 +36,7 @@ def test_two_processes_send_and_receive(labels, tmp_path):
     assert ended(command("send", *settings(tmp_path, labels), "-o", file, "--quiet", "--processes", 2))[0] == 0
     status, _, error = ended(command("receive", file, "-o", output, "--inputs", labels, "--quiet"))
     assert status == 0, error
-    assert output.read_bytes() == labels_of(labels)
+    assert output.read_bytes() == coded_labels(labels)
 
 
 def test_labels_that_follow_from_inputs_are_short_and_fake_ones_are_not(labels, tmp_path):

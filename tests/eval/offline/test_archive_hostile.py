@@ -30,7 +30,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path, archive):
         refusal(path)
         path.write_bytes(archive[:at])
         refusal(path)
-    path.write_bytes(pack_sections({"HEAD": b"", "DA\nT": b""}))
+    path.write_bytes(pack_sections({"HEAD": b"", "PART": b""}))
     refusal(path)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from harness.lock import locked
 from harness.run.ledger import read_online_code
 from tests.support.archives import repacked
 from tests.support.commands import ROOT
-from tests.support.online import LONG, TEXT, command, ended, refused, run
+from tests.support.online import LONG, TEXT, command, ended, killed_now_and_then, refused, run
 from tests.support.ranks import Ranks
 
 TEXTS = {
@@ -283,25 +282,6 @@ def test_other_thread_settings_decode_since_a_rank_always_computes_with_one(tmp_
     assert (tmp_path / "out").read_bytes() == TEXT
 
 
-def killed_now_and_then(arguments: list, output: Path, kills: int, seed: int) -> None:
-    """Run a command to its end, and kill it on its way after random numbers of checkpoints and seconds."""
-    rng, marks = random.Random(seed), output.with_name(f"{output.name}.part") / "checkpoints"
-    seen: set[str] = set()
-    for _ in range(kills):
-        process, deadline = command(*arguments), time.monotonic() + 120
-        # A new checkpoint first, so that every attempt gets further than the one before.
-        while not {p.name for p in marks.glob("step-*")} - seen and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        time.sleep(rng.random() * 0.3)
-        process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=60)
-        seen = {p.name for p in marks.glob("step-*")}
-    status, _, errors = ended(command(*arguments))
-    assert status == 0, errors
-    assert not marks.parent.exists()
-
-
 KILLS = int(os.environ.get("CODELENGTH_KILLS", "2"))
 
 
@@ -309,9 +289,11 @@ def test_killed_senders_and_receivers_end_with_the_same_bytes(place, tmp_path):
     whole, file, output = tmp_path / "whole.clo", tmp_path / "file.clo", tmp_path / "out"
     arguments = ["send", place / "config.yaml", place / "long", "online.segment_steps=2", "--quiet"]
     assert run(*arguments, "-o", whole) == 0
-    killed_now_and_then([*arguments, "-o", file], file, KILLS, seed=1)
+    killed_now_and_then([*arguments, "-o", file], tmp_path / "file.clo.part" / "checkpoints", KILLS, seed=1)
     assert file.read_bytes() == whole.read_bytes()
-    killed_now_and_then(["receive", file, "-o", output, "--quiet"], output, KILLS, seed=2)
+    arguments = ["receive", file, "-o", output, "--quiet"]
+    killed_now_and_then(arguments, tmp_path / "out.part" / "checkpoints", KILLS, seed=2)
+    assert not list(tmp_path.glob("*.part"))
     assert output.read_bytes() == LONG
 
 

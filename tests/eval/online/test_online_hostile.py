@@ -1,12 +1,11 @@
 """Online codes that are damaged, foreign or made to mislead, and folders that are not this program's: a line each."""
 
 import os
-import struct
+from dataclasses import replace
 
 import pytest
 
-from eval.codec.container import read_sections
-from eval.online.file import read_online_file
+from eval.online.file import pack_segments, read_online_file, read_segments
 from eval.online.job import _adopt
 from tests.support.archives import repacked
 from tests.support.online import refused, run
@@ -14,8 +13,7 @@ from tests.support.online import refused, run
 
 def test_weights_or_text_that_differ_name_their_segment(capsys, tmp_path, sent):
     _, _, _, segments = read_online_file(sent)
-    packed = read_sections(sent)["SEGM"]
-    second = len(packed) - sum(28 - 8 + len(s.parts[0].stream) for s in segments[1:])
+    second = len(pack_segments(segments[:1]))
 
     def flip(at):
         def change(head, sections):
@@ -27,9 +25,9 @@ def test_weights_or_text_that_differ_name_their_segment(capsys, tmp_path, sent):
 
     weights = refused(capsys, repacked(sent.read_bytes(), tmp_path / "w.clo", flip(second)), tmp_path / "out")
     assert "segment 1 (steps 3 to 5)" in weights and "the weights" in weights
-    text = refused(capsys, repacked(sent.read_bytes(), tmp_path / "t.clo", flip(second + 8)), tmp_path / "out")
+    text = refused(capsys, repacked(sent.read_bytes(), tmp_path / "t.clo", flip(second + 4)), tmp_path / "out")
     assert "segment 1 " in text and "the text of rank 0" in text
-    stream = refused(capsys, repacked(sent.read_bytes(), tmp_path / "s.clo", flip(second + 21)), tmp_path / "out")
+    stream = refused(capsys, repacked(sent.read_bytes(), tmp_path / "s.clo", flip(second + 11)), tmp_path / "out")
     assert "segment 1 " in stream
 
 
@@ -37,12 +35,10 @@ def with_stream(change):
     """A change of a file of one rank: `change` gives the stream of the second segment."""
 
     def apply(head, sections):
-        packed, at = sections["SEGM"], 0
-        at += 20 + struct.unpack_from("<I", packed, at + 16)[0]
-        (length,) = struct.unpack_from("<I", packed, at + 16)
-        stream = change(packed[at + 20 : at + 20 + length])
-        packed = packed[: at + 16] + struct.pack("<I", len(stream)) + stream + packed[at + 20 + length :]
-        sections["SEGM"] = packed
+        first, second, *others = read_segments(sections["SEGM"], 1)
+        (part,) = second.parts
+        changed = replace(second, parts=[replace(part, stream=change(part.stream))])
+        sections["SEGM"] = pack_segments([first, changed, *others])
 
     return apply
 
