@@ -22,7 +22,6 @@ from eval.online.program import program_bytes
 from eval.online.verified import send_and_receive
 from eval.weights.trained import load_weights
 from eval.weights.unit_order import largest_first
-from eval.weights.worth import Worth, gradient_squares
 from harness.config.run import RunConfig, config_sha256
 from harness.corpus.prepared import Data
 from harness.data.order import Sequences
@@ -69,29 +68,16 @@ def grid_search(run_dir: Path, config: RunConfig, data: Data, text: bytes, threa
     weights = largest_first(weights, config.model.heads)
     torch.set_num_threads(threads)
     dtype = resolve_precision(config.train.precision, torch.device("cpu"))
-    evaluation, tokenizer = config.eval, data.tokenizer
-    feedback = make_feedback(weights, config, data, dtype) if evaluation.feedback_sequences else None
-    worth = make_worth(weights, config, data, text) if evaluation.worth_sequences else None
-    return Search(weights, trained_steps, config.model, tokenizer, text, evaluation.chunk_bytes, dtype, feedback, worth)
+    feedback = make_feedback(weights, config, data, dtype) if config.eval.feedback_sequences else None
+    return Search(weights, trained_steps, config.model, data.tokenizer, text, config.eval.chunk_bytes, dtype, feedback)
 
 
 def make_feedback(weights: dict[str, np.ndarray], config: RunConfig, data: Data, dtype: torch.dtype) -> Feedback:
     """What rounds the weights of a run with feedback, by the inputs of its layers on training sequences."""
-    rows = sample_rows(Sequences(data.train, config.model.context), config.eval.feedback_sequences)
-    moments = input_moments(_model(weights, config, data), rows, dtype)
-    return Feedback(moments, config.eval.feedback_damping, config.eval.feedback_order)
-
-
-def make_worth(weights: dict[str, np.ndarray], config: RunConfig, data: Data, text: bytes) -> Worth:
-    """What says which weights of a run are worth their bits for `text`, by gradients on training sequences."""
-    rows = sample_rows(Sequences(data.train, config.model.context), config.eval.worth_sequences)
-    return Worth(gradient_squares(_model(weights, config, data), rows), len(data.tokenizer.encode(text)))
-
-
-def _model(weights: dict[str, np.ndarray], config: RunConfig, data: Data) -> Transformer:
     model = Transformer(config.model, data.tokenizer.vocab_size)
-    model.load_state_dict({name: torch.from_numpy(tensor.copy()) for name, tensor in weights.items()})
-    return model
+    model.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in weights.items()})
+    rows = sample_rows(Sequences(data.train, config.model.context), config.eval.feedback_sequences)
+    return Feedback(input_moments(model, rows, dtype), config.eval.feedback_damping, config.eval.feedback_order)
 
 
 def compress(
@@ -273,7 +259,6 @@ def offline_section(
         "data_bits_per_byte": bits_per_byte(bits_from_bytes(archive.data_bytes), raw_bytes),
         "grid_factor": cost.factor,
         "dead_zone": cost.dead_zone,
-        "price": cost.price,
         "sampled_data_bytes": cost.data_bytes,
         "verified": archive.kind == "decoded",
         "is_ideal": archive.kind == "ideal",

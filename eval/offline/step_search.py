@@ -2,8 +2,7 @@
 
 From steps that balance weights against text in theory (`harness.pruning.step_sizes`), a common factor is searched by
 really coding the weights, and after it each step is moved by half octaves as long as that makes the total smaller.
-With error feedback a dead zone around zero is searched too, which makes zeros of small weights; with what weights are
-worth a price is, below which they become zeros.
+With error feedback a dead zone around zero is searched too, which makes zeros of small weights.
 """
 
 from collections.abc import Mapping
@@ -15,7 +14,6 @@ import torch
 from eval.offline.archive import QuantisedModel
 from eval.offline.ideal import ideal_bits, split
 from eval.weights.codec import LARGEST_MAGNITUDE, encode_weights, quantise
-from eval.weights.worth import Worth
 from harness.data.tokenizer import Tokenizer
 from harness.model.transformer import ModelConfig
 from harness.pruning.feedback import Feedback
@@ -32,8 +30,6 @@ USUAL_LOG2 = (-2.0, -1.0, 0.0, 1.0)
 # Steps by which the dead zone is widened as long as the total shrinks, in steps of the grid.
 DEAD_ZONE_STEP = 0.1
 LARGEST_DEAD_ZONE = 0.5
-# Steps by which the price of weights is raised as long as the total shrinks, in parts of their bits.
-PRICE_STEP, LARGEST_PRICE = 0.25, 2.0
 # Others make up for what coarse steps lose.
 COARSEST_WITH_FEEDBACK = 4.0
 Weights = dict[str, np.ndarray]
@@ -50,8 +46,6 @@ class GridPoint:
     """Ideal length of the text, projected from a sample of its chunks."""
     dead_zone: float = 0.0
     """Fraction of a step by which more than the nearest half of it becomes 0."""
-    price: float = 0.0
-    """What part of its bits a weight must be worth to the text, or become 0."""
 
     @property
     def total_bytes(self) -> float:
@@ -72,14 +66,13 @@ class Search:
         chunk_bytes: int,
         dtype: torch.dtype,
         feedback: Feedback | None = None,
-        worth: Worth | None = None,
     ):
         """`text` is what the model is to code, in chunks of `chunk_bytes`.
 
         Tensors that fine-tuning put on a grid start from `trained_steps`, the others from balancing steps. Without
-        `feedback` each weight goes to the nearest step, without `worth` all stay that this makes no zero.
+        `feedback` each weight goes to the nearest step.
         """
-        self.feedback, self.worth = feedback, worth
+        self.feedback = feedback
         self._rounded: dict[str, tuple[tuple[float, float], np.ndarray]] = {}
         self.weights, self._model, self._tokenizer, self._dtype = weights, model, tokenizer, dtype
         self._sample = take_sample(text, chunk_bytes)
@@ -93,7 +86,7 @@ class Search:
         """The cost of a power of two on all steps, with a dead zone in these steps."""
         key = log2_factor, dead_zone
         if key not in self._points:
-            self._points[key] = self._cost(2.0**log2_factor, self._steps(log2_factor), dead_zone, price=0.0)
+            self._points[key] = self._cost(2.0**log2_factor, self._steps(log2_factor), dead_zone)
         return self._points[key]
 
     def refined(self, log2_factor: float, dead_zone: float = 0.0) -> tuple[Steps, GridPoint]:
@@ -105,30 +98,18 @@ class Search:
         for name in self._free:
             for ratio in (np.sqrt(2.0), np.sqrt(0.5)):
                 while (step := self._limited(name, ratio * steps[name])) != steps[name]:
-                    cost = self._cost(least.factor, steps | {name: step}, dead_zone, price=0.0)
+                    cost = self._cost(least.factor, steps | {name: step}, dead_zone)
                     if cost.total_bytes >= least.total_bytes:
                         break
                     steps, least = steps | {name: step}, cost
         return steps, least
 
-    def priced(self, steps: Steps, unpriced: GridPoint) -> GridPoint:
-        """The cost of given steps at the price of weights that makes it smallest."""
-        least = unpriced
-        while self.worth and least.price < LARGEST_PRICE:
-            dearer = self._cost(least.factor, steps, least.dead_zone, least.price + PRICE_STEP)
-            if dearer.total_bytes >= least.total_bytes:
-                break
-            least = dearer
-        return least
-
-    def quantised(self, steps: Steps, dead_zone: float = 0.0, price: float = 0.0) -> QuantisedModel:
+    def quantised(self, steps: Steps, dead_zone: float = 0.0) -> QuantisedModel:
         """The model on a grid, without the weights that its zeros keep from the output: they would only cost bits."""
         if self.feedback:
             integers = {name: self._with_feedback(name, steps[name], dead_zone) for name in self.weights}
         else:
             integers = quantise(self.weights, steps)
-        if self.worth and price:
-            integers = {name: self.worth.kept(name, q, steps[name], price) for name, q in integers.items()}
         live, _ = find_dead({name: torch.from_numpy(q != 0) for name, q in integers.items()}, self._model.heads)
         kept = {name: np.where(live[name].numpy(), q, 0).astype(q.dtype) for name, q in integers.items()}
         return QuantisedModel(self._model, self._tokenizer, kept, steps)
@@ -158,10 +139,9 @@ class Search:
             self._rounded[name] = key, integers.clip(-LARGEST_MAGNITUDE, LARGEST_MAGNITUDE)
         return self._rounded[name][1]
 
-    def _cost(self, factor: float, steps: Steps, dead_zone: float, price: float) -> GridPoint:
-        on_grid = self.quantised(steps, dead_zone, price)
-        model_bytes = len(encode_weights(on_grid.integers, steps))
-        return GridPoint(factor, model_bytes, self._data_bytes(on_grid), dead_zone, price)
+    def _cost(self, factor: float, steps: Steps, dead_zone: float) -> GridPoint:
+        on_grid = self.quantised(steps, dead_zone)
+        return GridPoint(factor, len(encode_weights(on_grid.integers, steps)), self._data_bytes(on_grid), dead_zone)
 
     def _data_bytes(self, on_grid: QuantisedModel) -> float:
         return bytes_from_bits(ideal_bits(on_grid, self._sample, self._dtype)) * self._scale
@@ -178,9 +158,8 @@ def choose_grid(search: Search) -> tuple[QuantisedModel, GridPoint]:
         best, dead_zone = nearby, wider
     for width in (0.5, 0.25):
         best = min((best - width, best, best + width), key=lambda power: search.point(power, dead_zone).total_bytes)
-    steps, unpriced = search.refined(best, dead_zone)
-    cost = search.priced(steps, unpriced)
-    return search.quantised(steps, dead_zone, cost.price), cost
+    steps, cost = search.refined(best, dead_zone)
+    return search.quantised(steps, dead_zone), cost
 
 
 def take_sample(text: bytes, chunk_bytes: int) -> list[bytes]:

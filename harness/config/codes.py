@@ -42,8 +42,6 @@ class EvalConfig:
     """What feedback adds to the second moments of the inputs, in mean squares of an input."""
     feedback_order: str = bounded("natural", choices=("natural", "largest"))
     """Order in which feedback rounds the columns of a layer: `natural`, or those of the `largest` inputs first."""
-    worth_sequences: int = bounded(0, least=0)
-    """Training sequences by whose gradients weights become 0 that are not worth their bits in the file; 0: all stay."""
     adaptive: bool = False
     """Also code the text in its order, with the same weights and an adaptive mixture: `offline/adaptive.cl`."""
     online: bool = False

@@ -26,6 +26,8 @@ class PruneConfig:
     """Remove weights without influence before and after `tamade`, or after each layer of the other kinds."""
     alpha: float = bounded(1e-3, above=0)
     """`layerwise`, `feedback`: price of a weight, in mean squares of an output of its layer."""
+    price: float = bounded(0.0, least=0)
+    """Before fine-tuning, weights go that are worth less to the text than so many times their bits; 0: all stay."""
     steps: int = bounded(500, least=1)
     """`layerwise`: Adam steps a layer."""
     rounds: int = bounded(1, least=1, most=MAX_ROUNDS)

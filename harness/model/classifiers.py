@@ -51,7 +51,7 @@ class Classifier(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits (batch, 1, classes) for `inputs` (batch, channels, rows, columns), uint8 or floats."""
-        x = inputs.float()
+        x = inputs.to(self.head.weight.dtype)
         if inputs.dtype == torch.uint8:
             x = x / LARGEST_BYTE
         return self.head(self.layers(x))[:, None]

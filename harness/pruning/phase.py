@@ -1,7 +1,7 @@
 """The prune phase: what happens between two stretches of training, on any backend."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -20,6 +20,7 @@ from harness.pruning.sample import Sample
 from harness.pruning.step_sizes import Scale, balanced_steps
 from harness.pruning.structure import DeadStructure, find_dead
 from harness.pruning.tamade import Outcome, finite_loss, shown, tamade
+from harness.pruning.worth import remove_unworthy
 
 UNITS = {"loss": "nats/token", "accuracy": "of the next tokens"}
 
@@ -38,6 +39,8 @@ class PruneReport:
     parameters: int
     nonzeros: int
     """Of all parameters, those that are not zero now."""
+    unworthy: int
+    """Weights that were removed since their bits cost more than `prune.price` allows."""
     without_influence: int
     """Weights that random-gradient pruning removed."""
     dead: DeadStructure
@@ -55,6 +58,8 @@ class PruneReport:
             f"{config.measure} {before} -> {after} {UNITS[config.measure]} on {config.sample_sequences} training "
             f"sequences ({self.evaluations} evaluations)"
         )
+        if self.unworthy:
+            yield f"{self.unworthy:,} weights are not worth {config.price:g} times their bits and are removed"
         dead = self.dead
         removed = f"; {self.without_influence:,} weights removed for that" if config.random_gradient else ""
         yield (
@@ -87,7 +92,7 @@ def prune(
     finite or no weight survives.
     """
     _copy_trained(backend, optimizer, replica)
-    report = _prune_replica(replica, sample, config, seed)
+    report = _prune_replica(replica, sample, config, seed, text_tokens)
     optimizer.set_rule(None)
     pruned = {name: p.detach() for name, p in replica.named_parameters()}
     scatter_state(backend, optimizer, "mask", {name: (p != 0).float() for name, p in pruned.items()})
@@ -114,8 +119,10 @@ def _copy_trained(backend: Backend, optimizer: Optimizer, replica: Transformer) 
             p.mul_(trained[name] != 0)
 
 
-def _prune_replica(replica: Transformer, sample: Sample, config: PruneConfig, seed: int) -> PruneReport:
-    without_influence, warnings = 0, []
+def _prune_replica(
+    replica: Transformer, sample: Sample, config: PruneConfig, seed: int, text_tokens: int
+) -> PruneReport:
+    unworthy, without_influence, warnings = 0, 0, []
 
     def mean_loss() -> float:
         return sample.mean_loss(replica)
@@ -142,6 +149,10 @@ def _prune_replica(replica: Transformer, sample: Sample, config: PruneConfig, se
         clean()
         outcome = tamade(replica, loss, config)
         clean()
+    if config.price:
+        unworthy = remove_unworthy(replica, sample, config.price, text_tokens)
+        clean()
+        outcome = replace(outcome, loss_after=finite_loss(loss))
     nonzero = {name: p != 0 for name, p in replica.named_parameters()}
     if not any(nonzero[name].any() for name, p in replica.named_parameters() if is_regularised(p)):
         strength = "alpha" if config.is_by_layer else "tolerance"
@@ -153,6 +164,7 @@ def _prune_replica(replica: Transformer, sample: Sample, config: PruneConfig, se
         evaluations=outcome.evaluations,
         parameters=sum(p.numel() for p in nonzero.values()),
         nonzeros=sum(int(p.sum()) for p in nonzero.values()),
+        unworthy=unworthy,
         without_influence=without_influence,
         dead=find_dead(nonzero, replica.config.heads)[1],
         warnings=[*outcome.warnings, *warnings],

@@ -1,9 +1,11 @@
 """The training sequences that pruning is judged on."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.data.batches import MicroBatch
@@ -43,6 +45,31 @@ class Sample:
                 with self._arithmetic():
                     model(ids)
         return self.ranks.sum_tensor(sums["layer"]) / self.ranks.sum(count)[0]
+
+    def gradient_squares(self, model: nn.Module) -> dict[str, Tensor]:
+        """Compute the mean over tokens of the square of the loss's gradient, by weight of `model`, float64.
+
+        Squares are of whole sequences, as if what their tokens pull at were independent. In float64: no last bit of a
+        sum, which another number of threads may change, decides which weights a file holds.
+        """
+        model, count = copy.deepcopy(model).double(), 0.0
+        squares = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+        for micro_batch in self._micro_batches:
+            ids, mask = self.learner.on_device(micro_batch)
+            inputs = self.learner.inputs_on_device(micro_batch)
+            count += int(micro_batch.mask.sum())
+            for row in range(len(ids)):
+                tokens = ids[row : row + 1]
+                model.zero_grad()
+                with torch.enable_grad():
+                    logits = model(tokens if inputs is None else inputs[row : row + 1])
+                    nats = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none")
+                    nats[mask[row]].sum().backward()
+                for name, p in model.named_parameters():
+                    if p.grad is not None:
+                        squares[name] += p.grad.square()
+        count = self.ranks.sum(count)[0]
+        return {name: self.ranks.sum_tensor(total) / count for name, total in squares.items()}
 
     @torch.no_grad()
     def _mean(self, values: Callable[[Tensor, Tensor | None], Tensor]) -> float:

@@ -1,18 +1,20 @@
-"""What the zeros of a transformer decide: which weights cannot influence its output, whatever the text.
+"""What the zeros of a model decide: which weights cannot influence its output, whatever the text.
 
 A tensor is represented by its pattern: True where a weight is not zero. One pass from the embedding to the head finds
 what can differ from zero, and what reads it. Every zero found is exact in floating point (0 times a finite number, the
 activation of 0, the RMS norm of zeros), so zeroing the rest changes no bit of the logits. What only cancels in
 arithmetic without rounding, such as a key's bias in a softmax, counts as influence.
+
+Of a classifier, whose layers are a chain that each is read by the next of alone, units are found.
 """
 
+import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from harness.pruning.chains import find_live, num_dead
 
 BLOCK_MATRICES = ("qkv", "out", "up", "down")
 
@@ -55,7 +57,7 @@ def find_dead(nonzero: Mapping[str, Tensor], heads: int) -> tuple[dict[str, Tens
     """
     if "embed.weight" not in nonzero:
         # A classifier has none.
-        live = find_live(nonzero)
+        live = find_live_units(nonzero)
         units, weights = num_dead(nonzero)
         return live, DeadStructure(rows=0, columns=0, heads=0, units=units, channels=0, weights=weights)
     live = {}
@@ -158,3 +160,38 @@ def _rotated(heads: Tensor) -> Tensor:
     """What can differ from zero in queries or keys (heads, head width) after rotary positions, which mix two halves."""
     first, second = heads.chunk(2, dim=1)
     return (first | second).repeat(1, 2)
+
+
+def find_live_units(nonzero: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Find the weights that have influence (bool, by tensor), given the patterns (bool) of all tensors of a classifier.
+
+    A unit whose weights and bias are zero is zero behind a ReLU or a pooling, so that nothing reads it; one that
+    nothing reads needs no weights. Behind norms, and where layers are added, all weights count.
+    """
+    live = {name: pattern.clone() for name, pattern in nonzero.items()}
+    layers = [name.removesuffix(".weight") for name, p in nonzero.items() if name.endswith(".weight")]
+    if any(nonzero[f"{layer}.weight"].dim() < 2 for layer in layers):
+        return live
+    pairs = list(itertools.pairwise(layers))
+    for layer, reader in pairs:
+        weight, bias = live[f"{layer}.weight"], live[f"{layer}.bias"]
+        _by_unit(live[f"{reader}.weight"], len(weight)).mul_((weight.flatten(1).any(1) | bias)[:, None])
+    for layer, reader in reversed(pairs):
+        weight, bias = live[f"{layer}.weight"], live[f"{layer}.bias"]
+        is_read = _by_unit(live[f"{reader}.weight"], len(weight)).any(2).any(0)
+        weight.mul_(is_read.view(-1, *[1] * (weight.dim() - 1)))
+        bias.mul_(is_read)
+    return live
+
+
+def _by_unit(weight: Tensor, units: int) -> Tensor:
+    """Weights of a reader as (outputs, units, places), a view."""
+    return weight.view(len(weight), units, math.prod(weight.shape[1:]) // units)
+
+
+def num_dead(nonzero: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Count the units, and the weights that are not zero, without influence."""
+    live = find_live_units(nonzero)
+    matrices = [name for name, p in nonzero.items() if p.dim() >= 2]
+    units = sum(int((~live[name].flatten(1).any(1)).sum()) for name in matrices)
+    return units, sum(int((nonzero[name] & ~live[name]).sum()) for name in nonzero)

@@ -8,7 +8,6 @@ bytes of the weights as coded, of the text (ideal) and of both. Runs that lie in
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
@@ -25,11 +24,12 @@ from eval.offline.evaluate import grid_search, text_to_code
 from eval.offline.ideal import ideal_archive
 from eval.offline.step_search import Search, choose_grid
 from eval.weights.codec import encode_weights, quantise, rebuild
-from eval.weights.worth import cost_nats, gradient_squares
 from harness.config.run import RunConfig, load_config
 from harness.machine.hardware import compute_deterministically
 from harness.model.transformer import Transformer
 from harness.pruning.feedback import Feedback, input_moments
+from harness.pruning.sample import Sample
+from harness.pruning.structure import DeadStructure
 from harness.run.directory import is_done, open_run_data
 from harness.train import train_run
 from tests.benchmarks.area_ablations import looped, tied
@@ -43,9 +43,7 @@ SETTINGS = (
     "rule.alpha=0.9",
     "prune.kind=tamade",
     "optimizer.finetune_fraction=0.12",
-    "eval.worth_sequences=48",
 )
-TEXT_TOKENS = 300_000
 FACTOR_STEP = 0.4
 """Step of the grid of a low-rank correction, in root mean squares of its factors."""
 
@@ -56,8 +54,6 @@ class Trained:
 
     config: RunConfig
     model: QuantisedModel
-    unpriced: QuantisedModel
-    """The same with the weights that are not worth their bits."""
     search: Search
     text: bytes
 
@@ -85,8 +81,8 @@ class Corrected(QuantisedModel):
 def all_live() -> Iterator[None]:
     """Nothing counts as dead: a tied head reads the embedding past the tensors that such a search follows."""
 
-    def live(nonzero: dict[str, Tensor], heads: int) -> tuple[dict[str, Tensor], phase.DeadStructure]:
-        return {n: torch.ones_like(p) for n, p in nonzero.items()}, phase.DeadStructure(0, 0, 0, 0, 0, 0)
+    def live(nonzero: dict[str, Tensor], heads: int) -> tuple[dict[str, Tensor], DeadStructure]:
+        return {n: torch.ones_like(p) for n, p in nonzero.items()}, DeadStructure(0, 0, 0, 0, 0, 0)
 
     with patch.object(random_gradient, "find_dead", live), patch.object(step_search, "find_dead", live):
         yield
@@ -102,10 +98,6 @@ def changed(name: str) -> Iterator[None]:
     elif name.startswith(LOOPED):
         with patch.object(Transformer, "forward", looped(forward)):
             yield
-    elif name.startswith(COST):
-        price = float(name.removeprefix(COST))
-        with patch.object(phase, "_prune_replica", pruning_by_cost(phase._prune_replica, price)):
-            yield
     elif name == FEEDBACK:
         with patch.object(phase, "_lay_grid", starting_from_feedback(phase._lay_grid)):
             yield
@@ -113,30 +105,10 @@ def changed(name: str) -> Iterator[None]:
         yield
 
 
-def pruning_by_cost(prune_replica: Callable, price: float) -> Callable:
-    """Before fine-tuning weights go that are not worth `price` times their bits in the archive of 300,000 bytes."""
-
-    def changed_pruning(replica: Transformer, sample: phase.Sample, *others: object) -> phase.PruneReport:
-        report = prune_replica(replica, sample, *others)
-        rows = np.concatenate([part.tokens for part in sample._micro_batches])
-        copy = deepcopy(replica)
-        with torch.enable_grad():
-            squares = gradient_squares(copy, rows)
-        for name, p in replica.named_parameters():
-            if phase.is_regularised(p):
-                # As if on a grid of one step: what a weight costs follows from the zeros around it.
-                cost = price * cost_nats((p != 0).numpy().astype(np.int64))
-                p.mul_(torch.from_numpy(0.5 * TEXT_TOKENS * squares[name] * p.double().numpy() ** 2 >= cost))
-        print(f"by cost {sum(int((p != 0).sum()) for p in replica.parameters()):,} weights stay")
-        return report
-
-    return changed_pruning
-
-
 def starting_from_feedback(lay_grid: Callable) -> Callable:
     """Fine-tuning on the grid starts from weights that were rounded with error feedback."""
 
-    def changed_grid(replica: Transformer, sample: phase.Sample, text_tokens: int, factor: float) -> dict[str, float]:
+    def changed_grid(replica: Transformer, sample: Sample, text_tokens: int, factor: float) -> dict[str, float]:
         steps = lay_grid(replica, sample, text_tokens, factor)
         rows = np.concatenate([part.tokens for part in sample._micro_batches])
         feedback = Feedback(input_moments(replica, rows, torch.float32), 0.01, "natural")
@@ -156,7 +128,8 @@ def with_low_rank(run: Trained, rank: int) -> tuple[str, int, int]:
     for factor in (1.0, 1.4, 2.0):
         steps = {name: np.float32(factor * step) for name, step in run.model.steps.items()}
         integers = quantise(run.search.weights, steps)
-        rebuilt, corrections, coded = rebuild(integers, steps), {}, {}
+        coded: dict[str, tuple[np.ndarray, np.float32]] = {}
+        rebuilt, corrections = rebuild(integers, steps), {}
         for name, weights in run.search.weights.items():
             if weights.ndim != 2 or min(weights.shape) <= rank or name == "embed.weight":
                 continue
@@ -182,8 +155,9 @@ CHANGES: dict[str, tuple[str, ...]] = {
     LOOPED + ", wider": ("model.layers=1", "model.width=144"),
     TIED: (),
     FEEDBACK: (),
-    COST + "1": (),
-    COST + "3": (),
+    COST + "1": ("prune.price=1",),
+    COST + "3": ("prune.price=3",),
+    COST + "10": ("prune.price=10",),
     NO_GRID: ("prune.grid=0",),
 }
 
@@ -199,8 +173,8 @@ def trained(name: str, folder: Path, seed: int, settings: list[str]) -> Trained:
     data = open_run_data(config.run_dir, config)
     text = text_to_code(config.eval.split, data)
     search = grid_search(config.run_dir, config, data, text, 1)
-    model, cost = choose_grid(search)
-    return Trained(config, model, search.quantised(model.steps, cost.dead_zone), search, text)
+    model, _ = choose_grid(search)
+    return Trained(config, model, search, text)
 
 
 def main() -> None:
@@ -219,10 +193,7 @@ def main() -> None:
                 continue
             with changed(name):
                 run = trained(name, options.folder, seed, options.settings)
-                lines = [
-                    (f"{name}, all weights", *run.total(run.unpriced)),
-                    (f"{name}, weights worth their bits", *run.total(run.model)),
-                ]
+                lines = [(name, *run.total(run.model))]
                 if name == NO_GRID:
                     lines += [(f"{name}, corrected in rank {rank}", *with_low_rank(run, rank)[1:]) for rank in (1, 4)]
             for label, weights_bytes, text_bytes in lines:

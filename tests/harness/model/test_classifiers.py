@@ -7,7 +7,7 @@ import torch
 from harness.model.classifiers import made_up_inputs
 from harness.model.subspace import initial_weights, projection
 from harness.model.transformer import CLASSIFIERS, ModelConfig, make_model
-from harness.pruning.chains import find_live
+from harness.pruning.structure import find_live_units
 
 
 def config(architecture, **more):
@@ -61,7 +61,7 @@ def test_weights_without_influence_can_be_zeroed_without_a_change(name):
         dict(model.named_parameters())["layers.1.bias" if name == "mlp" else "layers.0.bias"][0] = 0
         second[3].zero_()
     inputs = made_up_inputs(20, (1, 16, 16))
-    before, live = model(inputs), find_live({n: p != 0 for n, p in model.named_parameters()})
+    before, live = model(inputs), find_live_units({n: p != 0 for n, p in model.named_parameters()})
     dead = sum(int(((p != 0) & ~live[n]).sum()) for n, p in model.named_parameters())
     assert dead > 0
     with torch.no_grad():
