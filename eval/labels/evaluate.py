@@ -47,21 +47,23 @@ class LabelCode:
 def label_codes(run_dir: Path) -> list[LabelCode]:
     """Measure the codes of a run; the two-part one is a file that a fresh process has decoded.
 
-    A variational run has a variational code in its place, and may be one of a text. Raises UsageError where the run is
-    none of labels or not finished, RunFailure where the file does not come back.
+    A variational run has a variational code in its place, and may be one of a text, as that of a model in a subspace
+    may, whose code is ideal then. Raises UsageError where the run is none of these or not finished, RunFailure where
+    the file does not come back.
     """
     config = load_run_config(run_dir)
-    is_variational = config.rule.kind == "variational"
-    if config.tokenizer.kind != "labels" and not is_variational:
+    is_variational, of_text = config.rule.kind == "variational", config.tokenizer.kind != "labels"
+    if of_text and not (is_variational or config.model.subspace):
         raise UsageError(f"{run_dir}: corpus.kind={config.corpus.kind} has no labels; use `codelength eval`")
     data = open_run_data(run_dir, config)
     name, num_labels, classes = run_dir.name, data.train.num_tokens, data.tokenizer.vocab_size
     uniform = Length.ideal(num_labels * math.log2(classes))
     online = read_online_code(run_dir, -(-num_labels // config.model.context), num_labels)
+    own = _variational if is_variational else _subspace_of_text if of_text else _two_part_codes
     codes = [
         LabelCode(name, "uniform", uniform, None, None),
         LabelCode(name, "prequential", Length.ideal(online.ideal_bits), None, None),
-        *([_variational(run_dir, config, data)] if is_variational else _two_part_codes(run_dir, config, data)),
+        *own(run_dir, config, data),
     ]
     (run_dir / REPORT_FILE).parent.mkdir(exist_ok=True)
     write_json(run_dir / REPORT_FILE, {"codes": [record(code) for code in codes]})
@@ -108,13 +110,25 @@ def _two_part_codes(run_dir: Path, config: RunConfig, data: Data) -> list[LabelC
     ]
 
 
-def _variational(run_dir: Path, config: RunConfig, data: Data) -> LabelCode:
+def _subspace_of_text(run_dir: Path, config: RunConfig, data: Data) -> list[LabelCode]:
+    # Most runs are of labels.
+    from eval.labels.texts import subspace_lengths
+
+    floats, coded = subspace_lengths(run_dir, config, data)
+    size, name = config.model.subspace, run_dir.name
+    return [
+        LabelCode(name, f"subspace of {size:,}, float32", floats, None, None),
+        LabelCode(name, f"subspace of {size:,}, coordinates coded", coded, None, None, size),
+    ]
+
+
+def _variational(run_dir: Path, config: RunConfig, data: Data) -> list[LabelCode]:
     # Most runs have no posterior.
     from eval.labels.variational import variational_code
 
     code = variational_code(run_dir, config, data)
     length = Length(bytes_from_bits(code.kl_bits), bytes_from_bits(code.data_bits), "ideal")
-    return LabelCode(run_dir.name, f"variational, prior {config.rule.prior:g}", length, code.accuracy, None)
+    return [LabelCode(run_dir.name, f"variational, prior {config.rule.prior:g}", length, code.accuracy, None)]
 
 
 def verify(archive: Path, inputs: str, text: bytes) -> None:

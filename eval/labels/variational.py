@@ -4,27 +4,21 @@ Section 3.2 of "The description length of deep learning models". By bits back th
 be reached, but nobody writes the file: it is ideal.
 """
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
+from eval.labels.forward import install, predicted
 from eval.weights.trained import load_deviations, load_weights
 from harness.config.run import RunConfig
 from harness.corpus.prepared import Data
-from harness.data.order import Sequences
-from harness.data.shards import Shard
-from harness.model.transformer import Transformer, make_model
+from harness.model.transformer import make_model
 from harness.rules.variational import kl_nats
 from harness.units import bits_from_nats
 
 DRAWS = 8
 """Weights that are drawn for the expected data bits."""
-_TOKENS, _MOST_ROWS = 8192, 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,30 +50,10 @@ def variational_code(run_dir: Path, config: RunConfig, data: Data) -> Variationa
     model = make_model(config.model, vocab_size, config.seed).eval()
     generator, nats = torch.Generator().manual_seed(config.seed), 0.0
     for _ in range(DRAWS):
-        _install(model, {name: m + s * torch.randn(m.shape, generator=generator) for name, (m, s) in pairs.items()})
-        nats += sum(float(own.sum(dtype=torch.float64)) for own, _ in _predicted(model, data.train)) / DRAWS
+        install(model, {name: m + s * torch.randn(m.shape, generator=generator) for name, (m, s) in pairs.items()})
+        nats += sum(float(own.sum(dtype=torch.float64)) for own, _ in predicted(model, data.train)) / DRAWS
     accuracy = None
     if data.heldout.inputs is not None:
-        _install(model, {name: mean for name, (mean, _) in pairs.items()})
-        accuracy = sum(int(right.sum()) for _, right in _predicted(model, data.heldout)) / data.heldout.num_tokens
+        install(model, {name: mean for name, (mean, _) in pairs.items()})
+        accuracy = sum(int(right.sum()) for _, right in predicted(model, data.heldout)) / data.heldout.num_tokens
     return VariationalCode(bits_from_nats(kl), bits_from_nats(nats), accuracy)
-
-
-@torch.no_grad()
-def _install(model: Transformer, weights: Mapping[str, Tensor]) -> None:
-    for name, parameter in model.named_parameters():
-        parameter.copy_(weights[name])
-
-
-def _predicted(model: Transformer, shard: Shard) -> Iterator[tuple[Tensor, Tensor]]:
-    """Nats (n,) of the tokens of some sequences after others, and whether each is the most likely one."""
-    context = model.config.context
-    sequences, rows = Sequences(shard, context), min(_MOST_ROWS, max(1, _TOKENS // context))
-    for start in range(0, sequences.num_sequences, rows):
-        ids = np.arange(start, min(start + rows, sequences.num_sequences))
-        tokens, mask = map(torch.from_numpy, sequences.read(ids))
-        given = tokens if shard.inputs is None else torch.from_numpy(np.array(shard.inputs[ids]))
-        with torch.inference_mode():
-            logits = model(given).float()
-            nats = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view_as(tokens)
-        yield nats[mask], (logits.argmax(dim=-1) == tokens)[mask]

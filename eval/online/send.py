@@ -103,6 +103,8 @@ def _open_text(config: RunConfig, path: Path | None, ranks: Ranks) -> Input:
             f"train.policy={config.train.policy}: no online code holds a policy; use null, or `codelength train`, "
             "whose report charges it"
         )
+    if config.model.subspace and not config.model.is_classifier:
+        raise UsageError(f"model.subspace={config.model.subspace}: no online code of a text is in one; use 0")
     if path is None:
         data = open_on_all_ranks(config, ranks)
         shard, digest, order = data.train, hashlib.sha256(), document_order(data.train)

@@ -102,6 +102,8 @@ class RunConfig:
                 f"eval.chunk_bytes={self.eval.chunk_bytes}: must not exceed model.context ({self.model.context}), "
                 "since a chunk of bytes can be as many tokens"
             )
+        if self.model.subspace and not self.model.is_classifier:
+            problems.extend(self._subspace_problems())
         if self.rule.kind == "variational":
             problems.extend(self._variational_problems())
         elif self.rule.kind != "none" and self.rule.coupling == "adam" and self.optimizer.kind == "muon":
@@ -117,6 +119,24 @@ class RunConfig:
                 f"rule.tensors={self.rule.tensors}: prune.kind={self.prune.kind} prunes linear layers; add matrices or "
                 "head"
             )
+        return problems
+
+    def _subspace_problems(self) -> list[str]:
+        """What a transformer in a subspace has no way for: its code is measured by `codelength labels` alone."""
+        needed = {
+            "backend.name": (self.backend.name, "ddp"),
+            "prune.kind": (self.prune.kind, "none"),
+            "train.finetune_epochs": (self.train.finetune_epochs, 0),
+            "train.compile": (self.train.compile, False),
+            "train.activation_checkpointing": (self.train.activation_checkpointing, False),
+        }
+        problems = [
+            f"{key}={value}: not with model.subspace of a transformer; use {key}={str(wanted).lower()}"
+            for key, (value, wanted) in needed.items()
+            if value != wanted
+        ]
+        if not self.online.trains_plainly or self.online.start or self.train.retrain_at:
+            problems.append(f"model.subspace={self.model.subspace}: trains a transformer plainly; leave out online.*")
         return problems
 
     def _variational_problems(self) -> list[str]:

@@ -8,7 +8,8 @@ stored.
 
 import hashlib
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,15 +18,21 @@ from torch.func import functional_call
 
 if TYPE_CHECKING:
     from harness.model.classifiers import Classifier
+    from harness.model.transformer import Transformer
 
 _MANTISSA_BITS = 24
+# Modules of a transformer whose weights start at zero.
+_ZEROS = ("out", "down", "head", "smear")
 
 
 class Subspace(nn.Module):
     """A model whose weights are a point of a random affine subspace."""
 
-    def __init__(self, model: "Classifier", size: int, seed: int):
-        """`size` counts the coordinates; they start at zero. The weights that `model` has are forgotten."""
+    def __init__(self, model: "Classifier | Transformer", size: int, seed: int):
+        """`size` counts the coordinates; they start at zero. The weights that `model` has are forgotten.
+
+        Of a transformer branches, head and smear start at zero.
+        """
         super().__init__()
         self.config, self.vocab_size, self.begin = model.config, model.vocab_size, model.begin
         self.checkpoint_activations = False
@@ -36,7 +43,13 @@ class Subspace(nn.Module):
         self._model = [model.requires_grad_(False)]
         self.shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
         columns, factors = projection(sum(map(math.prod, self.shapes.values())), size, seed)
-        start = np.concatenate([initial_weights(name, shape, seed).ravel() for name, shape in self.shapes.items()])
+        is_text = not model.config.is_classifier
+        start = np.concatenate(
+            [
+                initial_weights(name, shape, seed, is_zero=is_text and name.split(".")[-2] in _ZEROS).ravel()
+                for name, shape in self.shapes.items()
+            ]
+        )
         for key, values in (("columns", columns), ("factors", factors), ("start", start)):
             self.register_buffer(key, torch.from_numpy(values), persistent=False)
         self.coordinates = nn.Parameter(torch.zeros(size))
@@ -49,6 +62,11 @@ class Subspace(nn.Module):
     def flops_per_token(self) -> float:
         """Floating-point operations of one forward and backward pass of the model, per label."""
         return self._model[0].flops_per_token()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # Tables of positions move with the coordinates.
+        self._model[0]._apply(fn, recurse)
+        return super()._apply(fn, recurse)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """What the model makes of `inputs` with the weights of the present point."""
@@ -70,8 +88,10 @@ def projection(num_weights: int, size: int, seed: int) -> tuple[np.ndarray, np.n
     return columns.astype(np.int64), (signs / np.sqrt(counts[columns.astype(np.int64)])).astype(np.float32)
 
 
-def initial_weights(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+def initial_weights(name: str, shape: tuple[int, ...], seed: int, is_zero: bool = False) -> np.ndarray:
     """Weights (shape) of float32 to start from: uniform of variance 2 / inputs (He et al. 2015), vectors fixed."""
+    if is_zero:
+        return np.zeros(shape, dtype=np.float32)
     if len(shape) < 2:
         return np.full(shape, float(name.endswith("weight")), dtype=np.float32)
     bound = np.float32(math.sqrt(6 / math.prod(shape[1:])))

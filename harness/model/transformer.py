@@ -74,8 +74,6 @@ class ModelConfig:
             from harness.model.classifiers import classifier_problems
 
             return problems + classifier_problems(self)
-        if self.subspace:
-            problems.append(f"model.subspace={self.subspace}: is for classifiers; use 0")
         if min(self.width, self.heads) >= 1 and self.width % (2 * self.heads):
             problems.append(f"model.width={self.width}: must be a multiple of 2 * model.heads ({2 * self.heads})")
         return problems
@@ -87,7 +85,12 @@ def make_model(config: ModelConfig, vocab_size: int, seed: int) -> "Transformer"
     A classifier, which has the attributes of a transformer but its blocks, is called with inputs in place of tokens.
     """
     if not config.is_classifier:
-        return Transformer(config, vocab_size)
+        model = Transformer(config, vocab_size)
+        if not config.subspace:
+            return model
+        from harness.model.subspace import Subspace
+
+        return cast("Transformer", Subspace(model, config.subspace, seed))
     from harness.model.classifiers import make_classifier
 
     return cast("Transformer", make_classifier(config, vocab_size, seed))

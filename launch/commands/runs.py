@@ -119,8 +119,9 @@ def eval_command(options: Namespace) -> None:
     if any(not text.startswith("eval.") for text in overrides):
         raise UsageError(f"{' '.join(overrides)}: only eval.* can be changed after training")
     for run in runs:
-        if load_run_config(run).tokenizer.kind == "labels":
-            raise UsageError(f"{run}: a run of labels; use `codelength labels {run}`")
+        config = load_run_config(run)
+        if config.tokenizer.kind == "labels" or config.model.subspace:
+            raise UsageError(f"{run}: a run of labels, or in a subspace; use `codelength labels {run}`")
         evaluate(run, overrides, options.threads, show_bytes(options.quiet), options.quiet)
         reports = load_reports([run])
         write_file(run / "table.md", render(reports, "md").encode())

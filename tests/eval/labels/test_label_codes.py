@@ -150,11 +150,24 @@ def test_a_variational_run_is_shorter_than_uniform_and_goes_on_with_the_same_bit
     assert "leave out rule.alpha" in error and "use optimizer.kind=adamw" in error
 
 
-def test_a_text_has_a_variational_code_too(tmp_path):
+@pytest.mark.parametrize(
+    ("own", "name"),
+    [
+        (("rule.kind=variational", "optimizer.learning_rate=0.003"), "variational, prior 0.1"),
+        (("rule.kind=none", "model.subspace=400", "optimizer.learning_rate=0.2"), "subspace of 400, coordinates coded"),
+    ],
+)
+def test_a_text_has_variational_and_subspace_codes_too(tmp_path, own, name):
     model = ("model.width=16", "model.layers=1", "model.heads=1", "model.context=64", "eval.chunk_bytes=64")
     corpus = ("corpus.subset_bytes=4000", "corpus.heldout_bytes=500", f"runs_dir={tmp_path}", f"data_dir={tmp_path}/d")
-    own = ("rule.kind=variational", "optimizer.kind=adamw", "prune.kind=none", "train.finetune_epochs=0")
-    assert run("train", "demo", *model, *corpus, *own, "name=text", "rule.alpha=0", "rule.ramp=0") == 0
-    uniform, online, code = label_codes(tmp_path / "text")
-    assert uniform.length.total_bits == 8 * 4000 and code.accuracy is None and code.length.kind == "ideal"
-    assert online.length.data_bytes and 0 < code.length.data_bytes < 4500
+    plain = ("optimizer.kind=adamw", "prune.kind=none", "train.finetune_epochs=0", "rule.alpha=0", "rule.ramp=0")
+    plain = (*plain, "online.ema=0")
+    assert run("train", "demo", *model, *corpus, *plain, *own, "name=text", "train.epochs=3") == 0
+    codes = {code.code: code.length for code in label_codes(tmp_path / "text")}
+    assert codes["uniform"].total_bits == 8 * 4000 and codes[name].kind == "ideal"
+    assert codes["prequential"].total_bits < 8 * 4000 and codes[name].model_bytes > 0
+    assert codes[name].data_bytes < 4000
+    if name.startswith("subspace"):
+        assert run("eval", tmp_path / "text") == 2
+        assert run("send", "demo", *model, *corpus, *plain, *own, "-o", tmp_path / "x.clo") == 2
+        assert codes[name].total_bits < codes["subspace of 400, float32"].total_bits
