@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 from harness.machine.stop import PAUSE_SIGNAL, Interrupted, end_at_signals, interruptible, outlive_terminal
 
@@ -55,6 +56,7 @@ def train_run(config: RunConfig, start: Start | None = None) -> None:
         order = StepOrder(config.train, text.num_tokens, length, text.fingerprint, config.seed)
         plan_phases(config.train, order, config.prune.prunings)
         policy = _policy(config, text.num_tokens)
+        data = replace(data, policy=policy)
         if config.dry_run:
             _train(config, data, ranks, dtype, start)
             return

@@ -26,7 +26,7 @@ from harness.machine.memory import check_memory
 MAGIC = b"\xcdCL"
 # docs/formats.md tells what changed, and what each version promises.
 VERSION = 5
-TAGS = ("HEAD", "TOKN", "MODL", "DATA", "FLOW", "SEGM", "PART", "ORDR", "STRT", "LABL")
+TAGS = ("HEAD", "TOKN", "MODL", "DATA", "FLOW", "SEGM", "PART", "ORDR", "STRT", "LABL", "PLCY")
 """Names of sections; files have their numbers here."""
 MAX_HEADER_JSON_BYTES = 1 << 20
 CHECKSUM_BYTES = 4

@@ -158,13 +158,14 @@ def offline_code(report: dict, points: list[GridPoint]) -> OfflineCode:
     return OfflineCode.of([archive, *others])
 
 
-def online_curves(online: OnlineCode) -> tuple[OnlineCurve, list[OnlineCurve]]:
+def online_curves(online: OnlineCode, charged_bytes: int = 0) -> tuple[OnlineCurve, list[OnlineCurve]]:
     """Fit the law to the whole curve, and to `RESAMPLES` resamples of its blocks.
 
-    What was measured is the same in all of them: it is a fact about this text. Raises UsageError for too short runs.
+    The code begins with `charged_bytes`, which a receiver must have before the first step. What was measured is the
+    same in all of them: it is a fact about this text. Raises UsageError for too short runs.
     """
     raw_bytes = np.append(0.0, np.cumsum(online.step_raw_bytes))
-    bits = np.append(0.0, np.cumsum(online.step_bits))
+    bits = bits_from_bytes(charged_bytes) + np.append(0.0, np.cumsum(online.step_bits))
     positions, rates = curve_points(raw_bytes, bits)
     laws = [fit_law(positions, rates), *resampled_laws(positions, rates, RESAMPLES, _SEED)]
     first, *others = (OnlineCurve(raw_bytes=raw_bytes, bits=bits, law=law) for law in laws)

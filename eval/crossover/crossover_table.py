@@ -29,6 +29,7 @@ from eval.offline.step_search import GridPoint
 from eval.report.precision import LOG2_FACTORS
 from eval.show import blocks
 from eval.show.blocks import Block
+from harness.run.directory import charged_bytes
 from harness.units import bits_from_nats, bits_per_byte
 
 ABOUT_ZERO_BITS_PER_BYTE = 0.01
@@ -90,7 +91,7 @@ def measure(run_dir: Path) -> Measurement:
     Raises UsageError where it is not one, too short, or evaluated by an older version.
     """
     run = open_run(run_dir)
-    curve, resampled = online_curves(run.online)
+    curve, resampled = online_curves(run.online, sum(charged_bytes(run_dir).values()))
     offline = offline_code(run.report, _precisions(run))
     band, until_band = crossover_bands(resampled, offline)
     return Measurement(

@@ -7,7 +7,7 @@ from typing import Any
 from eval.crossover.crossing import OnlineCurve, online_curves
 from eval.length import Length
 from harness.data.order import Sequences
-from harness.run.directory import load_run_config, open_run_data, read_start_bytes
+from harness.run.directory import load_run_config, open_run_data, policy_bytes, read_start_bytes
 from harness.run.ledger import read_online_code
 from harness.units import bits_from_bytes
 
@@ -38,7 +38,8 @@ def measure_hybrid(run_dir: Path) -> HybridCode:
     train = open_run_data(run_dir, config).train
     sequences = Sequences(train, config.model.context)
     online = read_online_code(run_dir, sequences.num_sequences, train.num_tokens)
-    return HybridCode(run=config.name, start_bytes=read_start_bytes(run_dir), curve=online_curves(online)[0])
+    curve, _ = online_curves(online, policy_bytes(run_dir))
+    return HybridCode(run=config.name, start_bytes=read_start_bytes(run_dir), curve=curve)
 
 
 def hybrid_record(hybrid: HybridCode) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from harness.errors import RunFailure, UsageError
 from harness.files import write_json
 from harness.labels.tokenizer import LabelTokenizer
 from harness.machine.children import child_environment
-from harness.run.directory import load_run_config, open_run_data, run_base
+from harness.run.directory import charged_bytes, load_run_config, open_run_data, run_base
 from harness.run.ledger import read_online_code
 from harness.units import bits_from_nats, bytes_from_bits
 
@@ -60,9 +60,10 @@ def label_codes(run_dir: Path) -> list[LabelCode]:
     uniform = Length.ideal(num_labels * math.log2(classes))
     online = read_online_code(run_dir, -(-num_labels // config.model.context), num_labels)
     own = _variational if is_variational else _subspace_of_text if of_text else _two_part_codes
+    charged = sum(charged_bytes(run_dir).values())
     codes = [
         LabelCode(name, "uniform", uniform, None, None),
-        LabelCode(name, "prequential", Length.ideal(online.ideal_bits), None, None),
+        LabelCode(name, "prequential", replace(Length.ideal(online.ideal_bits), other_bytes=charged), None, None),
         *own(run_dir, config, data),
     ]
     (run_dir / REPORT_FILE).parent.mkdir(exist_ok=True)

@@ -2,9 +2,10 @@
 
 Sections: HEAD (settings that differ from the defaults, sizes, digests, environment), TOKN (tokenizer), SEGM, PART where
 settings speak of parts of the text (the first token of each), ORDR where its documents are coded in an order that is
-not their own, and STRT where both ends start from the weights of an archive: its section of weights. A segment is a
-number of optimizer steps. It holds 4 bytes of digest of the weights after it and, for each rank, 4 bytes of checksum
-of the rank's tokens, the length of the rank's stream as a varint, and the stream.
+not their own, STRT where both ends start from the weights of an archive: its section of weights, and PLCY where not all
+sequences count alike in the updates: the file of the policy. A segment is a number of optimizer steps. It holds 4 bytes
+of digest of the weights after it and, for each rank, 4 bytes of checksum of the rank's tokens, the length of the rank's
+stream as a varint, and the stream.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -35,13 +36,15 @@ _WORLD_SIZE_DIGITS = 5
 MAX_TOKENS = 1 << 40
 # Settings of the corpus and of what follows the first epoch decide nothing of what is sent.
 _UNSENT = ("corpus.", "prune.", "train.policy")
-# Weights are sent, and not where they come from.
+# Weights and policies are sent, and not where they come from.
 _START = "online.start"
 _OF_PARTS = ("train.last", "train.untrained")
 _SECTIONS = {"HEAD", "TOKN", "SEGM"}
 _DIGEST_BYTES = EARLY_DIGITS // 2
 # A rank's checksum and the length of its stream, at least.
 _LEAST_PART_BYTES = _DIGEST_BYTES + 1
+# Of the head, as bytes.
+_AS_THEY_ARE = {"STRT": "start", "PLCY": "policy"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +70,8 @@ class OnlineHead:
     """The order of its documents, where it is not coded in its own; in a section too."""
     start: bytes = b""
     """Coded weights that both ends start from, in a section too; empty where these are random."""
+    policy: bytes = b""
+    """How much each sequence counts in the updates, in a section too; empty where all count alike."""
 
     @property
     def world_size(self) -> int:
@@ -106,6 +111,8 @@ class FileSizes:
     """Order and lengths of the documents."""
     start_bytes: int
     """Weights that both ends start from."""
+    policy_bytes: int
+    """How much each sequence counts in the updates."""
     checksum_bytes: int
     file_bytes: int
 
@@ -131,13 +138,13 @@ def write_online_file(path: Path, head: OnlineHead, tokenizer: Tokenizer, segmen
     """
     packed = pack_segments(segments)
     plain = asdict(replace(head, parts=None, order=None))
-    for own_section in ("parts", "order", "start"):
+    for own_section in ("parts", "order", *_AS_THEY_ARE.values()):
         del plain[own_section]
     if head.raw_bytes == head.num_tokens:
         del plain["raw_bytes"]
     sections = {"HEAD": pack_json(plain), "TOKN": tokenizer.model_bytes(), "SEGM": packed}
     sections |= {tag: own.to_bytes() for tag, own in (("PART", head.parts), ("ORDR", head.order)) if own}
-    sections |= {"STRT": head.start} if head.start else {}
+    sections |= {tag: own for tag, name in _AS_THEY_ARE.items() if (own := getattr(head, name))}
     content = pack_sections(sections)
     write_file(path, content)
     stream_bytes = sum(len(part.stream) for segment in segments for part in segment.parts)
@@ -148,6 +155,7 @@ def write_online_file(path: Path, head: OnlineHead, tokenizer: Tokenizer, segmen
         stream_bytes=stream_bytes,
         order_bytes=len(sections.get("ORDR", b"")),
         start_bytes=len(head.start),
+        policy_bytes=len(head.policy),
         checksum_bytes=CHECKSUM_BYTES,
         file_bytes=len(content),
     )
@@ -159,10 +167,11 @@ def read_online_file(path: Path) -> tuple[OnlineHead, RunConfig, Tokenizer, list
     Raises UsageError for files that are missing, foreign, damaged, or made to mislead.
     """
     sections = read_sections(path)
-    if sections.keys() - {"PART", "ORDR", "STRT"} != _SECTIONS:
+    if sections.keys() - {"PART", "ORDR", *_AS_THEY_ARE} != _SECTIONS:
         raise UsageError(f"{path}: not an online code; give a file made by `codelength send`")
     try:
-        head = replace(_parse_head(unpack_json(sections["HEAD"], path)), start=sections.get("STRT", b""))
+        head = _parse_head(unpack_json(sections["HEAD"], path))
+        head = replace(head, start=sections.get("STRT", b""), policy=sections.get("PLCY", b""))
         settings: dict[str, object] = {}
         if "PART" in sections:
             # Most codes are of texts without parts.

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from eval.labels.predictor import LabelPredictor
     from harness.data.parts import Parts
     from harness.online.mixture import Mixture
+    from harness.policy.weights import Policy
 
 # Entries of the environment that are told, but decide nothing by themselves.
 INFORMATIVE = ("limits", "commit")
@@ -51,6 +52,8 @@ class Text:
     """Where the parts of the text begin, if the code speaks of any."""
     inputs: np.ndarray | None = None
     """What labels are given (num_tokens, channels, rows, columns), which a receiver has too; None in a text."""
+    policy: "Policy | None" = None
+    """How much each sequence counts in the updates, where that is not the same."""
 
     @property
     def num_tokens(self) -> int:
@@ -87,7 +90,7 @@ class Lockstep:
         context, lanes = config.model.context, self.ensemble.main.micro_batch
         self.num_steps = 0
         if source.num_tokens:
-            self.batches = make_batches(source, config.train, context, lanes, config.seed, ranks)
+            self.batches = make_batches(source, config.train, context, lanes, config.seed, ranks, source.policy)
             self.replays = ReplaySchedule(config.train, self.batches)
             self.num_steps = self.batches.order.steps_per_epoch
             self._phase = plan_phases(config.train, self.batches.order, prunings=0)[0]

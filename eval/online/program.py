@@ -87,7 +87,7 @@ def _left_out(config: RunConfig) -> set[str]:
         "eval.codec.permutation": config.corpus.documents == "as-is",
         "harness.data.parts": not config.train.reads_parts,
         "harness.data.mixture": not config.train.reads_parts,
-        "harness.policy.weights": True,
+        "harness.policy.weights": not config.train.policy,
         "harness.model.plain_attention": True,
         "harness.data.ado": config.train.shares != "ado",
         "harness.laws.power_law": config.train.shares != "ado",

@@ -71,7 +71,14 @@ def receive(
         from harness.labels.received import received_inputs
 
         given = received_inputs(path, tokenizer, config.model.inputs, head.num_tokens, inputs)
-    source = Text(np.zeros(head.num_tokens, dtype=np.uint16), head.raw_bytes, head.fingerprint, head.parts, given)
+    policy = None
+    if head.policy:
+        # In most codes all sequences count alike.
+        from harness.policy.weights import received_policy
+
+        policy = received_policy(path, head.policy, head.num_tokens, config.model.context)
+    tokens = np.zeros(head.num_tokens, dtype=np.uint16)
+    source = Text(tokens, head.raw_bytes, head.fingerprint, head.parts, given, policy)
     start = None
     if head.start:
         # Most codes start from random weights.

@@ -34,6 +34,7 @@ from harness.data.tokenizer import Tokenizer, from_model_bytes, train_tokenizer
 from harness.errors import UsageError
 from harness.machine.ranks import Ranks, on_first_rank
 from harness.model.start import Start
+from harness.policy.weights import Policy, load_policy
 from harness.run.directory import open_on_all_ranks
 from harness.units import bits_from_bytes, bits_from_nats
 
@@ -67,6 +68,8 @@ class SendReport:
     """Order and lengths of the documents, where they are not coded in their own order."""
     start_bits: float
     """Weights of an archive, where both ends start from them."""
+    policy_bits: float
+    """How much each sequence counts in the updates, where that is not the same."""
     costs: Costs
 
 
@@ -87,22 +90,25 @@ class Input:
 def open_input(config: RunConfig, path: Path | None, ranks: Ranks) -> Input:
     """Open the text of a file, or without one the training corpus of the configuration; called on all ranks.
 
-    Raises UsageError where it, or the archive that `online.start` names, cannot be read or does not fit, or no
+    Raises UsageError where it, or what `online.start` or `train.policy` names, cannot be read or does not fit, or no
     tokenizer can be trained on it.
     """
     start = read_start(config)
     text = _open_text(config, path, ranks)
     if start:
         start.check_tokenizer(config.tokenizer.kind, text.tokenizer.model_bytes())
-    return replace(text, start=start)
+    source = replace(text.source, policy=_policy(config, text.source.num_tokens))
+    return replace(text, source=source, start=start)
+
+
+def _policy(config: RunConfig, num_tokens: int) -> Policy | None:
+    """The policy of the code, if it has one; raises UsageError where it does not fit the text."""
+    if not config.train.policy:
+        return None
+    return load_policy(config.train.policy, -(-num_tokens // config.model.context))
 
 
 def _open_text(config: RunConfig, path: Path | None, ranks: Ranks) -> Input:
-    if config.train.policy:
-        raise UsageError(
-            f"train.policy={config.train.policy}: no online code holds a policy; use null, or `codelength train`, "
-            "whose report charges it"
-        )
     if config.model.subspace and not config.model.is_classifier:
         raise UsageError(f"model.subspace={config.model.subspace}: no online code of a text is in one; use 0")
     if path is None:
@@ -158,9 +164,10 @@ def _send(config: RunConfig, sent: Input, lockstep: Lockstep, output: Path, prog
         parts=sent.source.parts if config.train.reads_parts else None,
         order=sent.order,
         start=sent.start.coded if sent.start else b"",
+        policy=sent.source.policy.to_bytes() if sent.source.policy else b"",
     )
     identity = {"settings": json.dumps(head.settings), "text": sent.sha256, "arithmetic": head.arithmetic}
-    identity |= lockstep.ensemble.identity
+    identity |= lockstep.ensemble.identity | {"policy": hashlib.sha256(head.policy).hexdigest()[:16]}
     with closing(OnlineJob(lockstep, output, identity, progress)) as job:
         coded = job.resume() or {"weights": [], "checksums": [], "streams": [], "sums": asdict(Sums())}
         sums = Sums(**coded["sums"])
@@ -203,5 +210,6 @@ def _report(sent: Input, sums: Sums, sizes: FileSizes, costs: Costs) -> SendRepo
         header_bits=bits_from_bytes(header_bytes),
         order_bits=bits_from_bytes(sizes.order_bytes),
         start_bits=bits_from_bytes(sizes.start_bytes),
+        policy_bits=bits_from_bytes(sizes.policy_bytes),
         costs=costs,
     )

@@ -69,6 +69,7 @@ def memory_bytes(head: OnlineHead, config: RunConfig, tokenizer: Tokenizer) -> i
     lanes, vocab_size = config.train.micro_batch(head.world_size), tokenizer.vocab_size
     context, models = config.model.context, config.expert_models()
     total = _BASE_BYTES + (16 + 4 * head.world_size) * head.num_tokens + 3 * head.raw_bytes + 2 * len(head.start)
+    total += _policy_bytes(head, context)
     total += _STEP_BYTES * (head.num_tokens // config.train.step_sizes(context)[0] + 1)
     for index, model in enumerate(models):
         num_weights = 12 * model.layers * model.width**2 + (2 * vocab_size + context) * model.width
@@ -88,3 +89,17 @@ def memory_bytes(head: OnlineHead, config: RunConfig, tokenizer: Tokenizer) -> i
             # Every rank learns from what all of them have sent.
             total += 4 * (2 + 2 * head.world_size) * len(models) * lanes * context * vocab_size
     return total + mixture_bytes(config.online, head.num_tokens)
+
+
+def _policy_bytes(head: OnlineHead, context: int) -> int:
+    """Bytes of a policy, packed, as it is unpacked, and its weights of a step; raises UsageError where it is none."""
+    if not head.policy:
+        return 0
+    # In most codes all sequences count alike.
+    from harness.policy.weights import num_weights
+
+    sequences = -(-head.num_tokens // context)
+    try:
+        return 2 * len(head.policy) + 3 * num_weights(head.policy, sequences) + 24 * sequences
+    except ValueError as error:
+        raise UsageError(f"malformed policy ({error}); fetch the file again") from None

@@ -63,6 +63,7 @@ def send_and_receive(run_dir: Path, config: RunConfig, ideal_bits: float, quiet:
                 "header_bits",
                 "order_bits",
                 "start_bits",
+                "policy_bits",
             )
         },
         **costs,

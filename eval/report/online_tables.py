@@ -14,8 +14,11 @@ SENT_PARTS = {
     "header": "header, tokenizer and checksum of the file",
     "order": "order and lengths of the documents",
     "start": "weights of an archive that both ends start from",
+    "policy": "how much each sequence counts in the updates",
 }
 """What the file of an online code adds to the losses of the training steps."""
+RARE_PARTS = ("order", "start", "policy")
+"""Told where a file has them: most texts are coded in their own order from random weights, and all of them counts."""
 
 PROGRAM = "the sources that receiving runs, bare of docstrings, comments, annotations and checks of settings, by xz -9e"
 """What is counted of a receiver; Python and installed packages are not, as with other compressors."""
@@ -28,8 +31,8 @@ def sent_block(record: Record, sent: Length) -> Block:
     """How the bits of the file of the online code come about."""
     parts = [("code length by the ledger", record["online_ideal_bits"])]
     parts += [(words, record[f"online_{part}_bits"]) for part, words in SENT_PARTS.items()]
-    # Most texts are coded in their own order from random weights, and reports of earlier releases know of nothing else.
-    shown = [(words, bits) for words, bits in parts if bits or words not in (SENT_PARTS["order"], SENT_PARTS["start"])]
+    rare = [SENT_PARTS[part] for part in RARE_PARTS]
+    shown = [(words, bits) for words, bits in parts if bits or words not in rare]
     rows = [{"part": words, "bits": bits, "share": ratio(bits, sent.total_bits)} for words, bits in shown]
     rows.append({"part": f"the file, {sent.kind}", "bits": sent.total_bits, "share": 1.0, "is_emphasised": True})
     columns: list[Column] = [

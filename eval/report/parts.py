@@ -19,7 +19,7 @@ from harness.data.order import Sequences
 from harness.data.parts import Parts
 from harness.errors import UsageError
 from harness.model.transformer import Transformer, token_nats
-from harness.run.directory import check_done, load_run_config, open_run_data
+from harness.run.directory import charged_bytes, check_done, load_run_config, open_run_data
 from harness.run.ledger import read_rows
 from harness.units import bits_from_nats, bits_per_byte
 
@@ -87,13 +87,15 @@ def part_records(run_dir: Path) -> list[Record]:
     place = heldout.of_sequences(np.arange(len(held_nats)), config.model.context)
     order = data.train.order
     order_bytes = 0 if order is None else len(DocumentOrder(order, data.train.document_lengths).to_bytes())
+    charged = sum(charged_bytes(run_dir).values())
     # Quarters of what is read, whatever the sizes of the steps.
     quarter = np.minimum(4 * (np.cumsum(rows.raw_bytes) - 1) // rows.raw_bytes.sum(), 3)
     records = []
     for index, name in enumerate([*parts.names, "all"]):
         own, held = (rows.part == index, place == index) if name != "all" else (rows.part >= 0, place >= 0)
         raw_bytes, area = int(rows.raw_bytes[own].sum()), Length.ideal(bits_from_nats(float(rows.code_nats[own].sum())))
-        length = replace(area, other_bytes=order_bytes if name == "all" else 0)
+        own_order = order_bytes if name == "all" else 0
+        length = replace(area, other_bytes=own_order + charged if name == "all" else 0)
         shares = [_share(rows.raw_bytes, own, quarter == number) for number in (0, 3)]
         records.append(
             {
@@ -104,7 +106,7 @@ def part_records(run_dir: Path) -> list[Record]:
                 "share_of_first_quarter": shares[0],
                 "share_of_last_quarter": shares[1],
                 "online_bytes": length_cells(length, raw_bytes)["total_bytes"],
-                "order_bytes": length.other_bytes,
+                "order_bytes": own_order,
                 "online_bits_per_byte": length.bits_per_byte(raw_bytes) if raw_bytes else None,
                 "heldout_bytes": int(held_bytes[held].sum()),
                 "heldout_bits_per_byte": bits_per_byte(

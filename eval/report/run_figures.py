@@ -11,8 +11,9 @@ from eval.show.figures import loss_curve, online_curve, sparsity_per_layer
 from harness.data.order import Sequences
 from harness.errors import UsageError
 from harness.files import read_file
-from harness.run.directory import load_run_config, open_run_data
+from harness.run.directory import charged_bytes, load_run_config, open_run_data
 from harness.run.ledger import read_online_code
+from harness.units import bits_from_bytes
 
 FIGURES_DIR = "figures"
 
@@ -30,7 +31,9 @@ def plot_run(run_dir: Path) -> list[Path]:
     folder = run_dir / FIGURES_DIR
     folder.mkdir(exist_ok=True)
     paths = [folder / name for name in ("online.png", "loss.png", "sparsity.png")]
-    online_curve(paths[0], np.cumsum(online.step_raw_bytes), np.cumsum(online.step_bits), baseline_rates(report))
+    raw_bytes, bits = np.cumsum(online.step_raw_bytes), np.cumsum(online.step_bits)
+    charged_bits = bits_from_bytes(sum(charged_bytes(run_dir).values()))
+    online_curve(paths[0], raw_bytes, bits, baseline_rates(report), charged_bits)
     loss_curve(paths[1], steps, losses, phases)
     tensors = report["offline"]["tensors"]
     sparsity_per_layer(paths[2], list(tensors), [t[0] for t in tensors.values()], [t[1] for t in tensors.values()])

@@ -28,15 +28,20 @@ LEGEND |= {"fontsize": SMALL_FONT, "title_fontsize": SMALL_FONT}
 
 
 def online_curve(
-    path: Path, raw_bytes: np.ndarray, cumulative_bits: np.ndarray, baselines_bits_per_byte: dict[str, float]
+    path: Path,
+    raw_bytes: np.ndarray,
+    cumulative_bits: np.ndarray,
+    baselines_bits_per_byte: dict[str, float],
+    charged_bits: float = 0.0,
 ) -> None:
     """Code length in bits of the first `raw_bytes` bytes of the corpus (1-D, ascending), with baselines as lines.
 
-    A baseline is a rate in bits per byte of a whole text, so its line is straight from the origin.
+    `charged_bits` of it come before the first byte. A baseline is a rate in bits per byte of a whole text, so its line
+    is straight from the origin.
     """
     figure, axes = new_figure("Online code length of the corpus")
     raw_bytes = np.concatenate([[0.0], raw_bytes])
-    cumulative_bits = np.concatenate([[0.0], cumulative_bits])
+    cumulative_bits = charged_bits + np.concatenate([[0.0], cumulative_bits])
     last_byte, total_bits = float(raw_bytes[-1]), float(cumulative_bits[-1])
     online_rate = total_bits / last_byte if last_byte else 0.0
     byte_scale, byte_prefix = si_prefix(last_byte)

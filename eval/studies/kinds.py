@@ -32,19 +32,16 @@ class Kind:
 
 
 def _write_teacher(config: TeacherConfig) -> str | None:
-    from eval.show.blocks import render
     from eval.teacher.figures import draw_totals
     from eval.teacher.points import read_points
     from eval.teacher.tables import blocks, point_records
 
-    points = read_points(config)
-    if not points:
-        return None
-    table, records = blocks(points, config.is_published), point_records(points)
-    shown = _written(config.directory, table, records)
-    draw_totals(config.directory / "totals.png", points)
-    return (
-        f"{render(table, records, 'rich')}{shown}; a file decodes with\n  python -m eval.teacher.decode FILE.cl -o T\n"
+    return _written(
+        config.directory,
+        read_points(config),
+        (lambda points: blocks(points, config.is_published), point_records),
+        lambda points: draw_totals(config.directory / "totals.png", points),
+        "; a file decodes with\n  python -m eval.teacher.decode FILE.cl -o T",
     )
 
 
@@ -79,18 +76,17 @@ def _check_policy(config: PolicyConfig, processes: int) -> list[str]:
 
 
 def _write_policy(config: PolicyConfig) -> str | None:
-    from eval.show.blocks import render
     from eval.studies.figures import draw_policies
     from eval.studies.policy import read_points
     from eval.studies.tables import policy_blocks, policy_records
 
-    points = read_points(config)
-    if not points:
-        return None
-    table, records = policy_blocks(points), policy_records(points)
-    shown = _written(config.directory, table, records)
-    draw_policies(config.directory, points)
-    return f"{render(table, records, 'rich')}{shown}, policies for train.policy=FILE in policies/\n"
+    return _written(
+        config.directory,
+        read_points(config),
+        (policy_blocks, policy_records),
+        lambda points: draw_policies(config.directory, points),
+        ", policies for train.policy=FILE in policies/",
+    )
 
 
 def _measure_order(config: OrderConfig, ranks: Ranks, labels: str, seed: int) -> None:
@@ -106,28 +102,35 @@ def _order_is_measured(config: OrderConfig, labels: str, seed: int) -> bool:
 
 
 def _write_order(config: OrderConfig) -> str | None:
-    from eval.show.blocks import render
     from eval.studies.figures import draw_orders
     from eval.studies.order import read_points
     from eval.studies.tables import order_blocks, order_records
 
-    points = read_points(config)
-    if not points:
-        return None
-    table, records = order_blocks(points), order_records(points)
-    shown = _written(config.directory, table, records)
-    draw_orders(config.directory / "orders.png", points)
-    return f"{render(table, records, 'rich')}{shown}\n"
+    return _written(
+        config.directory,
+        read_points(config),
+        (order_blocks, order_records),
+        lambda points: draw_orders(config.directory / "orders.png", points),
+    )
 
 
-def _written(directory: Path, table: list, records: list) -> str:
-    """Write what people and programs read; returns a line about it."""
+def _written(
+    directory: Path, points: list, shown: tuple[Callable, Callable], draw: Callable[[list], None], remark: str = ""
+) -> str | None:
+    """Write what people and programs read of `points`; returns the table for a terminal, None without any point.
+
+    `shown` makes blocks of a table and records of points.
+    """
     from eval.show.blocks import render
     from harness.files import write_file
 
+    if not points:
+        return None
+    table, records = (make(points) for make in shown)
     write_file(directory / "table.md", render(table, records, "md").encode())
     write_file(directory / "points.csv", render(table, records, "csv").encode())
-    return f"table.md, points.csv and figures are in {directory}"
+    draw(points)
+    return f"{render(table, records, 'rich')}table.md, points.csv and figures are in {directory}{remark}\n"
 
 
 KINDS = {

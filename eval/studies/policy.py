@@ -18,7 +18,9 @@ from eval.studies.sets import Sets, make_sets, own_rows
 from harness.files import write_file
 from harness.machine.ranks import Ranks, on_first_rank
 
-_QUARTERED_MOST, _NUMBERS_AT_A_TIME = 20, 1 << 22
+_NUMBERS_AT_A_TIME = 1 << 22
+# Changes that are a smaller part of the mean weight change nothing that a file of sixteenths could hold.
+_LEAST_CHANGE = 1e-3
 
 
 @dataclass(kw_only=True, slots=True)
@@ -139,7 +141,11 @@ class _Learning:
             started, epoch = time.monotonic(), epoch + 1
             improved = self._improved(trajectory)
             if improved is None:
-                yield f"epoch {epoch}: no change of at least {self.change:.1e} lowers the loss any more"
+                yield (
+                    f"epoch {epoch}: no change of at least {_LEAST_CHANGE} of the mean weight lowers the loss; that is "
+                    f"the end, or the gradient through {self.steps} steps says nothing any more: lower "
+                    f"learning_rate={self.config.learning_rate:g}"
+                )
                 break
             trajectory = improved
             self._record(epoch, trajectory)
@@ -162,7 +168,7 @@ class _Learning:
         largest = max(self.ranks.gather(float(gradient.abs().max())))
         if not (largest > 0 and math.isfinite(largest)):
             return None
-        for _ in range(_QUARTERED_MOST):
+        while self.change * self.examples >= _LEAST_CHANGE:
             proposed = self._projected(self.policy - self.change / largest * gradient)
             tried = self.training.run(proposed)
             if tried.total < trajectory.total:

@@ -25,6 +25,7 @@ from harness.machine.stop import keeping
 
 if TYPE_CHECKING:
     from harness.labels.tokenizer import LabelTokenizer
+    from harness.policy.weights import Policy
 
 # Keys that have come since there are prepared data, whose names do not change where a key says what was always done.
 _LATER_KEYS: dict[str, object] = {"on_null": "fail", "parts": [], "documents": "as-is"}
@@ -46,6 +47,8 @@ class Data:
     tokenizer: Tokenizer
     train: Shard
     heldout: Shard
+    policy: "Policy | None" = None
+    """How much each sequence of `train` counts in the updates, where that is not the same."""
 
 
 def data_directory(config: TextSettings) -> Path:
@@ -106,7 +109,8 @@ def open_data(config: TextSettings, verify: bool = False) -> Data:
         from harness.labels.inputs import open_all_inputs
 
         open_all_inputs(directory, cast("LabelTokenizer", tokenizer), dict(zip(SHARDS, shards, strict=True)))
-    return Data(directory, tokenizer, *shards)
+    train, heldout = shards
+    return Data(directory, tokenizer, train, heldout)
 
 
 def prepare_data(

@@ -160,9 +160,18 @@ class Batches:
 
 
 def make_batches(
-    shard: "Tokens", config: TrainConfig, context: int, micro_batch: int, seed: int, ranks: Ranks
+    shard: "Tokens",
+    config: TrainConfig,
+    context: int,
+    micro_batch: int,
+    seed: int,
+    ranks: Ranks,
+    policy: "Policy | None" = None,
 ) -> Batches:
-    """Make the batches of a text; `micro_batch` counts sequences, `context` tokens of one."""
+    """Make the batches of a text; `micro_batch` counts sequences, `context` tokens of one.
+
+    `policy` says how much each sequence counts in the updates, where that is not the same.
+    """
     kind = Batches
     if config.reads_parts:
         # Most runs speak of no parts.
@@ -170,11 +179,7 @@ def make_batches(
 
         kind = PartedBatches
     batches = kind(shard, config, context, micro_batch, seed, ranks)
-    if config.policy:
-        # Most runs have none.
-        from harness.policy.weights import load_policy
-
-        batches.policy = load_policy(config.policy, batches.sequences.num_sequences)
+    batches.policy = policy
     return batches
 
 

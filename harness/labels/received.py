@@ -18,7 +18,10 @@ def received_inputs(path: Path, tokenizer: object, shape: str, num_labels: int, 
     """
     if not isinstance(tokenizer, LabelTokenizer):
         raise UsageError(f"{path}: --inputs {inputs}: this is the code of a text, which needs none; leave it out")
-    check_shape(shape, tokenizer)
+    try:
+        check_shape(shape, tokenizer)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
     return read_inputs(path, tokenizer, num_labels, inputs)
 
 

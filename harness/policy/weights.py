@@ -20,6 +20,7 @@ _HEAD = struct.Struct("<8sII")
 _MAGIC = b"CLPOLICY"
 _UNITS, _MOST_UNITS = 16.0, 255
 MAX_WEIGHTS = 1 << 28
+_REMEDY = "give a file that `codelength study` has written"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +58,8 @@ class Policy:
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
 
-def read_policy(content: bytes, sequences: int) -> Policy:
-    """Read what `to_bytes` has written; raises ValueError where it is no policy of so many sequences."""
+def num_weights(content: bytes, sequences: int) -> int:
+    """Read from the head how many weights there are; raises ValueError where it is no policy of so many sequences."""
     if len(content) < _HEAD.size:
         raise ValueError("no policy")
     magic, stages, count = _HEAD.unpack_from(content)
@@ -68,15 +69,21 @@ def read_policy(content: bytes, sequences: int) -> Policy:
         raise ValueError(f"a policy of {count:,} sequences, and the text has {sequences:,}")
     if stages * count > MAX_WEIGHTS:
         raise ValueError(f"more than {MAX_WEIGHTS:,} weights")
+    return stages * count
+
+
+def read_policy(content: bytes, sequences: int) -> Policy:
+    """Read what `to_bytes` has written; raises ValueError where it is no policy of so many sequences."""
+    total = num_weights(content, sequences)
     try:
         decompressor = brotli.Decompressor()
-        plain = decompressor.process(content[_HEAD.size :], output_buffer_limit=stages * count + 1)
+        plain = decompressor.process(content[_HEAD.size :], output_buffer_limit=total + 1)
         is_whole = decompressor.is_finished()
     except brotli.error as error:
         raise ValueError("damaged") from error
-    if not is_whole or len(plain) != stages * count:
+    if not is_whole or len(plain) != total:
         raise ValueError("damaged")
-    units = np.ascontiguousarray(np.frombuffer(plain, dtype=np.uint8).reshape(count, stages).T)
+    units = np.ascontiguousarray(np.frombuffer(plain, dtype=np.uint8).reshape(sequences, -1).T)
     if not units.any(axis=1).all():
         raise ValueError("a stage without any weight")
     return Policy(units)
@@ -85,11 +92,27 @@ def read_policy(content: bytes, sequences: int) -> Policy:
 def load_policy(path: str, sequences: int) -> Policy:
     """Read the file that `train.policy` names, for a text of so many sequences.
 
-    Raises UsageError where it cannot be read or belongs to another text.
+    Raises UsageError where it cannot be read or belongs to another text, before more of it is read than its head.
     """
     try:
-        return read_policy(Path(path).read_bytes(), sequences)
+        with Path(path).open("rb") as file:
+            head = file.read(_HEAD.size)
+            total = num_weights(head, sequences)
+            # Brotli adds less to what it cannot pack.
+            most = total + (total >> 10) + 1024
+            packed = file.read(most + 1)
+        if len(packed) > most:
+            raise ValueError("damaged")
+        return read_policy(head + packed, sequences)
     except OSError as error:
         raise UsageError(f"train.policy={path}: cannot be read ({reason(error)})") from None
     except ValueError as error:
-        raise UsageError(f"train.policy={path}: {error}; give a file that `codelength study` has written") from None
+        raise UsageError(f"train.policy={path}: {error}; {_REMEDY}") from None
+
+
+def received_policy(path: Path, content: bytes, num_tokens: int, context: int) -> Policy:
+    """Read the policy of the online code at `path`; raises UsageError where it is damaged or another text's."""
+    try:
+        return read_policy(content, -(-num_tokens // context))
+    except ValueError as error:
+        raise UsageError(f"{path}: malformed policy ({error}); fetch the file again") from None

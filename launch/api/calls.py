@@ -39,6 +39,8 @@ class Run:
     def online(self) -> OnlineCode:
         """The online code of its training corpus, in bits, by step; an ideal length.
 
+        Weights that a run starts from and a policy that it learns by are not in it; `lengths` counts them.
+
         Raises UsageError where the data that it was trained on are not there.
         """
         config = self.config

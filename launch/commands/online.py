@@ -152,13 +152,12 @@ def audit_command(options: Namespace) -> None:
 def describe(report: "SendReport", path: Path) -> str:
     """Describe what a file consists of."""
     from eval.length import Length
-    from eval.report.online_tables import SENT_PARTS
+    from eval.report.online_tables import RARE_PARTS, SENT_PARTS
 
     length = Length.of_file(report.file_bytes, is_decoded=False)
     parts = [(report.aulc_bits, "losses of the training steps (area under the loss curve)")]
     sent = {part: (getattr(report, f"{part}_bits"), words) for part, words in SENT_PARTS.items()}
-    # Most texts are coded in their own order, from random weights.
-    parts += [told for part, told in sent.items() if told[0] or part not in ("order", "start")]
+    parts += [told for part, told in sent.items() if told[0] or part not in RARE_PARTS]
     lines = [f"{bits:>+18,.1f} bits  {words}" for bits, words in parts]
     size = f"{report.file_bytes:,} bytes for {report.raw_bytes:,}, {length.kind}"
     total = f"{path}: {size} ({length.bits_per_byte(report.raw_bytes):.3f} bits/byte), of which"

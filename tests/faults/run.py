@@ -47,7 +47,11 @@ prune: {kind: tamade, sample_sequences: 4, resolution: 1.0e-2}
 eval: {chunk_bytes: 64, lanes: 4}
 online: {segment_steps: 3}
 """
+STUDY = """
+{kind: policy, name: study, examples: [16], steps: [4], desired: 16, test: 16, width: 4, epochs: 2}
+"""
 COMMANDS = {
+    "study": ("study", "study.yaml", "--index", "0"),
     "data": ("data", "config.yaml"),
     "train": ("train", "config.yaml"),
     "eval": ("eval", "runs/run", "--quiet", "--threads", "1"),
@@ -58,6 +62,7 @@ COMMANDS = {
 }
 # What a command must leave as the undisturbed one does, bit by bit.
 OUTPUTS = {
+    "study": ("runs/study/policies/*",),
     "data": ("data/*/*.shard", "data/*/tokenizer.model"),
     "train": ("runs/run/weights.safetensors", "runs/run/ledger/*/*"),
     "eval": ("runs/run/offline/archive.cl",),
@@ -142,7 +147,8 @@ def _with_shim(scratch: Path) -> int:
 
 def import_all() -> None:
     """What the commands import, once for all children."""
-    for name in ("harness.train", "eval.online", "eval.report.run_figures", "eval.report.run_tables", "launch.main"):
+    names = ("harness.train", "eval.online", "eval.report.run_figures", "eval.report.run_tables", "eval.studies.policy")
+    for name in (*names, "launch.main"):
         importlib.import_module(name)
 
 
@@ -152,6 +158,7 @@ def stages(scratch: Path, wanted: list[str]) -> Iterator[tuple[str, Path]]:
     folder, before = scratch / "job", scratch / "before"
     folder.mkdir()
     (folder / "config.yaml").write_text(CONFIG)
+    (folder / "study.yaml").write_text(STUDY)
     (folder / "text").write_bytes((ROOT / "LICENSE").read_bytes()[:3300])
     for command in order[: 1 + max(map(order.index, wanted))]:
         if command == "train":

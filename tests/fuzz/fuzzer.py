@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from eval.labels.archive import read_label_archive
 from eval.offline.archive import read_archive, write_archive
 from eval.offline.archive_head import IN_ORDER
@@ -24,10 +26,11 @@ from eval.teacher.archive import target_bytes
 from harness.config.codes import EvalConfig
 from harness.errors import CodelengthError
 from harness.machine.ranks import Ranks, joined_ranks
+from harness.policy.weights import Policy
 from launch.main import main
 from tests.fuzz.mutate import mutated
 from tests.fuzz.run_files import FORMATS
-from tests.golden.make import SEND, TARGETS, TEXT, tiny_model, write_cl, write_clo, write_teacher
+from tests.golden.make import CONTEXT, SEND, TARGETS, TEXT, tiny_model, write_cl, write_clo, write_teacher
 from tests.support.labels import coded_labels, labelled_set, settings, write_labels
 
 SET = "set.npz"
@@ -100,13 +103,14 @@ def _whole_files(folder: Path) -> dict[str, bytes]:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         write_clo(folder / "online.clo", folder)
         _write_parts(folder / "parts.clo", folder / "corpus")
+        _write_charged(folder / "charged.clo", folder)
         labels = settings(folder, labelled_set(folder / SET), "online.segment_steps=8")
         assert main(["send", *labels, "-o", str(folder / "online.given")]) == 0
     config = EvalConfig(predictor="float", device="cpu")
     write_archive(folder / "order.cl", TEXT, tiny_model(), config, 1, lambda done, total: None, IN_ORDER)
     write_teacher(folder / "targets.teacher")
     write_labels(folder / "archive.labels", folder / SET)
-    names = ("float.cl", "portable.cl", "order.cl", "online.clo", "parts.clo", "targets.teacher")
+    names = ("float.cl", "portable.cl", "order.cl", "online.clo", "parts.clo", "charged.clo", "targets.teacher")
     names += ("online.given", "archive.labels")
     return {name: (folder / name).read_bytes() for name in names}
 
@@ -121,6 +125,13 @@ def _write_parts(path: Path, folder: Path) -> None:
     corpus = ("corpus.kind=files", f"corpus.path={folder}/text", f"corpus.heldout_path={folder}/heldout")
     own = ("corpus.parts=[a,b]", "corpus.documents=random:1", "train.shares=uniform", f"data_dir={folder}/data")
     assert main(["send", str(folder / "config.yaml"), *SEND, *corpus, *own, "-o", str(path)]) == 0
+
+
+def _write_charged(path: Path, folder: Path) -> None:
+    """An online code of TEXT that starts from the weights of an archive and learns by a policy."""
+    weights = np.arange(2 * -(-len(TEXT) // CONTEXT), dtype=np.uint8).reshape(2, -1)
+    (folder / "a.policy").write_bytes(Policy(weights).to_bytes())
+    write_clo(path, folder, f"online.start={folder}/float.cl", f"train.policy={folder}/a.policy")
 
 
 def _try(is_right: Callable[[Ranks], bool], place: Path, ranks: Ranks, counts: Counts, number: str) -> None:

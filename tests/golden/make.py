@@ -27,7 +27,8 @@ WEIGHTS = {"weights": torch.arange(6, dtype=torch.float32).view(2, 3), "step": 3
 TARGETS = np.random.default_rng(8).normal(size=40).astype(np.float32)
 IDENTITY = {"precision": "float32", "code": "golden"}
 NATS = np.arange(12, dtype=np.float32).reshape(2, 6) / 4
-SEND = ("train.batch_sequences=4", "model.width=8", "model.layers=1", "model.heads=1", "model.context=16")
+CONTEXT = 16
+SEND = ("train.batch_sequences=4", "model.width=8", "model.layers=1", "model.heads=1", f"model.context={CONTEXT}")
 SEND = (*SEND, "eval.chunk_bytes=16", "online.segment_steps=2", "backend.device=cpu")
 
 
@@ -55,11 +56,12 @@ def write_teacher(path: Path) -> None:
     write_targets(path, 3, TARGETS, integers, steps, np.float32(0.5))
 
 
-def write_clo(path: Path, folder: Path) -> None:
+def write_clo(path: Path, folder: Path, *settings: str) -> None:
     """An online code of TEXT; `folder` takes what sending needs."""
     (folder / "config.yaml").write_text("{}\n")
     (folder / "text").write_bytes(TEXT)
-    status = main(["send", str(folder / "config.yaml"), str(folder / "text"), *SEND, "-o", str(path), "--force"])
+    given = (str(folder / "config.yaml"), str(folder / "text"), *SEND, *settings)
+    status = main(["send", *given, "-o", str(path), "--force"])
     (folder / "config.yaml").unlink()
     (folder / "text").unlink()
     assert status == 0

@@ -141,6 +141,13 @@ def test_a_precision_that_is_never_the_shortest_is_left_out():
     assert OfflineCode.of(lines).lines == (lines[0], lines[1])
 
 
+def test_what_is_charged_before_the_first_byte_is_in_every_length_and_in_no_law():
+    (plain, _), (charged, _) = online_curves(ledger()), online_curves(ledger(), 125)
+    assert charged.bits == pytest.approx(plain.bits + 1000) and charged.law == plain.law
+    for raw_bytes in (plain.measured_bytes / 3, 10 * plain.measured_bytes):
+        assert charged.length(raw_bytes).total_bytes == pytest.approx(plain.length(raw_bytes).total_bytes + 125)
+
+
 @pytest.mark.parametrize("changes", [{}, {"verified": False}, {"verified": None}, {"is_ideal": True}])
 def test_every_length_of_the_tables_says_what_it_is_worth(changes):
     archive = reports.report(offline=changes)

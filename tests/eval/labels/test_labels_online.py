@@ -6,8 +6,9 @@ import pytest
 from harness.config.run import load_config
 from harness.errors import UsageError
 from harness.run.ledger import read_online_code
+from tests.support.archives import repacked
 from tests.support.labels import coded_labels, labelled_set, settings
-from tests.support.online import command, ended, run
+from tests.support.online import command, ended, refused, run
 
 EVERYTHING = ("online.ema=0.9", "online.calibrate=true", "online.checkpoints=2", "online.checkpoint_steps=3")
 SWITCH = ("online.models=[softmax,mlp-8x8]",)
@@ -60,6 +61,12 @@ def test_other_inputs_are_refused_before_decoding(labels, tmp_path, capsys):
         assert run("receive", file, "-o", output, "--quiet", *given) == 2
         error = capsys.readouterr().err
         assert words in error and error.count("\n") == 1 and not output.exists()
+
+    def of_another_shape(head, sections):
+        head["settings"]["model.inputs"] = "1x2x2"
+
+    wrong = repacked(file.read_bytes(), tmp_path / "wrong.clo", of_another_shape)
+    assert "model.inputs=1x2x2: the inputs of the labels are" in refused(capsys, wrong, output, "--inputs", str(other))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from eval.online.file import read_online_file
 from eval.studies.config import OrderConfig, PolicyConfig
 from eval.studies.figures import similarity_fit
 from eval.studies.order import hardened, measure_order, point_path, read_points, sinkhorn
@@ -16,7 +17,9 @@ from eval.studies.ordered import make_ordered, read_table
 from eval.studies.policy import PolicyPoint, measure_policy
 from eval.studies.policy import point_path as policy_path
 from eval.studies.sets import corrupt, make_sets, memory_lines
+from harness.config.run import load_config
 from harness.config.written import load_settings
+from harness.corpus.prepared import open_data
 from harness.errors import RunFailure, UsageError
 from harness.machine.ranks import Ranks
 from harness.policy.weights import Policy, load_policy, read_policy
@@ -61,6 +64,14 @@ def test_a_policy_leaves_out_wrong_labels_and_helps_on_examples_that_it_was_not_
     assert np.mean(point.learnt_curve) == pytest.approx(point.test_nats[-1], rel=1e-9)
     policy = load_policy(str(config.directory / "policies" / "n64_t40_s0.policy"), 64)
     assert policy.weights(0.5).mean() == pytest.approx(1, rel=1e-6)
+
+
+def test_it_ends_where_no_change_of_the_policy_lowers_the_loss_and_says_what_else_that_can_mean(tmp_path, capsys):
+    # A single example has all the weight whatever happens.
+    measure_policy(small(tmp_path, examples=[1], steps=[2]), ALONE, 1, 2, 0)
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("epoch 0: ") and last.startswith("epoch 1: no change of at least 0.001 of the mean weight")
+    assert last.endswith("the gradient through 2 steps says nothing any more: lower learning_rate=0.1")
 
 
 def test_a_study_that_was_stopped_goes_on_to_the_same_policy(tmp_path, monkeypatch):
@@ -182,17 +193,31 @@ def test_the_area_is_that_of_single_steps(tmp_path):
     assert 0 < area < 6 * np.log(2) * 2
 
 
-def test_an_order_of_documents_is_a_file_for_the_corpus(tmp_path):
+def test_an_order_of_documents_is_that_of_a_run_and_of_its_online_code(tmp_path):
     folder = tmp_path / "texts"
     folder.mkdir()
-    for number, text in enumerate(("aaaa aaaa", "bb", "abab abab abab", "cccc")):
-        (folder / f"{number}.txt").write_text(text * 3)
+    texts = [text * 3 for text in ("aaaa aaaa", "bb", "abab abab abab", "cccc")]
+    for number, text in enumerate(texts):
+        (folder / f"{number}.txt").write_text(text)
     config = OrderConfig(runs_dir=str(tmp_path), source="documents", epochs=2, random_orders=2, learning_rate=0.1)
     config.model.context, config.corpus.kind, config.corpus.path = 8, "files", str(folder)
     config.corpus.subset_bytes, config.corpus.heldout_bytes = None, 5
     measure_order(config, ALONE, "true", 0)
-    order = (config.directory / "order_s0.txt").read_text().split()
-    assert sorted(map(int, order)) == [0, 1, 2, 3]
+    found = config.directory / "order_s0.txt"
+    order = [int(line) for line in found.read_text().split()]
+    assert sorted(order) == [0, 1, 2, 3] and order != [0, 1, 2, 3]
+    (tmp_path / "config.yaml").write_text(f"data_dir: {tmp_path}/data\nruns_dir: {tmp_path}/runs\n")
+    corpus = ("corpus.kind=files", f"corpus.path={folder}", "corpus.heldout_bytes=5", f"corpus.documents={found}")
+    shape = ("model.width=8", "model.layers=1", "model.heads=1", "model.context=8", "eval.chunk_bytes=8")
+    settings = [str(tmp_path / "config.yaml"), *corpus, *shape, "rule.kind=none", "prune.kind=none"]
+    assert main(["train", *settings, "name=ordered"]) == 0
+    read = open_data(load_config(settings[0], [*settings[1:], "name=ordered"])).train
+    whole = [text.encode() for text in [*texts[:-1], texts[-1][:-5]]]
+    assert read.tokens.astype("u1").tobytes() == b"".join(whole[number] for number in order)
+    file, output = tmp_path / "text.clo", tmp_path / "out"
+    assert main(["send", *settings, "-o", str(file), "--quiet"]) == 0
+    assert read_online_file(file)[0].order.order.tolist() == order
+    assert main(["receive", str(file), "-o", str(output), "--quiet"]) == 0 and output.read_bytes() == b"".join(whole)
 
 
 def test_tables_that_are_none_are_refused(tmp_path):
