@@ -1,6 +1,8 @@
 PYTHON ?= python3
 # One thread per process: two busy threads on two cores can be ten times slower than one.
 export OMP_NUM_THREADS = 1
+# Where a process has more, they sleep while they wait: those that spin take the cores that others compute on.
+export OMP_WAIT_POLICY = passive
 BIN := .venv/bin
 # A process for each GPU, two at most since the demo's steps are small; without a GPU two.
 PROCESSES ?= $(shell $(BIN)/python -c 'import torch; print(min(2, torch.cuda.device_count()) or 2)')

@@ -13,6 +13,9 @@ import torch
 
 from tests.support.commands import ROOT, SMALL, run_command
 
+# Threads that spin while they wait take the cores that other workers need, twenty times what they compute with.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 # Files that take longest are begun with, so that no worker is left alone with one of them at the end.
 LONGEST = (
     *("slurm", "online", "pages", "resume", "sweep", "deepspeed", "compare", "wheel", "train", "crossover", "plan"),

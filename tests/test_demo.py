@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.lock import locked
-from tests.support.commands import SMALL, run_command
+from tests.support.commands import HELDOUT_BYTES, SMALL, SUBSET_BYTES, run_command
 from tests.support.kinds import unlabelled
 
 KEYS = {
@@ -48,7 +48,7 @@ def test_the_archive_decodes_to_the_held_out_bytes(report, demo_run, tmp_path):
     done = run_command(f"codelength decompress {demo_run}/offline/archive.cl -o {tmp_path}/out", tmp_path)
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "out").read_bytes()
-    assert len(text) == report["data"]["raw_bytes"] == 10000
+    assert len(text) == report["data"]["raw_bytes"] == HELDOUT_BYTES
     assert hashlib.sha256(text).hexdigest() == report["offline"]["sha256"]
     assert report["offline"]["verified"] is True
 
@@ -76,15 +76,15 @@ def test_the_stream_takes_what_the_quantised_probabilities_say(report):
 
 def test_the_online_code_is_of_the_whole_training_subset(report):
     online = report["online"]
-    assert online["tokens"] == online["raw_bytes"] == report["data"]["train_bytes"] == 40300
-    assert online["aulc_bits"] == pytest.approx(online["bits_per_byte"] * 40300)
+    assert online["tokens"] == online["raw_bytes"] == report["data"]["train_bytes"] == SUBSET_BYTES
+    assert online["aulc_bits"] == pytest.approx(online["bits_per_byte"] * SUBSET_BYTES)
     rate = report["offline"]["ideal_data_bits"] / report["data"]["raw_bytes"]
-    assert online["above_final_bits"] == pytest.approx(online["aulc_bits"] - rate * 40300)
+    assert online["above_final_bits"] == pytest.approx(online["aulc_bits"] - rate * SUBSET_BYTES)
 
 
 def test_projection_is_model_plus_rate_times_corpus(report):
     offline, projected = report["offline"], report["projected"]
-    expected = offline["model_bytes"] + offline["data_bytes"] / 10000 * 40300
+    expected = offline["model_bytes"] + offline["data_bytes"] / HELDOUT_BYTES * SUBSET_BYTES
     assert projected["total_bytes"] == pytest.approx(expected)
 
 

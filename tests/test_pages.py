@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.commands import ROOT, SMALL, run_command
+from tests.support.commands import HELDOUT_BYTES, ROOT, SMALL, run_command
 from tests.support.pages import MADE, with_made
 
 FIRST = ("guide", "online", "offline", "cluster", "curves")
@@ -59,7 +59,7 @@ ELSEWHERE = {
     "codelength table --by part runs/mixtures": "eval/online/test_parts.py",
 }
 # The pages' own sizes take minutes; these settings leave the commands as they are and shrink the work.
-SHRINK = {"1200000": "20000", "300000": "12000"}
+SHRINK = {"1200000": "10000", "300000": "6000"}
 SMALLER = " ".join(s for s in SMALL if not s.startswith(("corpus.subset", "prune", "train.finetune")))
 MOST_LINES, MOST_LINES_OF_THE_README = 200, 150
 
@@ -84,7 +84,7 @@ def shrunk(command: str) -> str:
     if command.startswith(TRAINING):
         command += f" {SMALLER}"
         if "wiki40b" in command:
-            command += " corpus.subset_bytes=40000 model.heads=2 train.batch_sequences=8"
+            command += " corpus.subset_bytes=20000 model.heads=2 train.batch_sequences=8"
     return command
 
 
@@ -113,7 +113,7 @@ def test_a_command_of_a_page_works(folder, command):
 def test_what_pages_decode_is_what_was_coded(folder):
     text = (folder / "README.md").read_bytes()
     assert all((folder / name).read_bytes() == text for name in ("README.copy", "text.copy", "README.received"))
-    assert len((folder / "heldout.txt").read_bytes()) == 10000
+    assert len((folder / "heldout.txt").read_bytes()) == HELDOUT_BYTES
     assert len((folder / "wiki.txt").read_bytes()) == int(SHRINK["300000"])
 
 

@@ -65,14 +65,20 @@ def program_bytes(config: RunConfig) -> int:
 
 def receiver_program(config: RunConfig) -> dict[str, str]:
     """Extract the program that receives what `config` sends, as sources by path; it runs as it is."""
-    # Only counting needs it, which receivers do not.
-    from python_minifier import minify
-
     sources = Reached(_ENTRIES, _left_out(config)).sources()
-    program = {path: minify(text, path, remove_literal_statements=True) for path, text in sources.items()}
+    program = {path: _minified(text, path) for path, text in sources.items()}
     # The program has other bytes than the sources whose digest a file names.
     path = str(Path(__file__).relative_to(ROOT))
     return program | {path: f"def {receiver_sha256.__name__}():\n\treturn {receiver_sha256()!r}\n"}
+
+
+@cache
+def _minified(text: str, path: str) -> str:
+    """Write a source without what it does not need to run; most are alike in the programs of all settings."""
+    # Only counting needs it, which receivers do not.
+    from python_minifier import minify
+
+    return minify(text, path, remove_literal_statements=True)
 
 
 def _left_out(config: RunConfig) -> set[str]:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numba
+from numba.core.caching import UserProvidedCacheLocator
 
 from harness.files import user_cache
 
@@ -30,6 +31,16 @@ def _cache_directory() -> Path:
     return folder if os.access(folder, os.W_OK) else Path(tempfile.mkdtemp(prefix="codelength-"))
 
 
+class _ByContent(UserProvidedCacheLocator):
+    """Finds what was compiled from the same sources, wherever they lie: another clone need not compile it again."""
+
+    @classmethod
+    def get_suitable_cache_subpath(cls, py_file: str) -> str:
+        """Name the room of a file, where numba would take a digest of the path to it."""
+        return Path(py_file).parent.name
+
+
+numba.config.CACHE_LOCATOR_CLASSES = f"{__name__}.{_ByContent.__name__}"  # type: ignore[attr-defined]
 numba.config.CACHE_DIR = str(_cache_directory())  # type: ignore[attr-defined]
 compiled = numba.njit(cache=True)
 # Without reference counts, and so without new arrays: three times as fast where arrays come in tuples.

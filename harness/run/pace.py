@@ -12,19 +12,21 @@ from harness.machine.ranks import Ranks
 from harness.optim.optimizer import Optimizer
 
 MAX_TIMED = 5
+# Of a short run, every so many steps are worth one that is timed.
+STEPS_PER_TIMED = 10
 # A first step that takes so many times what there is time for is not repeated.
 TOO_LONG = 8
 # After a longer one nobody waits for more of them, only to be told how long all steps take.
 LONG_DRY_STEP_SECONDS = 20.0
 
 
-def seconds_of_a_step(step: Callable[[], object], ranks: Ranks, seconds: float = 1.0) -> float:
-    """Time `step`: the median of some calls, as many as fit into `seconds`, after one to warm up.
+def seconds_of_a_step(step: Callable[[], object], ranks: Ranks, seconds: float = 1.0, most: int = MAX_TIMED) -> float:
+    """Time `step`: the median of `most` calls, or as many as fit into `seconds`, after one to warm up.
 
     All ranks call it together, and it as often as the slowest has time for.
     """
     first = _timed(step, ranks.device)
-    wanted = 0 if first > TOO_LONG * seconds else min(MAX_TIMED, max(1, int(seconds / first)))
+    wanted = 0 if first > TOO_LONG * seconds else min(most, max(1, int(seconds / first)))
     times = min(ranks.gather(wanted))
     return statistics.median([_timed(step, ranks.device) for _ in range(times)]) if times else first
 
@@ -45,8 +47,9 @@ def duration_line(
     if max(seconds.values()) < LONG_DRY_STEP_SECONDS:
         for optimizer in optimizers:
             freeze_learning_rates(optimizer)
-        for tokens in num_steps:
-            seconds[tokens] = seconds_of_a_step(functools.partial(timed_step, tokens), ranks, seconds=0.3)
+        for tokens, number in num_steps.items():
+            step, most = functools.partial(timed_step, tokens), min(MAX_TIMED, number // STEPS_PER_TIMED)
+            seconds[tokens] = seconds_of_a_step(step, ranks, seconds=0.3, most=most)
     total = sum(number * seconds[tokens] for tokens, number in num_steps.items())
     end = time.strftime("%H:%M", time.localtime(time.time() + total))
     return f"duration    about {clock(total)} at {total / sum(num_steps.values()):.3g} s a step, until {end}"

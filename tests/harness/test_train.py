@@ -25,14 +25,15 @@ from tests.support.commands import ROOT, run_command
 from tests.support.processes import python
 from tests.support.ranks import rows
 
-TEXT_BYTES = 20_300
-NUM_SEQUENCES = 40
-LAST_TOKENS = TEXT_BYTES - 39 * 512
+CONTEXT = 64
+NUM_SEQUENCES, LAST_TOKENS = 40, 44
+TEXT_BYTES = 39 * CONTEXT + LAST_TOKENS
 CONFIG = f"""
 corpus: {{kind: wiki-mini, subset_bytes: {TEXT_BYTES}, heldout_bytes: 3000}}
-model: {{width: 32, layers: 1, heads: 1}}
+model: {{width: 32, layers: 1, heads: 1, context: {CONTEXT}}}
+eval: {{chunk_bytes: {CONTEXT}}}
 train: {{epochs: 2, finetune_epochs: 1, batch_sequences: 16, precision: fp32, log_every_steps: 1}}
-optimizer: {{warmup_tokens: 256}}
+optimizer: {{warmup_tokens: 32}}
 rule: {{kind: rl1, alpha: 0.01}}
 prune: {{kind: tamade, sample_sequences: 8, resolution: 1e-4}}
 """
@@ -86,7 +87,7 @@ def test_the_ledger_is_the_loss_that_trained(run):
 def test_every_token_is_coded_exactly_once(run):
     first = rows(run).filter(pa.compute.equal(rows(run)["epoch"], 0))
     ids = [
-        sequence * 512 + position
+        sequence * CONTEXT + position
         for sequence, nats in zip(first["sequence"].to_pylist(), first["nats"].to_pylist(), strict=True)
         for position in range(len(nats))
     ]
@@ -95,7 +96,7 @@ def test_every_token_is_coded_exactly_once(run):
 
 def test_a_row_holds_its_tokens_and_their_sum(run):
     table = rows(run)
-    assert set(table["num_tokens"].to_pylist()) == {512, LAST_TOKENS}
+    assert set(table["num_tokens"].to_pylist()) == {CONTEXT, LAST_TOKENS}
     for epoch, nats, nats_sum in zip(*(table[c].to_pylist() for c in ("epoch", "nats", "nats_sum")), strict=True):
         assert (nats is None) == (epoch > 0)
         if epoch == 0:
@@ -193,7 +194,7 @@ def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(place):
 def test_a_dry_run_prints_the_derived_numbers_and_leaves_nothing(place, capsys):
     train(place, "dry", "dry_run=true")
     printed = capsys.readouterr().out
-    for text in ("28,704 parameters", "main 6, finetune 3 of 8,192 tokens", "ledger about", "dry step", "peak memory"):
+    for text in ("28,704 parameters", "main 6, finetune 3 of 1,024 tokens", "ledger about", "dry step", "peak memory"):
         assert text in printed
     assert not (place / "runs" / "dry").exists()
 
@@ -221,7 +222,7 @@ def test_the_dry_step_tries_the_rule_that_only_later_steps_will_use(place):
 
 
 def test_a_batch_that_needs_too_much_memory_is_found_before_the_first_step(place):
-    batch = "model.width=512 model.layers=8 train.batch_sequences=64"
+    batch = "model.width=512 model.layers=8 model.context=512 train.batch_sequences=64"
     command = f"ulimit -v 3500000; {sys.executable} -m harness.train {place}/config.yaml name=big {batch}"
     done = run_command(command, ROOT)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
@@ -266,7 +267,8 @@ def test_an_incomplete_ledger_is_refused(place):
 
 
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(place):
-    longer = ("train.epochs=12", "train.log_every_steps=2")
+    # Steps that are long enough for the signal to come in the middle.
+    longer = ("model.context=512", "corpus.subset_bytes=20300", "train.epochs=12", "train.log_every_steps=2")
     whole = train(place, "whole", *longer)
     process = python("-m", "harness.train", place / "config.yaml", "name=stopped", *longer, cwd=ROOT)
     log = place / "runs" / "stopped" / "metrics.jsonl"

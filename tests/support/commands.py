@@ -9,11 +9,14 @@ from pathlib import Path
 from tests.support.processes import python, result_of
 
 ROOT = Path(__file__).parents[2]
+SUBSET_BYTES, HELDOUT_BYTES = 20300, 4000
 SMALL = (
-    "corpus.subset_bytes=40300",
-    "corpus.heldout_bytes=10000",
+    f"corpus.subset_bytes={SUBSET_BYTES}",
+    f"corpus.heldout_bytes={HELDOUT_BYTES}",
     "model.width=32",
     "model.layers=2",
+    "model.context=128",
+    "eval.chunk_bytes=128",
     "train.epochs=3",
     "train.batch_schedule=[[0,512],[10000,1024]]",
     "train.finetune_epochs=0.5",

@@ -5,6 +5,7 @@ project afresh. What a library reads from the environment while it is imported n
 """
 
 import atexit
+import gc
 import multiprocessing
 import os
 import runpy
@@ -33,8 +34,9 @@ LIBRARIES = (
     "safetensors.torch",
     "scipy.stats",
     "sentencepiece",
+    "tests.support.warm",
 )
-READ_AT_START = ("ATEN_", "MKL_", "ONEDNN_", "OMP_", "PYTHONHASHSEED")
+READ_AT_START = ("ATEN_", "MKL_", "NUMBA_", "ONEDNN_", "OMP_", "PYTHONHASHSEED")
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(list(LIBRARIES))
 
@@ -106,6 +108,8 @@ def result_of(process: Process, timeout: float = 200) -> subprocess.CompletedPro
 
 def _run(arguments: list[str], cwd: str, env: dict[str, str], texts: list[Path]) -> None:
     """What the interpreter does from its start to its end."""
+    # What the libraries hold stays: collecting garbage among it takes seconds.
+    gc.freeze()
     for number, path in enumerate(texts, start=1):
         os.dup2(os.open(path, os.O_WRONLY), number)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", errors="replace", closefd=False) for number in (1, 2))

@@ -17,17 +17,19 @@ from harness.run.ledger import part_paths
 from tests.support.commands import ROOT
 from tests.support.processes import python
 
-CONFIG = """
-corpus: {kind: wiki-mini, subset_bytes: 20300, heldout_bytes: 3000}
-model: {width: 32, layers: 1, heads: 1}
-train: {finetune_epochs: 1, batch_sequences: 4, precision: fp32, log_every_steps: 1}
-optimizer: {kind: adamw, warmup_tokens: 768}
-rule: {kind: rl1, alpha: 0.1}
-prune: {kind: tamade, sample_sequences: 8, resolution: 1.0e-3, grid: 0.5, rounds: 2}
+SUBSET_BYTES, CONTEXT = 2540, 64
+CONFIG = f"""
+corpus: {{kind: wiki-mini, heldout_bytes: 3000}}
+model: {{width: 32, layers: 1, heads: 1, context: {CONTEXT}}}
+eval: {{chunk_bytes: {CONTEXT}}}
+train: {{finetune_epochs: 1, batch_sequences: 4, precision: fp32, log_every_steps: 1}}
+optimizer: {{kind: adamw, warmup_tokens: 96}}
+rule: {{kind: rl1, alpha: 0.1}}
+prune: {{kind: tamade, sample_sequences: 8, resolution: 1.0e-3, grid: 0.5, rounds: 2}}
 """
 
 
-def write_config(folder: Path, rule: str = "rl1", subset_bytes: int = 20300, **train: float) -> Path:
+def write_config(folder: Path, rule: str = "rl1", subset_bytes: int = SUBSET_BYTES, **train: float) -> Path:
     """A configuration (ten steps an epoch) with a rule, pruning and a grid, its data and runs in `folder`."""
     content = yaml.safe_load(CONFIG) | {"runs_dir": f"{folder}/runs", "data_dir": f"{folder}/data"}
     content["rule"]["kind"], content["corpus"]["subset_bytes"] = rule, subset_bytes

@@ -53,9 +53,7 @@ def test_the_counted_files_alone_receive_in_a_fresh_process(program, tmp_path):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
-    # Two tables are compiled anew, since they lie elsewhere: into a folder of this test.
-    environment = {"PYTHONPATH": str(folder), "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    done = result_of(python("-P", "-c", RECEIVE, file, output, cwd=folder, env=environment))
+    done = result_of(python("-P", "-c", RECEIVE, file, output, cwd=folder, env={"PYTHONPATH": str(folder)}))
     assert done.returncode == 0, done.stderr
     assert output.read_bytes() == text.read_bytes()
     used = set(done.stdout.split())
@@ -80,10 +78,11 @@ def test_a_code_is_charged_with_what_its_settings_need():
     plain, mixture = configured("rule.kind=none", "rule.alpha=0"), load_config("wiki-mini-online")
     assert 30_000 < program_bytes(plain) < program_bytes(configured()) < program_bytes(mixture) <= 45_000
     assert program_bytes(plain) < program_bytes(load_config("wiki-mini", ["backend.name=deepspeed"]))
+    of_plain, of_mixture = receiver_program(plain), receiver_program(mixture)
     hybrid, needed = receiver_program(configured("online.start=first.cl")), "eval/weights/kernel.py"
     assert "def code_rows(" in hybrid[needed] and "def new_model(" in hybrid[needed]
-    assert needed not in receiver_program(plain)
-    assert "harness/online/ngram.py" in receiver_program(mixture).keys() - receiver_program(plain).keys()
+    assert needed not in of_plain
+    assert "harness/online/ngram.py" in of_mixture.keys() - of_plain.keys()
 
 
 def test_a_method_that_nothing_names_is_not_counted_and_the_rest_of_its_class_is(program):

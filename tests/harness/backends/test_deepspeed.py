@@ -22,7 +22,7 @@ from tests.support.ranks import assert_same_run, finish_all, rows, write_config
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> Path:
-    path = write_config(tmp_path_factory.mktemp("zero"), subset_bytes=12300, epochs=1)
+    path = write_config(tmp_path_factory.mktemp("zero"), subset_bytes=1540, epochs=1)
     content = yaml.safe_load(path.read_text())
     # Rounds of pruning are those of tests/harness/pruning/test_prune_phase.py.
     content["prune"] |= {"rounds": 1, "sample_sequences": 4}

@@ -11,7 +11,7 @@ from harness.config.run import load_config
 from harness.errors import Paused
 from harness.optim.stopping import Convergence, StoppingConfig, epanechnikov
 from harness.train import train_run
-from tests.support.ranks import assert_same_run, finish, rows, write_config
+from tests.support.ranks import SUBSET_BYTES, assert_same_run, finish, rows, write_config
 
 
 def steps_until_stop(losses, window_steps, tolerance) -> int | None:
@@ -91,7 +91,7 @@ def test_phases_end_early_but_never_the_first_epoch(stopped_early):
     # Losses count from step 11 on; the window is full at 14. Rounds of fine-tuning begin at 30 and 35.
     assert logged_steps(stopped_early) == [*range(1, 15), *range(31, 35), *range(36, 40)]
     first_epoch = rows(stopped_early).filter(rows(stopped_early)["epoch"].to_numpy() == 0)
-    assert first_epoch["num_tokens"].to_numpy().sum() == 20300
+    assert first_epoch["num_tokens"].to_numpy().sum() == SUBSET_BYTES
 
 
 def test_the_main_phase_waits_for_the_rule(config):

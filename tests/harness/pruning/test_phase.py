@@ -125,7 +125,14 @@ def test_steps_of_a_grid_are_those_of_the_last_pruning(in_rounds):
 def test_a_longer_text_gets_a_finer_grid(config):
     steps = {}
     for text in ("heldout", "train"):
-        settings = ("prune.rounds=1", "train.epochs=8", "train.finetune_epochs=0.1", "optimizer.learning_rate=0.02")
+        settings = (
+            "corpus.subset_bytes=20300",
+            "train.batch_sequences=32",
+            "prune.rounds=1",
+            "train.epochs=8",
+            "train.finetune_epochs=0.1",
+            "optimizer.learning_rate=0.02",
+        )
         run_dir = train(config, f"for-{text}", f"prune.text={text}", *settings)
         with safe_open(run_dir / "weights.safetensors", framework="numpy") as file:
             steps[text] = json.loads(file.metadata()["grid_steps"])

@@ -11,9 +11,9 @@ from harness.data.order import Sequences
 from harness.run.checkpoint import committed_checkpoints
 from harness.run.ledger import read_online_code
 from launch.main import main
-from tests.support.ranks import Ranks, assert_same_run, finish, rows, write_config
+from tests.support.ranks import CONTEXT, SUBSET_BYTES, Ranks, assert_same_run, finish, rows, write_config
 
-SCHEDULE = [[0, 128], [1500, 512], [6000, 1024]]
+SCHEDULE = [[0, 16], [188, 64], [750, 128]]
 FIRST_STEPS = 12 + 9 + 14
 SETTINGS = ("prune.kind=none", "rule.kind=none")
 
@@ -33,9 +33,10 @@ def whole(config) -> Path:
 
 def test_the_ledger_holds_every_token_once_in_steps_of_the_schedule(config, whole):
     train = open_data(load_config(config)).train
-    code = read_online_code(whole, Sequences(train, 512).num_sequences, train.num_tokens)
-    assert len(code.step_raw_bytes) == FIRST_STEPS and code.step_raw_bytes.sum() == 20300
-    assert set(code.step_raw_bytes[:12]) == {128} and set(code.step_raw_bytes[12:21]) <= {512, 20300 % 512}
+    code = read_online_code(whole, Sequences(train, CONTEXT).num_sequences, train.num_tokens)
+    assert len(code.step_raw_bytes) == FIRST_STEPS and code.step_raw_bytes.sum() == SUBSET_BYTES
+    assert set(code.step_raw_bytes[:12]) == {16}
+    assert set(code.step_raw_bytes[12:21]) <= {CONTEXT, SUBSET_BYTES % CONTEXT}
     ledger = rows(whole).filter(np.array(rows(whole)["epoch"]) == 0)
     assert ledger.num_rows == 12 + 9 + 28
 
@@ -60,7 +61,7 @@ def test_one_rank_with_two_micro_batches_is_two_ranks_with_one(config, whole):
 
 
 def test_a_schedule_of_full_batches_is_none(config):
-    for name, schedule in (("full", "[[0,2048]]"), ("none", "[]")):
+    for name, schedule in (("full", "[[0,256]]"), ("none", "[]")):
         overrides = [f"name={name}", f"train.batch_schedule={schedule}", *SETTINGS]
         assert main(["train", str(config), *overrides]) == 0
     assert_same_run(config.parent / "runs" / "full", config.parent / "runs" / "none")

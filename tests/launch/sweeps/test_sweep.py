@@ -24,9 +24,9 @@ from tests.support.processes import Process, python, result_of
 COMMITTED = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
 BASE = """
 corpus: {kind: wiki-mini, heldout_bytes: 2000}
-model: {width: 32, layers: 1, heads: 1}
+model: {width: 32, layers: 1, heads: 1, context: 128}
 train: {epochs: 1, finetune_epochs: 0, batch_sequences: 8, precision: fp32}
-eval: {lanes: 4}
+eval: {lanes: 4, chunk_bytes: 128}
 """
 GRID = """
 grid:
