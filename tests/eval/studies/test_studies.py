@@ -122,6 +122,11 @@ def test_policies_are_read_back_and_others_are_refused(tmp_path):
     ):
         path.write_bytes(bad)
         assert words in refusal(lambda: load_policy(str(path), 3))
+    with path.open("wb") as file:
+        # Of what is longer than any policy of three sequences no more is read.
+        file.write(content)
+        file.truncate(1 << 40)
+    assert "damaged" in refusal(lambda: load_policy(str(path), 3))
     path.write_bytes(content)
     assert "a policy of 3 sequences, and the text has 4" in refusal(lambda: load_policy(str(path), 4))
     assert "cannot be read" in refusal(lambda: load_policy(str(tmp_path / "none"), 4))
