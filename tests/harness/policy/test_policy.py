@@ -9,7 +9,7 @@ from harness.policy.weights import Policy
 from harness.run.directory import policy_bytes
 from tests.support.ranks import finish, rows, write_config
 
-# Of 20,300 bytes in sequences of 512.
+# Of 2,540 bytes in sequences of 64.
 SEQUENCES = 40
 
 
