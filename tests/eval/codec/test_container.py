@@ -12,6 +12,7 @@ from eval.codec.container import (
     CHECKSUM_BYTES,
     MAGIC,
     MAX_HEADER_JSON_BYTES,
+    TAGS,
     VERSION,
     framing_bytes,
     pack_json,
@@ -107,7 +108,7 @@ def malformed_bodies() -> dict[str, bytes]:
     prefix = MAGIC + bytes([VERSION])
     return {
         "no last section": prefix + b"\0\4abcd",
-        "an unknown tag": prefix + b"\x0a\4\x83abcd",
+        "an unknown tag": prefix + bytes([len(TAGS)]) + b"\4\x83abcd",
         "an unknown last tag": prefix + b"\xffabcd",
         "too short": prefix + b"\0\5\x83abcd",
         "huge length": prefix + b"\0" + b"\xff" * 8 + b"\x7f\x83abcd",
