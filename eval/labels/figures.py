@@ -61,10 +61,11 @@ def draw_label_curves(path: Path, curves: list[LabelCurve]) -> None:
     words = ("bits a label, by block", "code less uniform (kbit)", "code / uniform", "given more than 1/2, by block")
     for axes, text in zip(panels[:, 0], words, strict=True):
         axes.set_xscale("log")
+        axes.set_xlim(1, 1.1 * max(len(curve.bits) for curve in curves))
         axes.set_ylabel(text)
     ratio.set_yscale("log")
     right.set_xlabel("labels read")
-    by_block.legend(loc="upper right", **LEGEND)
+    saved.legend(*by_block.get_legend_handles_labels(), loc="lower left", **LEGEND)
     save_figure(figure, path)
 
 
