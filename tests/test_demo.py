@@ -77,7 +77,9 @@ def test_the_stream_takes_what_the_quantised_probabilities_say(report):
 def test_the_online_code_is_of_the_whole_training_subset(report):
     online = report["online"]
     assert online["tokens"] == online["raw_bytes"] == report["data"]["train_bytes"] == SUBSET_BYTES
-    assert online["aulc_bits"] == pytest.approx(online["bits_per_byte"] * SUBSET_BYTES)
+    assert online["ideal_bits"] == pytest.approx(online["bits_per_byte"] * SUBSET_BYTES)
+    # Running means of the weights predict, not the weights that learn.
+    assert online["aulc_bits"] != online["ideal_bits"] == pytest.approx(online["aulc_bits"], rel=0.05)
     rate = report["offline"]["ideal_data_bits"] / report["data"]["raw_bytes"]
     assert online["above_final_bits"] == pytest.approx(online["aulc_bits"] - rate * SUBSET_BYTES)
 

@@ -225,7 +225,6 @@ def read_segments(packed: bytes, world_size: int) -> list[Segment]:
     # So that a small file cannot make a receiver count to many ranks.
     if packed and len(packed) < _DIGEST_BYTES + world_size * _LEAST_PART_BYTES:
         raise UsageError(f"world_size={world_size}: more ranks than its segments have streams; fetch the file again")
-    malformed = UsageError("malformed segments; fetch the file again")
     while at < len(packed):
         weights, parts = packed[at : at + _DIGEST_BYTES], []
         at += _DIGEST_BYTES
@@ -234,12 +233,12 @@ def read_segments(packed: bytes, world_size: int) -> list[Segment]:
             try:
                 length, at = read_varint(packed, at + _DIGEST_BYTES)
             except ValueError:
-                raise malformed from None
+                raise UsageError("malformed segments; fetch the file again") from None
             if length % WORD_BYTES:
                 raise UsageError("malformed segments (a stream that is no words); fetch the file again")
             at += length
             parts.append(Part(checksum, packed[at - length : at]))
         segments.append(Segment(weights, parts))
     if at != len(packed):
-        raise malformed
+        raise UsageError("malformed segments; fetch the file again")
     return segments

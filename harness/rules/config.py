@@ -21,9 +21,6 @@ RULE_MODULES = {
     "variational": "harness.rules.variational",
 }
 """Where each rule is: imported when it is asked for, so that a receiver's program has the one that it needs."""
-# Settings of some rules only, and these rules.
-_OWN = {"beta": ("drr",), "l2": ("drr",), "layer_normalisation": ("drr",), "start_u": ("pmmp", "fpp"), "rho": ("admm",)}
-_OWN["prior"] = ("variational",)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -111,7 +108,9 @@ class RuleConfig:
                 "of a weight, not nats; use rule.coupling=adam or rule.alpha"
             )
         defaults = {f.name: f.default for f in fields(self)}
-        for key, kinds in _OWN.items():
+        of_drr = {"beta": ("drr",), "l2": ("drr",), "layer_normalisation": ("drr",)}
+        own = {**of_drr, "start_u": ("pmmp", "fpp"), "rho": ("admm",), "prior": ("variational",)}
+        for key, kinds in own.items():
             # `none` switches off whatever a configuration has set.
             if getattr(self, key) != defaults[key] and self.kind not in ("none", *kinds):
                 problems.append(

@@ -28,7 +28,7 @@ def test_killed_runs_and_senders_of_labels_end_with_the_same_bits(labels, tmp_pa
     whole, file = tmp_path / "whole.clo", tmp_path / "file.clo"
     short = [*job, "online.segment_steps=1", "online.ema=0.9", "--quiet"]
     assert run("send", *short, "-o", whole) == 0
-    killed_now_and_then(["send", *short, "-o", file], tmp_path / "file.clo.part" / "checkpoints", 1, seed=2)
+    killed_now_and_then(["send", *short, "--force", "-o", file], tmp_path / "file.clo.part" / "checkpoints", 1, seed=2)
     assert file.read_bytes() == whole.read_bytes()
 
 

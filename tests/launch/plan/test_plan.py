@@ -62,10 +62,11 @@ def saved_bytes(architecture: str, layers: int, dtype: torch.dtype) -> int:
         ("online.experts=[uniform]", 1 + 1 / 3),
         ("online.checkpoints=4", 1 + 4 / 3),
         ("online.models=[128x3x1]", 2 + 2 / 3),
+        ("online.ema=0.9", 1 + 1 / 3),
     ],
 )
 def test_all_work_of_the_online_code_counts(capsys, setting, passes):
-    arguments = (str(ROOT / "configs/wiki-mini.yaml"), "--gpu", "a100-80g", "train.batch_schedule=[]")
+    arguments = (str(ROOT / "configs/wiki-mini.yaml"), "--gpu", "a100-80g", "train.batch_schedule=[]", "online.ema=0")
     _, plain, _ = answer(capsys, *arguments)
     _, plan, _ = answer(capsys, *arguments, setting)
     assert plan["total_flops"] == pytest.approx(passes * plain["total_flops"], rel=1e-6)
@@ -100,7 +101,7 @@ def test_activations_are_those_that_autograd_keeps(architecture, dtype, monkeypa
 
 @pytest.mark.parametrize("settings", [(), (PUBLISHED, "optimizer.kind=adamw")])
 def test_memory_of_a_real_run_is_as_predicted(settings):
-    settings = (*SMALL, FP32, *settings, "corpus.subset_bytes=4096")
+    settings = (*SMALL, FP32, *settings, "corpus.subset_bytes=4096", "online.ema=0")
     assert predicted_bytes(1, settings) == pytest.approx(measured_bytes(1, settings), rel=0.15)
 
 
