@@ -65,7 +65,13 @@ def test_a_stream_that_is_no_words_is_refused_before_anything_is_started(capsys,
 
 def test_a_damaged_foreign_or_missing_file_is_one_line(capsys, tmp_path, sent):
     content, bad = sent.read_bytes(), tmp_path / "bad.clo"
-    for damaged in (content[:-1], content[:100], b"", b"PK" + content[2:], content[:500] + bytes([content[500] ^ 1]) + content[501:]):
+    for damaged in (
+        content[:-1],
+        content[:100],
+        b"",
+        b"PK" + content[2:],
+        content[:500] + bytes([content[500] ^ 1]) + content[501:],
+    ):
         bad.write_bytes(damaged)
         refused(capsys, bad, tmp_path / "out")
     refused(capsys, tmp_path / "none.clo", tmp_path / "out")
