@@ -4,10 +4,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from harness.rules.rule import Piece, Rule
+from harness.rules.rule import Force, Piece
 
 
-class L0ADMM(Rule):
+class L0ADMM(Force):
     """Alternates a step on f(x) + rho/2 ||x - z + v||^2 with z = H(x + v) and v += x - z; H thresholds hard.
 
     The nodes of the consensus are the batches: each is a node's one visit (stochastic ADMM, Ouyang et al. 2013), so

@@ -11,10 +11,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from harness.rules.rule import ADAM_UPDATE_SIZE, Piece, Rule, moments
+from harness.rules.rule import ADAM_UPDATE_SIZE, Force, Piece, moments
 
 
-class PMMP(Rule):
+class PMMP(Force):
     """Probabilistic minimax: w, gamma and u beside every weight, in the three rows of `rule_players`."""
 
     kept: ClassVar = {"rule_players": 3, "rule_exp_avg": 3, "rule_exp_avg_sq": 3}

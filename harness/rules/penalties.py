@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from harness.rules.rule import Piece, Rule
+from harness.rules.rule import Force, Piece
 
 
-class RL1(Rule):
+class RL1(Force):
     """Relaxed l1: alpha * sum |theta|.
 
     The coupling `decoupled` is the proximal step (soft threshold), which makes exact zeros while training.
@@ -22,7 +22,7 @@ class RL1(Rule):
         piece.weights.sub_(piece.weights.clamp(-threshold, threshold))
 
 
-class DRR(Rule):
+class DRR(Force):
     """Differentiable relaxation of the count: alpha * sum (1 - exp(-beta |theta|)) + rho * sum theta^2 (DRR-O)."""
 
     def __init__(self, alpha: float, coupling: str, beta: float, l2: float):

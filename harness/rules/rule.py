@@ -42,12 +42,7 @@ class Piece:
 
 
 class Rule(ABC):
-    """Base of all rules; `alpha` is the strength, `coupling` says which of the two methods is called.
-
-    `adam`: `add_gradient` before the optimizer's step, which scales it (the published way). `decoupled`: `shrink` after
-    the step, with the learning rate in units of a weight's usual update, as AdamW does with decay: R-L1
-    with an alpha of 0.5 pulls every weight with half the force of its optimizer, whichever that is.
-    """
+    """Base of all rules; `alpha` is the strength, `coupling` says whether they act before the optimizer's step."""
 
     kept: ClassVar[dict[str, int]] = {}
     """Names of the state beside each parameter, and how many numbers it holds for each weight."""
@@ -64,12 +59,8 @@ class Rule(ABC):
         return {name: weights.new_zeros(rows, weights.numel()) for name, rows in self.kept.items()}
 
     @abstractmethod
-    def add_gradient(self, piece: Piece) -> None:
-        """Add the rule's force to the gradient, before the optimizer's step."""
-
-    @abstractmethod
-    def shrink(self, piece: Piece) -> None:
-        """Move the weights, after the optimizer's step."""
+    def act(self, piece: Piece) -> None:
+        """Take the rule's part of a step on a piece of a parameter."""
 
     @torch.no_grad()
     def apply(self, parameter: Tensor, state: dict, rate: float, scale: float) -> None:
@@ -80,11 +71,10 @@ class Rule(ABC):
             state[STEPS_KEY] = 0
             state |= self.start(parameter.detach().view(-1))
         state[STEPS_KEY] += 1
-        act = self.add_gradient if self.coupling == "adam" else self.shrink
         alpha = self.alpha * self.strength * scale
         gradient = parameter.grad if self.coupling == "adam" else None
         for part in _parts(parameter):
-            act(
+            self.act(
                 Piece(
                     weights=parameter.view(-1)[part],
                     gradient=None if gradient is None else gradient.view(-1)[part],
@@ -94,6 +84,27 @@ class Rule(ABC):
                     step=state[STEPS_KEY],
                 )
             )
+
+
+class Force(Rule):
+    """A rule beside an optimizer, by one of two couplings.
+
+    `adam`: `add_gradient` before the optimizer's step, which scales it (the published way). `decoupled`: `shrink` after
+    the step, with the learning rate in units of a weight's usual update, as AdamW does with decay: R-L1
+    with an alpha of 0.5 pulls every weight with half the force of its optimizer, whichever that is.
+    """
+
+    def act(self, piece: Piece) -> None:
+        """Add to the gradient or move the weights, as the coupling says."""
+        (self.add_gradient if self.coupling == "adam" else self.shrink)(piece)
+
+    @abstractmethod
+    def add_gradient(self, piece: Piece) -> None:
+        """Add the rule's force to the gradient, before the optimizer's step."""
+
+    @abstractmethod
+    def shrink(self, piece: Piece) -> None:
+        """Move the weights, after the optimizer's step."""
 
 
 def moments(piece: Piece, forces: Tensor, betas: tuple[float, ...]) -> tuple[Tensor, Tensor]:

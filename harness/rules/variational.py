@@ -41,7 +41,7 @@ class Variational(Rule):
         state["rule_posterior"][1].fill_(FIRST_DEVIATION).expm1_().log_()
         return state
 
-    def add_gradient(self, piece: Piece) -> None:
+    def act(self, piece: Piece) -> None:
         """One step of Adam on means and rhos; the weights become a new draw."""
         assert piece.gradient is not None
         (posterior, (noise,)), betas = (piece.state["rule_posterior"], piece.state["rule_noise"]), self.betas
@@ -51,10 +51,6 @@ class Variational(Rule):
             posterior[row].addcdiv_(mean[row], size[row], value=-factor * piece.rate / (1 - betas[0] ** piece.step))
         noise.normal_(generator=self._generator(piece))
         torch.addcmul(posterior[0], F.softplus(posterior[1]), noise, out=piece.weights)
-
-    def shrink(self, piece: Piece) -> None:
-        """Weights are not pulled beside an optimizer's step: this is the step."""
-        raise NotImplementedError
 
     def _generator(self, piece: Piece) -> torch.Generator:
         """The noise of a step follows from it and the seed: the same on every rank, and in a run that goes on."""
