@@ -1,11 +1,12 @@
 """What changes that this project has not taken up would do to the length of an archive.
 
-`python -m tests.benchmarks.archive_ablations FOLDER [--seeds 2] [--only WORDS ...] [key=value ...]` trains
+`python -m tests.benchmarks.archive_ablations FOLDER [--seeds 3] [--only WORDS ...] [key=value ...]` trains
 configs/table3.yaml with R-L1 on the leading 300,000 bytes, with each change in place of the original, and prints the
 bytes of the weights as coded, of the text (ideal) and of both. Runs that lie in FOLDER are not trained again.
 """
 
 import argparse
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,14 +26,13 @@ from eval.offline.ideal import ideal_archive
 from eval.offline.step_search import Search, choose_grid
 from eval.weights.codec import encode_weights, quantise, rebuild
 from harness.config.run import RunConfig, load_config
-from harness.machine.hardware import compute_deterministically
 from harness.model.transformer import Transformer
 from harness.pruning.feedback import Feedback, input_moments
 from harness.pruning.sample import Sample
 from harness.pruning.structure import DeadStructure
 from harness.run.directory import is_done, open_run_data
 from harness.train import train_run
-from tests.benchmarks.area_ablations import looped, tied
+from tests.benchmarks.area_ablations import chosen_changes, looped, tied
 
 SETTINGS = (
     "corpus.subset_bytes=300000",
@@ -181,26 +181,18 @@ def main() -> None:
     """Print a line for each change."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("settings", nargs="*")
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--only", nargs="*", help="words of the changes to measure")
-    options = parser.parse_intermixed_args()
-    torch.set_num_threads(1)
-    compute_deterministically()
-    for seed in range(options.seeds):
-        for name in CHANGES:
-            if options.only and not any(word in name for word in options.only):
-                continue
-            with changed(name):
-                run = trained(name, options.folder, seed, options.settings)
-                lines = [(name, *run.total(run.model))]
-                if name == NO_GRID:
-                    lines += [(f"{name}, corrected in rank {rank}", *with_low_rank(run, rank)[1:]) for rank in (1, 4)]
-            for label, weights_bytes, text_bytes in lines:
-                print(
-                    f"{label:50} seed {seed}  {weights_bytes:7,} + {text_bytes:7,} = {weights_bytes + text_bytes:7,}",
-                    flush=True,
-                )
+    options, names = chosen_changes(parser, CHANGES)
+    for seed, name in itertools.product(range(options.seeds), names):
+        with changed(name):
+            run = trained(name, options.folder, seed, options.settings)
+            lines = [(name, *run.total(run.model))]
+            if name == NO_GRID:
+                lines += [(f"{name}, corrected in rank {rank}", *with_low_rank(run, rank)[1:]) for rank in (1, 4)]
+        for label, weights_bytes, text_bytes in lines:
+            print(
+                f"{label:50} seed {seed}  {weights_bytes:7,} + {text_bytes:7,} = {weights_bytes + text_bytes:7,}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import argparse
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from unittest.mock import patch
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import harness.model.transformer as transformer
 from harness.config.run import load_config
 from harness.corpus.prepared import prepare_data
-from harness.data.batches import Batches, StepBatch
+from harness.data.batches import Batches
 from harness.data.schedule import Phase
 from harness.learner import Learner
 from harness.machine.hardware import compute_deterministically
@@ -174,7 +174,6 @@ CHANGES = (
     "gates of heads",
     "smeared inputs of every layer",
     "NorMuon",
-    "EMA predicts",
     LOOPED,
     TIED,
 )
@@ -192,44 +191,30 @@ def area(name: str, settings: list[str]) -> tuple[float, float]:
             block.number = number
         batches = Batches(text, config.train, config.model.context, config.train.micro_batch(1), config.seed, ranks)
         phase = Phase("main", 0, batches.order.steps(1))
-        mean, nats = {n: p.detach().clone() for n, p in model.named_parameters()}, 0.0
+        nats = 0.0
         for step in range(phase.num_steps):
             batch = batches.of_step(step)
             learner.set_schedule(batches.order.moment(step, phase))
-            if name == "EMA predicts":
-                nats += predicted_nats(model, mean, batch)
-            losses = learner.train(batch, f"step {step}")
-            nats += 0.0 if name == "EMA predicts" else losses.nats_sum
-            decay = min(0.98, (step + 1) / (step + 10))
-            for parameter, p in model.named_parameters():
-                mean[parameter].lerp_(p.detach(), 1 - decay)
+            nats += learner.train(batch, f"step {step}").nats_sum
     return bits_from_nats(nats) / text.num_tokens, time.process_time() - started
 
 
-def predicted_nats(model: nn.Module, weights: dict[str, Tensor], batch: StepBatch) -> float:
-    """Nats of a batch as other weights predict it."""
-    nats = 0.0
-    with torch.no_grad():
-        for part in batch.micro_batches:
-            tokens, mask = torch.from_numpy(part.tokens), torch.from_numpy(part.mask)
-            logits = torch.func.functional_call(model, weights, (tokens,))
-            losses = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none")
-            nats += losses.view_as(tokens)[mask].double().sum().item()
-    return nats
-
-
-def main() -> None:
-    """Print a line for each change."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def chosen_changes(parser: argparse.ArgumentParser, changes: Iterable[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options of a command that measures changes, and which of them it shall; all is on one thread from now on."""
     parser.add_argument("settings", nargs="*")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="*", help="words of the changes to measure")
     options = parser.parse_intermixed_args()
     torch.set_num_threads(1)
     compute_deterministically()
-    for name in CHANGES:
-        if options.only and not any(word in name for word in options.only):
-            continue
+    return options, [name for name in changes if not options.only or any(word in name for word in options.only)]
+
+
+def main() -> None:
+    """Print a line for each change."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options, names = chosen_changes(parser, CHANGES)
+    for name in names:
         runs = [area(name, [*SETTINGS, f"seed={seed}", *options.settings]) for seed in range(options.seeds)]
         bits, seconds = zip(*runs, strict=True)
         deviation = statistics.stdev(bits) if len(bits) > 1 else math.nan
