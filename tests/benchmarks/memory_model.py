@@ -53,11 +53,12 @@ FULL_BATCHES = ("train.batch_sequences=4", "train.batch_schedule=[]")
 def predicted_bytes(ranks: int, settings: tuple[str, ...]) -> float:
     """Peak of a rank above its fixed part."""
     from harness.config.run import load_config
-    from launch.plan.memory import count_parameters, moments
+    from launch.plan.memory import count_parameters, moments, online_memory_bytes
 
     config = load_config(ROOT / "configs/wiki-mini.yaml", [*FULL_BATCHES, *settings])
     parameters = count_parameters(config, 256)
-    memories = moments(config, parameters, 256, ranks, config.train.precision == "bf16", 0.0, on_gpu=False)
+    online = online_memory_bytes(config, [parameters], 256, ranks)
+    memories = moments(config, parameters, 256, ranks, config.train.precision == "bf16", online, on_gpu=False)
     return max(memory.total for memory in memories)
 
 
