@@ -44,7 +44,7 @@ class ChangedBlock(Block):
         batch, length, _ = x.shape
         normal = self.before_attention(self.attention_norm(x))
         q, k, v = self._heads(self.qkv(normal).view(batch, length, 3, self.heads, -1), rotary)
-        mixed = causal_attention(q, k, self.of_values(v))
+        mixed = self.mixed_values(q, k, self.of_values(v))
         x = x + self.out(self.of_mixed(mixed, normal))
         return x + self.down(self._activate(self.up(self.before_perceptron(self.mlp_norm(x)))))
 
@@ -56,6 +56,9 @@ class ChangedBlock(Block):
 
     def of_values(self, values: Tensor) -> Tensor:
         return values
+
+    def mixed_values(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return causal_attention(q, k, v)
 
     def of_mixed(self, mixed: Tensor, normal: Tensor) -> Tensor:
         return mixed
@@ -101,6 +104,28 @@ class Convolved(ChangedBlock):
 
     def before_perceptron(self, normal: Tensor) -> Tensor:
         return self.perceptron_smear(normal)
+
+
+class Carried(ChangedBlock):
+    """Queries see the keys and values of the sequence before, too, as far as a sequence (Dai et al. 2019)."""
+
+    kept: tuple[Tensor, Tensor] | None = None
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config)
+        cos, sin = transformer.rotary_tables(config.context + 1, config.width // config.heads)
+        self.back = cos[-1:], -sin[-1:]
+
+    def mixed_values(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        before, self.kept = self.kept, (k.detach(), v.detach())
+        if before is None:
+            return causal_attention(q, k, v)
+        # Keys were turned by their places, which are a whole sequence earlier now.
+        earlier = transformer.rotate(before[0][:, :, None], *self.back)[:, :, 0]
+        keys, values = torch.cat([earlier, k], 1), torch.cat([before[1], v], 1)
+        seen = torch.ones(q.shape[1], keys.shape[1], dtype=torch.bool).tril_(keys.shape[1] - q.shape[1])
+        heads = (each.transpose(1, 2) for each in (q, keys, values))
+        return F.scaled_dot_product_attention(*heads, attn_mask=seen).transpose(1, 2).flatten(2)
 
 
 def looped(forward: Callable) -> Callable:
@@ -152,7 +177,12 @@ def normalised_by_row(orthogonalised: Callable) -> Callable:
 @contextmanager
 def changed(name: str) -> Iterator[None]:
     """The project with one change."""
-    blocks = {"value residual": ValueResidual, "gates of heads": Gated, "smeared inputs of every layer": Convolved}
+    blocks = {
+        "value residual": ValueResidual,
+        "gates of heads": Gated,
+        "smeared inputs of every layer": Convolved,
+        CARRIED: Carried,
+    }
     if name in blocks:
         with patch.object(transformer, "Block", blocks[name]):
             yield
@@ -168,6 +198,8 @@ def changed(name: str) -> Iterator[None]:
 
 
 LOOPED, TIED = "one block three times", "head tied to the embedding"
+IN_ORDER, CARRIED = "in the order of the text", "the same, keys and values carried over"
+SETTINGS_OF = dict.fromkeys((IN_ORDER, CARRIED), ("train.order=sequential", "train.batch_sequences=1"))
 CHANGES = (
     "as it is",
     "value residual",
@@ -176,6 +208,8 @@ CHANGES = (
     "NorMuon",
     LOOPED,
     TIED,
+    IN_ORDER,
+    CARRIED,
 )
 
 
@@ -215,10 +249,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options, names = chosen_changes(parser, CHANGES)
     for name in names:
-        runs = [area(name, [*SETTINGS, f"seed={seed}", *options.settings]) for seed in range(options.seeds)]
+        settings = [*SETTINGS, *SETTINGS_OF.get(name, ()), *options.settings]
+        runs = [area(name, [*settings, f"seed={seed}"]) for seed in range(options.seeds)]
         bits, seconds = zip(*runs, strict=True)
         deviation = statistics.stdev(bits) if len(bits) > 1 else math.nan
-        print(f"{name:32} {statistics.mean(bits):.3f} ± {deviation:.3f}  {statistics.mean(seconds):.0f} s", flush=True)
+        print(f"{name:40} {statistics.mean(bits):.3f} ± {deviation:.3f}  {statistics.mean(seconds):.0f} s", flush=True)
 
 
 if __name__ == "__main__":
