@@ -88,7 +88,7 @@ class Trainer:
             peak = peak_memory_bytes(self.ranks.device)
             print(f"dry step    {seconds:.2f} s, peak memory of rank 0 {peak / 1e6:,.0f} MB", flush=True)
         if not self.code_length:
-            updates = self.batches.order.updates(self.num_steps, self.config.train.replays)
+            updates = self.batches.order.updates(self.num_steps)
             optimizers = [learner.optimizer for learner in self.ensemble.learners]
             line = duration_line(self.ensemble.timed_step, optimizers, self.ranks, updates, seconds)
             if self.ranks.is_first:
@@ -230,7 +230,7 @@ class Trainer:
 
     def _log(self, phase: Phase, with_tensors: bool) -> None:
         step = self.state.step
-        flops_per_token = self.ensemble.flops_per_token(self.batches.order.epoch_of(step - 1) == 0)
+        flops_per_token = self.ensemble.flops_per_token(self.batches.order.replays_after(step - 1))
         metrics = self.sums.reduce(self.ranks, self.state, flops_per_token, self.peak_flops)
         metrics["nonzeros"] = self.backend.count_nonzeros()
         self.monitor.log_step(step, phase.name, metrics)

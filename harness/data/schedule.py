@@ -31,6 +31,8 @@ class TrainConfig:
     """`shuffled`, `sequential` as in the text, or `streams`: each row of the batch reads a part of the text."""
     replays: int = bounded(0, least=0, most=MAX_REPLAYS)
     """Steps on what was read before, after each step of the first epoch; they are never counted as code length."""
+    replays_until: int = bounded(0, least=0)
+    """Nothing is replayed once so many tokens were read; 0: replays go on to the end of the first epoch."""
     replay: str = bounded("uniform", choices=REPLAYS)
     """What replays read: `uniform`, any earlier rows; `streams`: readers that walk the past and may start again."""
     batch_schedule: list[list[int]] = field(default_factory=list)
@@ -73,10 +75,12 @@ class TrainConfig:
     log_every_steps: int = bounded(10, least=1)
     """Steps between progress lines and metrics; losses in between are summed, not skipped."""
 
-    @property
-    def main_passes(self) -> float:
-        """Passes over the corpus that the main phase trains on, replays and block trainings included."""
-        return self.retrain_epochs * sum(self.retrain_at) if self.retrain_at else self.epochs + self.replays
+    def main_passes(self, num_tokens: int) -> float:
+        """Passes over a corpus of `num_tokens` that the main phase trains on, replays and block trainings included."""
+        if self.retrain_at:
+            return self.retrain_epochs * sum(self.retrain_at)
+        replayed = min(1.0, self.replays_until / num_tokens) if self.replays_until else 1.0
+        return self.epochs + self.replays * replayed
 
     @property
     def is_mixed(self) -> bool:
@@ -102,6 +106,8 @@ class TrainConfig:
             )
         if at and self.replays:
             problems.append(f"train.replays={self.replays}: nothing is learnt between the blocks of retrain_at; use 0")
+        if self.replays_until and not self.replays:
+            problems.append(f"train.replays_until={self.replays_until}: nothing is replayed; set train.replays too")
         if at and self.epochs != 1:
             problems.append(f"train.epochs={self.epochs}: a block code reads the corpus once; use 1")
         if self.policy is not None and (self.retrain_at or self.replays or self.reads_parts):

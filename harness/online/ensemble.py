@@ -45,11 +45,11 @@ class Ensemble:
         """The transformer that the run trains."""
         return self.learners[0]
 
-    def flops_per_token(self, is_new: bool) -> float:
-        """FLOPs for each token of a batch, its replays included where it is new."""
-        if not is_new:
+    def flops_per_token(self, replays: int | None) -> float:
+        """FLOPs for each token of a new batch that so many replays follow; None: of one that was read before."""
+        if replays is None:
             return self.main.flops_per_token
-        return (1 + self.config.train.replays) * sum(learner.flops_per_token for learner in self.learners)
+        return (1 + replays) * sum(learner.flops_per_token for learner in self.learners)
 
     def candidates(self) -> list[Weights]:
         """List the weights that the run's own transformer may predict with, the current ones first."""

@@ -29,7 +29,7 @@ class ReplaySchedule:
     def replays(self, step: int) -> list[StepBatch]:
         """Choose the replays after `step`: each row reads again one of its whole sequences, drawn uniformly."""
         order = self.batches.order
-        if not self.config.replays:
+        if not order.replays_after(step):
             return []
         # The last step may be short.
         rows = max(order.rows_of(step), order.rows_of(max(0, step - 1)))

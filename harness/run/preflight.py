@@ -103,7 +103,8 @@ def _online_lines(config: RunConfig) -> list[str]:
     if online.checkpoints > 1:
         parts.append(f"best of {online.checkpoints} states")
     if train.replays:
-        parts.append(f"{train.replays} replays a step ({train.replay})")
+        until = f" in the first {train.replays_until:,} tokens" if train.replays_until else ""
+        parts.append(f"{train.replays} replays a step{until} ({train.replay})")
     if train.retrain_at:
         parts.append(f"retrained at {', '.join(f'{fraction:g}' for fraction in train.retrain_at)}")
     return [f"online      {'; '.join(parts)}"] if parts else []

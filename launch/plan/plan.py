@@ -80,11 +80,11 @@ class Plan:
         order = StepOrder(train, self.corpus.tokens, config.model.context, "", config.seed)
         self.phases = plan_phases(train, order, config.prune.prunings)
         self.step_tokens = train.batch_sequences * config.model.context
-        epochs = {"main": train.main_passes, "finetune": train.finetune_epochs}
+        epochs = {"main": train.main_passes(self.corpus.tokens), "finetune": train.finetune_epochs}
         names = dict.fromkeys(phase.name for phase in self.phases)
         self.phase_steps = {name: sum(p.num_steps for p in self.phases if p.name == name) for name in names}
         self.phase_tokens = {name: round(epochs[name] * self.corpus.tokens) for name in names}
-        updates = order.updates(self.phases[-1].end_step, train.replays)
+        updates = order.updates(self.phases[-1].end_step)
         self.small_updates = {tokens: count for tokens, count in updates.items() if tokens < self.step_tokens}
         """Updates of the weights from less than a full batch, by its tokens."""
         small_tokens = sum(tokens * number for tokens, number in self.small_updates.items())
@@ -113,7 +113,7 @@ class Plan:
         is_plain = config.online.trains_plainly and not config.train.retrain_at
         predicting = 0.0 if is_plain else (config.online.checkpoints * flops + others) * FORWARD_FRACTION
         # Further epochs are the run's own transformer's alone.
-        passes = config.train.main_passes - (0 if config.train.retrain_at else config.train.epochs - 1)
+        passes = config.train.main_passes(tokens) - (0 if config.train.retrain_at else config.train.epochs - 1)
         return (passes * others + predicting) * tokens
 
     def memory_rows(self) -> Iterator[tuple[str, bool, Memory, Memory]]:

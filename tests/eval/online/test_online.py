@@ -61,7 +61,7 @@ PREDICTING = {
     "smeared embeddings": ("model.smear=2",),
     "temperature": ("online.calibrate=true",),
     "self-switch": ("online.checkpoints=3", "online.checkpoint_steps=2"),
-    "replays": ("train.replays=2",),
+    "replays": ("train.replays=2", "train.replays_until=1000"),
     "replay streams": ("train.replays=1", "train.replay=streams", "train.order=streams"),
     "schedule": ("train.batch_schedule=[[0,16],[200,64],[1000,128]]",),
     "blocks": ("train.retrain_at=[0.2,0.6]", "train.retrain_epochs=1.5"),

@@ -1,5 +1,7 @@
 """Steps of less than a batch, or than a sequence: every token once, whatever the schedule, on any number of ranks."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -133,10 +135,19 @@ def test_no_step_is_larger_than_a_full_batch():
     assert not config.problems() + config.schedule_problems(CONTEXT)
     order = batches_of(config, 200).order
     assert [batches_of(config, 200).of_step(step).num_tokens for step in range(9)] == [16] * 4 + [32] * 4 + [8]
-    assert config.step_sizes(CONTEXT) == [16, 32] and order.updates(12, replays=1) == {16: 10, 32: 11}
+    assert config.step_sizes(CONTEXT) == [16, 32] and order.updates(12) == {16: 5, 32: 7}
+    assert batches_of(replace(config, replays=1), 200).order.updates(12) == {16: 10, 32: 11}
+    ending = batches_of(replace(config, replays=2, replays_until=33), 200).order
+    assert [ending.replays_after(step) for step in (0, 2, 3, 8, 9)] == [2, 2, 0, 0, None]
+    assert ending.updates(12) == {16: 11, 32: 7}
 
 
 @pytest.mark.parametrize("setting", [{"order": "streams"}, {"replay": "streams", "replays": 1}, {"retrain_at": [0.5]}])
 def test_schedules_are_refused_where_they_have_no_meaning(setting):
     (line,) = TrainConfig(batch_sequences=ROWS, batch_schedule=SCHEDULE, **setting).problems()
     assert line.startswith("train.batch_schedule")
+
+
+def test_an_end_of_replays_without_any_is_refused():
+    (line,) = TrainConfig(batch_sequences=ROWS, replays_until=100).problems()
+    assert line.startswith("train.replays_until=100") and "set train.replays" in line

@@ -20,7 +20,9 @@ SETTINGS = ("prune.kind=none", "rule.kind=none")
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> Path:
-    return write_config(tmp_path_factory.mktemp("schedule"), batch_schedule=SCHEDULE, epochs=1.5, replays=1)
+    return write_config(
+        tmp_path_factory.mktemp("schedule"), batch_schedule=SCHEDULE, epochs=1.5, replays=1, replays_until=1000
+    )
 
 
 @pytest.fixture(scope="module")
