@@ -33,6 +33,8 @@ ELSEWHERE = {
     "codelength sweep configs/sweeps/alpha.yaml --at-a-time": "launch/sweeps/test_sweep.py",
     "codelength sweep configs/sweeps/table3.yaml": "launch/sweeps/test_compare.py",
     "codelength sweep configs/sweeps/sizes.yaml": "launch/sweeps/test_sweep.py",
+    "codelength sweep configs/sweeps/archives.yaml": "launch/sweeps/test_sweep.py",
+    "codelength eval runs/archives": "launch/sweeps/test_sweep.py",
     "codelength audit": "eval/audit/test_audit.py",
     "codelength crossover": "eval/crossover/test_crossover.py",
     "codelength study configs/studies/order.yaml": "eval/studies/test_studies.py",
