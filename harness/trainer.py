@@ -28,7 +28,7 @@ from harness.run.checkpoint import RunState, committed_checkpoints, newest_check
 from harness.run.checkpoint_writer import CheckpointWriter
 from harness.run.directory import mark_done, write_members, write_weights
 from harness.run.ledger import LedgerWriter, check_ledger, ledger_damage
-from harness.run.metrics import MetricSums
+from harness.run.metrics import MetricSums, flops_per_token
 from harness.run.monitor import make_monitor
 from harness.run.pace import duration_line
 from harness.run.preflight import derived_numbers
@@ -230,8 +230,8 @@ class Trainer:
 
     def _log(self, phase: Phase, with_tensors: bool) -> None:
         step = self.state.step
-        flops_per_token = self.ensemble.flops_per_token(self.batches.order.replays_after(step - 1))
-        metrics = self.sums.reduce(self.ranks, self.state, flops_per_token, self.peak_flops)
+        flops = flops_per_token(self.ensemble.learners, self.batches.order.replays_after(step - 1))
+        metrics = self.sums.reduce(self.ranks, self.state, flops, self.peak_flops)
         metrics["nonzeros"] = self.backend.count_nonzeros()
         self.monitor.log_step(step, phase.name, metrics)
         if with_tensors or step == phase.end_step:

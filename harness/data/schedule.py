@@ -75,13 +75,6 @@ class TrainConfig:
     log_every_steps: int = bounded(10, least=1)
     """Steps between progress lines and metrics; losses in between are summed, not skipped."""
 
-    def main_passes(self, num_tokens: int) -> float:
-        """Passes over a corpus of `num_tokens` that the main phase trains on, replays and block trainings included."""
-        if self.retrain_at:
-            return self.retrain_epochs * sum(self.retrain_at)
-        replayed = min(1.0, self.replays_until / num_tokens) if self.replays_until else 1.0
-        return self.epochs + self.replays * replayed
-
     @property
     def is_mixed(self) -> bool:
         """Whether the first epoch reads parts in shares of their own."""
@@ -106,8 +99,6 @@ class TrainConfig:
             )
         if at and self.replays:
             problems.append(f"train.replays={self.replays}: nothing is learnt between the blocks of retrain_at; use 0")
-        if self.replays_until and not self.replays:
-            problems.append(f"train.replays_until={self.replays_until}: nothing is replayed; set train.replays too")
         if at and self.epochs != 1:
             problems.append(f"train.epochs={self.epochs}: a block code reads the corpus once; use 1")
         if self.policy is not None and (self.retrain_at or self.replays or self.reads_parts):

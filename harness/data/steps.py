@@ -52,15 +52,12 @@ class StepOrder:
         """Tokens before each step of the first epoch and at its end, each sequence counted as a whole one."""
         self.steps_per_epoch = len(self._starts) - 1
         """Steps of the first epoch."""
-        self._replays = config.replays
         until = config.replays_until or self._starts[-1]
-        self._num_replaying = int(np.searchsorted(self._starts[:-1], until)) if config.replays else 0
+        self._replays = (self._starts[:-1] < until) * config.replays
 
     def replays_after(self, step: int) -> int | None:
         """How many replays follow `step`; None behind the first epoch."""
-        if step >= self.steps_per_epoch:
-            return None
-        return self._replays if step < self._num_replaying else 0
+        return self._replays[step] if step < self.steps_per_epoch else None
 
     def updates(self, num_steps: int) -> dict[int, int]:
         """Count the updates of the weights in a run of `num_steps` steps, by tokens of a step.
@@ -68,8 +65,7 @@ class StepOrder:
         An odd one at the end of the epoch counts as one of the next larger size.
         """
         sizes = np.minimum(np.searchsorted(self._usual, np.diff(self._starts)), len(self._usual) - 1)
-        counts = np.bincount(sizes, minlength=len(self._usual))
-        counts += self._replays * np.bincount(sizes[: self._num_replaying], minlength=len(self._usual))
+        counts = np.bincount(sizes, 1 + self._replays, len(self._usual))
         counts[-1] += num_steps - self.steps_per_epoch
         return {tokens: int(count) for tokens, count in zip(self._usual, counts, strict=True) if count}
 

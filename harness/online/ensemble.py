@@ -45,12 +45,6 @@ class Ensemble:
         """The transformer that the run trains."""
         return self.learners[0]
 
-    def flops_per_token(self, replays: int | None) -> float:
-        """FLOPs for each token of a new batch that so many replays follow; None: of one that was read before."""
-        if replays is None:
-            return self.main.flops_per_token
-        return (1 + replays) * sum(learner.flops_per_token for learner in self.learners)
-
     def candidates(self) -> list[Weights]:
         """List the weights that the run's own transformer may predict with, the current ones first."""
         return [list(self._predicting(0)), *(kept.items() for kept in self._kept)]

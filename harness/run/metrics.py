@@ -1,8 +1,10 @@
 """What happened since the last log, summed over ranks and turned into metrics."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
+from harness.learner import Learner
 from harness.machine.ranks import Ranks
 from harness.run.checkpoint import RunState
 from harness.units import bits_from_nats, bits_per_byte
@@ -78,3 +80,13 @@ class MetricSums:
             "seconds_per_step": seconds / self.steps,
             "mfu": tokens / seconds * flops_per_token / peak_flops,
         }
+
+
+def flops_per_token(learners: Sequence[Learner], replays: int | None) -> float:
+    """Count the FLOPs of a token that is new, after whose batch so many replays follow, or, with None, of another.
+
+    All transformers of an online code learn from new tokens, the first one alone from those that were read before.
+    """
+    if replays is None:
+        return learners[0].flops_per_token
+    return (1 + replays) * sum(learner.flops_per_token for learner in learners)

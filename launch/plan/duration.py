@@ -9,6 +9,7 @@ to be as fast, as one with a card a GPU nearly is.
 from dataclasses import dataclass
 
 from harness.config.run import RunConfig
+from harness.data.schedule import TrainConfig
 from launch.plan.gpus import Device
 from launch.plan.memory import FLOAT, HALF, Parameters
 
@@ -36,6 +37,14 @@ class Rate:
     tokens_per_second: float
     bound_by: str
     """What takes the time: `operations`, `exchange` between ranks, `update` of the weights; or `measured`."""
+
+
+def main_passes(train: TrainConfig, num_tokens: int) -> float:
+    """Compute how often the main phase trains on a corpus of `num_tokens`, replays and block trainings included."""
+    if train.retrain_at:
+        return train.retrain_epochs * sum(train.retrain_at)
+    replayed = min(1.0, train.replays_until / num_tokens) if train.replays_until else 1.0
+    return train.epochs + train.replays * replayed
 
 
 def exchanged_bytes(config: RunConfig, parameters: Parameters, ranks: int, is_bf16: bool) -> float:

@@ -16,7 +16,7 @@ from harness.errors import UsageError
 from harness.machine.hardware import resolve_precision
 from harness.online.combiner import mixture_bytes
 from harness.run.preflight import LEDGER_BYTES_PER_TOKEN, checkpoint_bytes
-from launch.plan.duration import RECOMPUTING, Rate, bounding_seconds
+from launch.plan.duration import RECOMPUTING, Rate, bounding_seconds, main_passes
 from launch.plan.gpus import DEVICES, Device, find_device
 from launch.plan.memory import FLOAT, Memory, count_parameters, moments, online_memory_bytes
 from launch.plan.pace import measured_step_seconds
@@ -80,7 +80,7 @@ class Plan:
         order = StepOrder(train, self.corpus.tokens, config.model.context, "", config.seed)
         self.phases = plan_phases(train, order, config.prune.prunings)
         self.step_tokens = train.batch_sequences * config.model.context
-        epochs = {"main": train.main_passes(self.corpus.tokens), "finetune": train.finetune_epochs}
+        epochs = {"main": main_passes(train, self.corpus.tokens), "finetune": train.finetune_epochs}
         names = dict.fromkeys(phase.name for phase in self.phases)
         self.phase_steps = {name: sum(p.num_steps for p in self.phases if p.name == name) for name in names}
         self.phase_tokens = {name: round(epochs[name] * self.corpus.tokens) for name in names}
@@ -113,7 +113,7 @@ class Plan:
         is_plain = config.online.trains_plainly and not config.train.retrain_at
         predicting = 0.0 if is_plain else (config.online.checkpoints * flops + others) * FORWARD_FRACTION
         # Further epochs are the run's own transformer's alone.
-        passes = config.train.main_passes(tokens) - (0 if config.train.retrain_at else config.train.epochs - 1)
+        passes = main_passes(config.train, tokens) - (0 if config.train.retrain_at else config.train.epochs - 1)
         return (passes * others + predicting) * tokens
 
     def memory_rows(self) -> Iterator[tuple[str, bool, Memory, Memory]]:

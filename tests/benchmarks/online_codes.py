@@ -29,7 +29,8 @@ ROOT = Path(__file__).parents[2]
 BLOCKS = "train.retrain_at=[0.0625,0.125,0.25,0.5]"
 BEST = "configs/wiki-mini-online.yaml"
 ONE_RATE = ("optimizer.embedding_factor=1", "optimizer.head_factor=1", "optimizer.vectors_factor=1")
-PLAIN = ("model.smear=0", *ONE_RATE)
+ONCE = ("train.replays=0", "online.ema=0")
+PLAIN = ("model.smear=0", *ONE_RATE, *ONCE)
 # One size of steps and its rates: what everything but the schedule was measured with.
 FULL = (
     "train.batch_sequences=8",
@@ -63,12 +64,14 @@ SETTINGS = {
     "steps: 512 tokens, momentum 0.8": (OF_512, *PLAIN, "optimizer.muon_momentum=0.8"),
     "steps: 256 tokens": (OF_256, *PLAIN),
     "steps: 128 tokens": (OF_128, *PLAIN),
-    "steps: 512 tokens, smeared by one symbol": (OF_512, "model.smear=1", *ONE_RATE),
-    "steps: 512 tokens, smeared by three": (OF_512, *ONE_RATE),
-    "steps: 512 tokens, smeared by three at 16 times the rate": (OF_512, *ONE_RATE[:2]),
-    "steps: 512 tokens, and embedding and head at 3 and 2 times": (OF_512,),
-    "steps: 128, 512 from 100 kB on, 1,024 from 1 MB on": PLAIN,
-    "steps: the same with all of it (configs/wiki-mini.yaml)": (),
+    "steps: 512 tokens, smeared by one symbol": (OF_512, "model.smear=1", *ONE_RATE, *ONCE),
+    "steps: 512 tokens, smeared by three": (OF_512, *ONE_RATE, *ONCE),
+    "steps: 512 tokens, smeared by three at 16 times the rate": (OF_512, *ONE_RATE[:2], *ONCE),
+    "steps: 512 tokens, and embedding and head at 3 and 2 times": (OF_512, *ONCE),
+    "steps: 256, 512 from 100 kB on, 1,024 from 1 MB on": PLAIN,
+    "steps: the same with smears, rates of their own": ONCE,
+    "steps: and running means": ONCE[:1],
+    "steps: and replays of the beginning (configs/wiki-mini.yaml)": (),
 }
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 

@@ -146,8 +146,3 @@ def test_no_step_is_larger_than_a_full_batch():
 def test_schedules_are_refused_where_they_have_no_meaning(setting):
     (line,) = TrainConfig(batch_sequences=ROWS, batch_schedule=SCHEDULE, **setting).problems()
     assert line.startswith("train.batch_schedule")
-
-
-def test_an_end_of_replays_without_any_is_refused():
-    (line,) = TrainConfig(batch_sequences=ROWS, replays_until=100).problems()
-    assert line.startswith("train.replays_until=100") and "set train.replays" in line

@@ -56,6 +56,7 @@ def saved_bytes(architecture: str, layers: int, dtype: torch.dtype) -> int:
     ("setting", "passes"),
     [
         ("train.replays=3", 4),
+        (f"train.replays=3 train.replays_until={5_707_324 // 4}", 1.75),
         ("train.epochs=2", 2),
         # What is not the loss of a training step is predicted for itself, a third of a step.
         ("train.retrain_at=[0.25,0.5]", 3 + 1 / 3),
@@ -66,9 +67,10 @@ def saved_bytes(architecture: str, layers: int, dtype: torch.dtype) -> int:
     ],
 )
 def test_all_work_of_the_online_code_counts(capsys, setting, passes):
-    arguments = (str(ROOT / "configs/wiki-mini.yaml"), "--gpu", "a100-80g", "train.batch_schedule=[]", "online.ema=0")
+    once = ("train.batch_schedule=[]", "train.replays=0", "train.replays_until=0", "online.ema=0")
+    arguments = (str(ROOT / "configs/wiki-mini.yaml"), "--gpu", "a100-80g", *once)
     _, plain, _ = answer(capsys, *arguments)
-    _, plan, _ = answer(capsys, *arguments, setting)
+    _, plan, _ = answer(capsys, *arguments, *setting.split())
     assert plan["total_flops"] == pytest.approx(passes * plain["total_flops"], rel=1e-6)
 
 
@@ -197,7 +199,7 @@ def test_sizes_and_steps_are_those_of_a_real_run(capsys, tmp_path, monkeypatch, 
     capsys.readouterr()
     _, plan, _ = answer(capsys, config, "--gpu", "cpu", *settings)
     assert before["corpus"]["source"] == "corpus.subset_bytes" and plan["corpus"]["source"] == "prepared data"
-    assert before["steps"] == plan["steps"] == {"main": 97}
+    assert before["steps"] == plan["steps"] == {"main": 49}
     run, sizes = tmp_path / "runs/x", plan["disk_bytes"]
     *_, newest = committed_checkpoints(run)
     assert newest.name.endswith(f"{plan['steps']['main']:08d}")
@@ -256,7 +258,7 @@ def test_hours_on_a_cpu_are_those_of_real_steps(capsys, tmp_path):
     """All of a step tells about the same as half its sequences through two of its blocks."""
     config = str(ROOT / "configs/wiki-mini.yaml")
     common = ["--gpu", "cpu", f"data_dir={tmp_path}", "train.precision=fp32", "model.layers=4"]
-    common += ["train.batch_sequences=8", "train.batch_schedule=[]"]
+    common += ["train.batch_sequences=8", "train.batch_schedule=[]", "train.replays=0"]
     _, whole, _ = answer(capsys, config, *common)
     (rate,) = whole["rates"]
     assert rate["bound_by"] == "measured" and rate["peak_flops"] is rate["mfu"] is None
