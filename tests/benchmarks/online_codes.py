@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 BLOCKS = "train.retrain_at=[0.0625,0.125,0.25,0.5]"
 BEST = "configs/wiki-mini-online.yaml"
 ONE_RATE = ("optimizer.embedding_factor=1", "optimizer.head_factor=1", "optimizer.vectors_factor=1")
-ONCE = ("train.replays=0", "online.ema=0")
+ONCE = ("train.replays=0", "train.replays_until=0", "online.ema=0")
 PLAIN = ("model.smear=0", *ONE_RATE, *ONCE)
 # One size of steps and its rates: what everything but the schedule was measured with.
 FULL = (
