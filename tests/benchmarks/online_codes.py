@@ -43,6 +43,7 @@ FULL = (
 )
 EARLY = (*FULL[:4], "optimizer.muon_momentum=0.9", "optimizer.warmup_tokens=2000", *PLAIN)
 OF_1024, OF_512, OF_256, OF_128 = (f"train.batch_schedule=[[0,{tokens}]]" for tokens in (1024, 512, 256, 128))
+GROWING = "train.batch_schedule=[[0,128],[100000,512],[1000000,1024]]"
 SETTINGS = {
     "plain: the transformer, once through the text": FULL,
     "in the order of the text": (*FULL, "train.order=sequential"),
@@ -68,8 +69,8 @@ SETTINGS = {
     "steps: 512 tokens, smeared by three": (OF_512, *ONE_RATE, *ONCE),
     "steps: 512 tokens, smeared by three at 16 times the rate": (OF_512, *ONE_RATE[:2], *ONCE),
     "steps: 512 tokens, and embedding and head at 3 and 2 times": (OF_512, *ONCE),
-    "steps: 256, 512 from 100 kB on, 1,024 from 1 MB on": PLAIN,
-    "steps: the same with smears, rates of their own": ONCE,
+    "steps: 128, 512 from 100 kB on, 1,024 from 1 MB on": (GROWING, *PLAIN),
+    "steps: 256, then the same, with smears and rates of their own": ONCE,
     "steps: and running means": ONCE[:1],
     "steps: and replays of the beginning (configs/wiki-mini.yaml)": (),
 }
