@@ -91,7 +91,7 @@ def measure(run_dir: Path) -> Measurement:
     Raises UsageError where it is not one, too short, or evaluated by an older version.
     """
     run = open_run(run_dir)
-    curve, resampled = online_curves(run.online, sum(charged_bytes(run_dir).values()))
+    curve, resampled = online_curves(run.online, sum(charged_bytes(run_dir, run.data.tokenizer).values()))
     offline = offline_code(run.report, _precisions(run))
     band, until_band = crossover_bands(resampled, offline)
     return Measurement(

@@ -7,7 +7,7 @@ from typing import Any
 from eval.crossover.crossing import OnlineCurve, online_curves
 from eval.length import Length
 from harness.data.order import Sequences
-from harness.run.directory import load_run_config, open_run_data, policy_bytes, read_start_bytes
+from harness.run.directory import charged_bytes, load_run_config, open_run_data
 from harness.run.ledger import read_online_code
 from harness.units import bits_from_bytes
 
@@ -35,11 +35,13 @@ class HybridCode:
 def measure_hybrid(run_dir: Path) -> HybridCode:
     """Measure a trained run that has started from an archive; raises UsageError where it is none, or too short."""
     config = load_run_config(run_dir)
-    train = open_run_data(run_dir, config).train
-    sequences = Sequences(train, config.model.context)
-    online = read_online_code(run_dir, sequences.num_sequences, train.num_tokens)
-    curve, _ = online_curves(online, policy_bytes(run_dir))
-    return HybridCode(run=config.name, start_bytes=read_start_bytes(run_dir), curve=curve)
+    data = open_run_data(run_dir, config)
+    sequences = Sequences(data.train, config.model.context)
+    online = read_online_code(run_dir, sequences.num_sequences, data.train.num_tokens)
+    charged = charged_bytes(run_dir, data.tokenizer)
+    start_bytes = charged.pop("start_bytes")
+    curve, _ = online_curves(online, sum(charged.values()))
+    return HybridCode(run=config.name, start_bytes=start_bytes, curve=curve)
 
 
 def hybrid_record(hybrid: HybridCode) -> dict[str, Any]:

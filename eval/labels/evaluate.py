@@ -60,7 +60,7 @@ def label_codes(run_dir: Path) -> list[LabelCode]:
     uniform = Length.ideal(num_labels * math.log2(classes))
     online = read_online_code(run_dir, -(-num_labels // config.model.context), num_labels)
     own = _variational if is_variational else _subspace_of_text if of_text else _two_part_codes
-    charged = sum(charged_bytes(run_dir).values())
+    charged = sum(charged_bytes(run_dir, data.tokenizer).values())
     codes = [
         LabelCode(name, "uniform", uniform, None, None),
         LabelCode(name, "prequential", replace(Length.ideal(online.ideal_bits), other_bytes=charged), None, None),

@@ -123,7 +123,7 @@ def _evaluate(run_dir: Path, config: RunConfig, threads: int, progress: Progress
     adaptive = adaptive_section(run_dir, text, model, config, threads, progress)
     heldout = split(data.tokenizer.decode(data.heldout.tokens), config.eval.chunk_bytes)
     heldout_bits = ideal_bits(model, heldout, dtype)
-    online_report = online_section(online, archive, len(text), config, charged_bytes(run_dir))
+    online_report = online_section(online, archive, len(text), config, charged_bytes(run_dir, data.tokenizer))
     online_report |= {"baselines": corpus_baselines(data, config), "members": read_members(run_dir)}
     if config.eval.online:
         online_report |= send_and_receive(run_dir, config, online.ideal_bits, quiet)

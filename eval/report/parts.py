@@ -87,7 +87,7 @@ def part_records(run_dir: Path) -> list[Record]:
     place = heldout.of_sequences(np.arange(len(held_nats)), config.model.context)
     order = data.train.order
     order_bytes = 0 if order is None else len(DocumentOrder(order, data.train.document_lengths).to_bytes())
-    charged = sum(charged_bytes(run_dir).values())
+    charged = sum(charged_bytes(run_dir, data.tokenizer).values())
     # Quarters of what is read, whatever the sizes of the steps.
     quarter = np.minimum(4 * (np.cumsum(rows.raw_bytes) - 1) // rows.raw_bytes.sum(), 3)
     records = []

@@ -21,6 +21,13 @@ DEAD_PARTS = {
     "weights": "non-zero weights",
 }
 
+CHARGED = {
+    "start_bytes": "the weights that it starts from",
+    "policy_bytes": "the policy that it learns by",
+    "tokenizer_bytes": "the tokenizer",
+}
+"""What the online code is charged with beside its text (`harness.run.directory.charged_bytes`), in words."""
+
 WHOLE = [baseline for baseline in BASELINES if baseline.convention == "whole"]
 _FIELDS: dict[str, tuple[str, ...]] = {
     **{
@@ -40,9 +47,7 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     "online_aulc_bits": ("online", "aulc_bits"),
     "online_ideal_bits_per_byte": ("online", "bits_per_byte"),
     "online_ideal_above_final_bits": ("online", "above_final_bits"),
-    **{
-        f"online_{key}": ("online", key) for key in ("tokens", "raw_bytes", "code_bytes", "start_bytes", "policy_bytes")
-    },
+    **{f"online_{key}": ("online", key) for key in ("tokens", "raw_bytes", "code_bytes", *CHARGED)},
     **{f"online_{key}": ("online", key) for key in ("file_bytes", "verified")},
     **{f"online_{part}_bits": ("online", f"{part}_bits") for part in SENT_PARTS},
     **{f"online_{end}_{what}": ("online", f"{end}_{what}") for end in ("send", "receive") for what in SENT_COSTS},
@@ -108,11 +113,11 @@ def _rate(num_bytes: float | None, raw_bytes: float | None) -> float | None:
 
 
 def online_length(record: Record) -> Length | None:
-    """The ideal online code of a flat record: its ledger, the weights that the run has started from, and its policy."""
+    """The ideal online code of a flat record: its ledger, and the weights, policy and tokenizer of the run."""
     if record["online_ideal_bits"] is None:
         return None
-    ideal_bytes, policy_bytes = bytes_from_bits(record["online_ideal_bits"]), record["online_policy_bytes"] or 0
-    return Length(record["online_start_bytes"] or 0, ideal_bytes, "ideal", other_bytes=policy_bytes)
+    start, *other = (record[f"online_{key}"] or 0 for key in CHARGED)
+    return Length(start, bytes_from_bits(record["online_ideal_bits"]), "ideal", other_bytes=sum(other))
 
 
 def lengths(record: Record) -> dict[str, Length]:

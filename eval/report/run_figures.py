@@ -25,14 +25,15 @@ def plot_run(run_dir: Path) -> list[Path]:
     """
     config = load_run_config(run_dir)
     report = load_reports([run_dir])[0]
-    train = open_run_data(run_dir, config).train
+    data = open_run_data(run_dir, config)
+    train = data.train
     online = read_online_code(run_dir, Sequences(train, config.model.context).num_sequences, train.num_tokens)
     steps, losses, phases = read_metrics(run_dir)
     folder = run_dir / FIGURES_DIR
     folder.mkdir(exist_ok=True)
     paths = [folder / name for name in ("online.png", "loss.png", "sparsity.png")]
     raw_bytes, bits = np.cumsum(online.step_raw_bytes), np.cumsum(online.step_bits)
-    charged_bits = bits_from_bytes(sum(charged_bytes(run_dir).values()))
+    charged_bits = bits_from_bytes(sum(charged_bytes(run_dir, data.tokenizer).values()))
     online_curve(paths[0], raw_bytes, bits, baseline_rates(report), charged_bits)
     loss_curve(paths[1], steps, losses, phases)
     tensors = report["offline"]["tensors"]

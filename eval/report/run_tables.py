@@ -10,7 +10,7 @@ from dataclasses import replace
 from eval.length import KIND_NOTE, Length
 from eval.offline.baselines import BASELINES, CHUNK_BYTES, Baseline
 from eval.report.online_tables import PROGRAM, members_block, sent_block, sent_runs_block
-from eval.report.record import DEAD_PARTS, WHOLE, flat_record, lengths, online_length, with_kind
+from eval.report.record import CHARGED, DEAD_PARTS, WHOLE, flat_record, lengths, online_length, with_kind
 from eval.show import blocks
 from eval.show.blocks import Block
 from eval.show.cells import (
@@ -108,14 +108,11 @@ def _corpus_block(record: Record, known: dict[str, Length]) -> Block:
     rows.sort(key=lambda row: row["total_bytes"])
     program = record["online_code_bytes"]
     notes = [] if program is None else [f"The receiver's program, {count(program)} bytes: {PROGRAM}."]
-    if record["online_start_bytes"]:
-        notes.append(
-            f"The online code holds the weights that it starts from, {count(record['online_start_bytes'])} bytes."
-        )
-    if record["online_policy_bytes"]:
-        notes.append(
-            f"The online code holds the policy that it learns by, {count(record['online_policy_bytes'])} bytes."
-        )
+    notes += [
+        f"The online code holds {words}, {count(record[f'online_{key}'])} bytes."
+        for key, words in CHARGED.items()
+        if record[f"online_{key}"]
+    ]
     columns: list[Column] = [
         ("code", "code", in_words),
         KIND,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from harness.config.run import RunConfig, changed_keys, dump_config, load_config
 from harness.corpus.prepared import Data, data_directory, open_data
+from harness.data.tokenizer import Tokenizer
 from harness.errors import UsageError
 from harness.files import make_directory, read_file, replacing, sha256, write_file, write_json
 from harness.lock import DirectoryLock
@@ -175,9 +176,16 @@ def policy_bytes(run_dir: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def charged_bytes(run_dir: Path) -> dict[str, int]:
-    """What an online code is charged with beside its text: the weights that it starts from, and its policy."""
-    return {"start_bytes": read_start_bytes(run_dir), "policy_bytes": policy_bytes(run_dir)}
+def charged_bytes(run_dir: Path, tokenizer: Tokenizer) -> dict[str, int]:
+    """What an online code is charged with beside its text: the weights it starts from, its policy, its tokenizer.
+
+    Merges are chosen with knowledge of the text; that of labels says which inputs are meant, and costs nothing.
+    """
+    return {
+        "start_bytes": read_start_bytes(run_dir),
+        "policy_bytes": policy_bytes(run_dir),
+        "tokenizer_bytes": 0 if tokenizer.kind == "labels" else len(tokenizer.model_bytes()),
+    }
 
 
 def load_run_config(run_dir: Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:

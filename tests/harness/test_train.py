@@ -1,6 +1,7 @@
 """Training as a user starts it: the ledger is the loss that trained, whatever the number of ranks and micro-batches."""
 
 import json
+import math
 import signal
 import sys
 import time
@@ -13,14 +14,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from eval.report.record import flat_record, lengths
+from eval.report.run_tables import render
 from harness.backends.base import local_state
 from harness.config.run import load_config
 from harness.corpus.prepared import open_data
 from harness.errors import RunFailure, UsageError
 from harness.machine.ranks import Ranks
+from harness.run.directory import charged_bytes
 from harness.run.ledger import part_paths, read_online_code
 from harness.train import train_run
 from harness.trainer import Trainer
+from launch.api.calls import evaluate
 from tests.support.commands import ROOT, run_command
 from tests.support.processes import python
 from tests.support.ranks import rows
@@ -162,6 +167,13 @@ def test_sentencepiece_is_charged_for_bytes(place):
     first = table.filter(pa.compute.equal(table["epoch"], 0))
     assert first["raw_bytes"].to_numpy().sum() == TEXT_BYTES
     assert first["num_tokens"].to_numpy().sum() < 0.8 * TEXT_BYTES
+    # Nor are its merges free: what the online code takes has them beside the losses.
+    data = open_data(load_config(run_dir / "config.yaml"))
+    charged, online = charged_bytes(run_dir, data.tokenizer), first["nats_sum"].to_numpy().sum() / math.log(2)
+    assert charged["tokenizer_bytes"] == len(data.tokenizer.model_bytes()) > 0
+    report = evaluate(run_dir, ["eval.ideal=true"], threads=1)
+    assert lengths(flat_record(report))["online"].total_bits == pytest.approx(8 * charged["tokenizer_bytes"] + online)
+    assert f"holds the tokenizer, {charged['tokenizer_bytes']} bytes." in render([report], "md")
 
 
 def test_a_complete_run_is_left_alone(place, one, capsys):
