@@ -1,16 +1,20 @@
 """What changes that this project has not taken up would do to the area under the loss curve.
 
 `python -m tests.benchmarks.area_ablations [--seeds 3] [--only WORDS ...] [key=value ...]` trains one pass of
-configs/wiki-mini.yaml, by default over the leading 300,000 bytes in steps of 512 tokens, with each change in place of
-the original class, and prints bits per byte (ideal, mean and standard deviation over seeds) and processor seconds.
+configs/wiki-mini.yaml, by default over the leading 300,000 bytes in steps of 512 tokens without running means and
+replays, with each change in place of the original class, and prints bits per byte (ideal, mean and standard deviation
+over seeds) and processor seconds.
 """
 
 import argparse
+import io
+import itertools
 import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
 import torch
@@ -20,17 +24,18 @@ from torch import Tensor, nn
 import harness.model.transformer as transformer
 from harness.config.run import load_config
 from harness.corpus.prepared import prepare_data
-from harness.data.batches import Batches
-from harness.data.schedule import Phase
-from harness.learner import Learner
+from harness.data.order import Sequences
 from harness.machine.hardware import compute_deterministically
-from harness.machine.ranks import Ranks
 from harness.model.attention import causal_attention
 from harness.model.transformer import Block, ModelConfig, Smear
 from harness.optim.muon import Muon
-from harness.units import bits_from_nats
+from harness.run.ledger import read_online_code
+from harness.train import train_run
 
-SETTINGS = ("corpus.subset_bytes=300000", "train.batch_schedule=[[0,512]]")
+SETTINGS = (
+    *("corpus.subset_bytes=300000", "train.batch_schedule=[[0,512]]"),
+    *("train.replays=0", "train.replays_until=0", "online.ema=0"),
+)
 NORM_DECAY = 0.95
 """Running mean of squared rows (Li et al. 2025, "NorMuon")."""
 
@@ -38,7 +43,11 @@ NORM_DECAY = 0.95
 class ChangedBlock(Block):
     """A block whose values, mixed values or inputs pass through one more function."""
 
-    number = 0
+    made = itertools.count()
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config)
+        self.number = next(self.made) % config.layers
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
         batch, length, _ = x.shape
@@ -214,23 +223,14 @@ CHANGES = (
 
 
 def area(name: str, settings: list[str]) -> tuple[float, float]:
-    """Bits per byte of one pass with a change, and the processor seconds that it took."""
-    config = load_config("wiki-mini", settings)
-    text = prepare_data(config).train
-    ranks, started = Ranks(0, 1, torch.device("cpu")), time.process_time()
-    with changed(name):
-        learner = Learner(config, 256, ranks, torch.float32)
-        model = learner.backend.model
-        for number, block in enumerate(model.blocks):
-            block.number = number
-        batches = Batches(text, config.train, config.model.context, config.train.micro_batch(1), config.seed, ranks)
-        phase = Phase("main", 0, batches.order.steps(1))
-        nats = 0.0
-        for step in range(phase.num_steps):
-            batch = batches.of_step(step)
-            learner.set_schedule(batches.order.moment(step, phase))
-            nats += learner.train(batch, f"step {step}").nats_sum
-    return bits_from_nats(nats) / text.num_tokens, time.process_time() - started
+    """Bits per byte of the online code of a run with a change, and the processor seconds that it took."""
+    with TemporaryDirectory() as folder, changed(name):
+        config = load_config("wiki-mini", [*settings, f"runs_dir={folder}", "name=ablation"])
+        text, started = prepare_data(config).train, time.process_time()
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            train_run(config)
+        seconds, num_sequences = time.process_time() - started, Sequences(text, config.model.context).num_sequences
+        return read_online_code(config.run_dir, num_sequences, text.num_tokens).bits_per_byte, seconds
 
 
 def chosen_changes(parser: argparse.ArgumentParser, changes: Iterable[str]) -> tuple[argparse.Namespace, list[str]]:
