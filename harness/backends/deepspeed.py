@@ -57,7 +57,7 @@ class DeepSpeedBackend:
         for group in groups:
             for p in group["params"]:
                 p.use_muon = group["muon"]
-            group |= {"use_muon": group["muon"], "lr": group["peak"], "weight_decay": config.weight_decay}
+            group |= {"use_muon": group["muon"], "lr": group["peak"]}
             if group["muon"]:
                 group |= {"momentum": config.muon_momentum, "ns_method": OURS}
             else:

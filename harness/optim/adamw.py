@@ -19,9 +19,9 @@ class AdamW(EagerOptimizer):
     90.
     """
 
-    def __init__(self, groups: list[dict], weight_decay: float, betas: tuple[float, ...]):
-        """Groups name their `lr`."""
-        super().__init__(groups, {"weight_decay": weight_decay, "betas": betas})
+    def __init__(self, groups: list[dict], betas: tuple[float, ...]):
+        """Groups name their `lr` and `weight_decay`."""
+        super().__init__(groups, {"betas": betas})
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]

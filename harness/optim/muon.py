@@ -75,14 +75,13 @@ class Muon(EagerOptimizer):
     def __init__(
         self,
         groups: list[dict],
-        weight_decay: float,
         momentum: float,
         dtype: torch.dtype,
         rank: int,
         world_size: int,
     ):
-        """Groups name their `lr`; `momentum` is its decay rate, `dtype` that of the iteration."""
-        super().__init__(groups, {"weight_decay": weight_decay})
+        """Groups name their `lr` and `weight_decay`; `momentum` is its decay rate, `dtype` that of the iteration."""
+        super().__init__(groups, {})
         self.momentum = momentum
         self.dtype, self.rank, self.world_size = dtype, rank, world_size
 

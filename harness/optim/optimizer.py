@@ -45,7 +45,7 @@ class OptimizerConfig:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     """Decay rates of AdamW's moments."""
     weight_decay: float = bounded(0.0, least=0)
-    """Decoupled weight decay."""
+    """Decoupled weight decay, in learning rates: each step takes this share of a matrix away. Vectors do not decay."""
     warmup_tokens: int = bounded(120_000, least=0)
     """Tokens over which the learning rate rises linearly at the start of the main phase."""
     batch_exponent: float = bounded(0.5, least=0, most=1)
@@ -183,6 +183,8 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
         size = muon_update_size(p) if by_muon else ADAM_UPDATE_SIZE
         settings = {"muon": by_muon, "regularised": is_regularised(p), "update_size": size}
         settings["alpha_scale"] = getattr(p, "alpha_scale", 1.0)
+        # Gains would decay to nothing, and so would smears, which have learning rates of their own.
+        settings["weight_decay"] = config.weight_decay if p.dim() > 1 else 0.0
         peak = config.muon_learning_rate if by_muon else config.peak_of(kind_of_tensor(name, p))
         settings |= {"peak": peak, "lr": peak}
         group = groups.setdefault(tuple(settings.values()), {"params": [], **settings})
@@ -201,9 +203,9 @@ def torch_parts(
     own = {by_muon: [group for group in groups if group["muon"] == by_muon] for by_muon in (False, True)}
     parts: list[Ruled] = []
     if own[False]:
-        parts.append(RuledAdamW(own[False], config.weight_decay, tuple(config.betas)))
+        parts.append(RuledAdamW(own[False], tuple(config.betas)))
     if own[True]:
-        parts.append(RuledMuon(own[True], config.weight_decay, config.muon_momentum, muon_dtype, rank, world_size))
+        parts.append(RuledMuon(own[True], config.muon_momentum, muon_dtype, rank, world_size))
     return parts
 
 

@@ -43,7 +43,7 @@ def test_in_bfloat16_the_updates_are_those_of_pytorchs_muon_bit_by_bit():
     torch.manual_seed(0)
     ours = [torch.nn.Parameter(torch.randn(shape)) for shape in SHAPES]
     theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
-    muon = Muon([{"params": ours, "lr": 0.1}], 0.01, 0.95, torch.bfloat16, rank=0, world_size=1)
+    muon = Muon([{"params": ours, "lr": 0.1, "weight_decay": 0.01}], 0.95, torch.bfloat16, rank=0, world_size=1)
     reference = torch.optim.Muon(theirs, lr=0.1, weight_decay=0.01)
     for _ in range(3):
         for p, q in zip(ours, theirs, strict=True):
@@ -84,7 +84,8 @@ gradients = [[torch.randn(shape) for shape in shapes] for _ in range(3)]
 results = []
 for world in (1, size):
     parameters = [torch.nn.Parameter(p.clone()) for p in start]
-    muon = Muon([{"params": parameters, "lr": 0.1}], 0.01, 0.95, torch.float32, rank if world > 1 else 0, world)
+    group = {"params": parameters, "lr": 0.1, "weight_decay": 0.01}
+    muon = Muon([group], 0.95, torch.float32, rank if world > 1 else 0, world)
     for own in gradients:
         for p, g in zip(parameters, own):
             p.grad = g.clone()
@@ -109,7 +110,7 @@ def test_adamw_takes_the_steps_of_pytorchs():
     p = torch.nn.Parameter(torch.randn(37, 8))
     q = torch.nn.Parameter(p.detach().clone())
     untrained = torch.nn.Parameter(torch.randn(3))
-    ours = AdamW([{"params": [p, untrained], "lr": 0.1}], 0.01, (0.9, 0.95))
+    ours = AdamW([{"params": [p, untrained], "lr": 0.1, "weight_decay": 0.01}], (0.9, 0.95))
     theirs = torch.optim.AdamW([q], lr=0.1, weight_decay=0.01, betas=(0.9, 0.95), eps=1e-8)
     for _ in range(5):
         p.grad = torch.randn_like(p)

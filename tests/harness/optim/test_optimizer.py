@@ -30,21 +30,35 @@ def backward(model: Transformer) -> None:
     model(torch.arange(8)[None]).square().mean().backward()
 
 
+FIRST = {"kind": "muon", "learning_rate": 0.01, "warmup_tokens": 0}
+
+
+def moved(**settings) -> dict[str, torch.Tensor]:
+    """What the first step adds to each tensor."""
+    model = make_model()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer, _ = make_optimizer(model, OptimizerConfig(**FIRST | settings), None)
+    optimizer.set_learning_rate(Moment(0.0, 0.5, 8))
+    backward(model)
+    optimizer.step()
+    return {name: p.detach() - before[name] for name, p in model.named_parameters()}
+
+
 def test_a_factor_moves_its_tensors_alone_and_by_as_much():
-    config = {"kind": "muon", "learning_rate": 0.01, "warmup_tokens": 0}
     factors = {"embedding": 2.0, "head": 3.0, "vectors": 5.0}
-    moved = []
-    for settings in (config, config | {f"{kind}_factor": factor for kind, factor in factors.items()}):
-        model = make_model()
-        before = {name: p.detach().clone() for name, p in model.named_parameters()}
-        optimizer, _ = make_optimizer(model, OptimizerConfig(**settings), None)
-        optimizer.set_learning_rate(Moment(0.0, 0.5, 8))
-        backward(model)
-        optimizer.step()
-        moved.append({name: p.detach() - before[name] for name, p in model.named_parameters()})
-    for name, p in model.named_parameters():
+    plain, scaled = moved(), moved(**{f"{kind}_factor": factor for kind, factor in factors.items()})
+    for name, p in make_model().named_parameters():
         factor = factors.get(kind_of_tensor(name, p), 1.0)
-        assert torch.allclose(moved[1][name], factor * moved[0][name], rtol=1e-4, atol=1e-7), name
+        assert torch.allclose(scaled[name], factor * plain[name], rtol=1e-4, atol=1e-7), name
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_matrices_decay_and_vectors_do_not(kind):
+    plain, decayed = moved(kind=kind), moved(kind=kind, weight_decay=0.5)
+    for name, p in make_model().named_parameters():
+        # Both learning rates are 0.01.
+        lost = 0.5 * 0.01 * p.detach() if p.dim() > 1 else torch.zeros_like(p)
+        assert torch.allclose(plain[name] - decayed[name], lost, rtol=1e-3, atol=1e-7), name
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
