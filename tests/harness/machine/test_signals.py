@@ -2,6 +2,7 @@
 
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.config.run import load_config
+from harness.corpus.prepared import prepare_data
 from harness.machine.stop import outlive_terminal
 from harness.run.checkpoint import committed_checkpoints
 from tests.support.commands import ROOT
@@ -69,15 +72,25 @@ def test_a_signal_in_the_dry_step_is_one_line(config, command, number):
     assert status in (1, 130) and said == LINE
 
 
-@pytest.mark.parametrize("seconds", [0.1, 0.4, 0.9])
+def hears(process: subprocess.Popen, number: int) -> bool:
+    """Whether a handler of the process's own waits for a signal; before, Python is still starting."""
+    caught = re.search(r"^SigCgt:\s*(\w+)$", Path(f"/proc/{process.pid}/status").read_text(), re.MULTILINE)
+    assert caught
+    return bool(int(caught[1], 16) >> (number - 1) & 1)
+
+
+@pytest.mark.parametrize("seconds", [0, 0.3, 0.8])
 def test_a_signal_while_libraries_are_imported_is_one_line(config, seconds):
     command = [sys.executable, "-m", "harness.train", str(config), "dry_run=true"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: hears(process, signal.SIGTERM))
     time.sleep(seconds)
     assert end(process, signal.SIGINT) == (130, LINE)
 
 
 def test_a_rank_that_waits_for_others_hears_a_signal(config):
+    # An end while it is prepared would say that what is prepared is kept.
+    prepare_data(load_config(config))
     place = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     process = python("-m", "harness.train", config, "dry_run=true", cwd=ROOT, env=place)
     time.sleep(1.5)
@@ -136,6 +149,8 @@ def test_words_to_a_terminal_that_was_closed_are_lost_and_no_error(monkeypatch):
 def test_forked_processes_die_of_signals_in_silence(tmp_path):
     program = """
 import multiprocessing, os, signal, time
+from harness.config.run import load_config
+from harness.corpus.prepared import prepare_data
 from harness.machine.stop import PAUSE_SIGNAL, interruptible
 with interruptible(PAUSE_SIGNAL):
     for number, expected in ((signal.SIGTERM, -15), (signal.SIGINT, -2)):
