@@ -45,7 +45,7 @@ class OptimizerConfig:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     """Decay rates of AdamW's moments."""
     weight_decay: float = bounded(0.0, least=0)
-    """Decoupled weight decay, in learning rates: each step takes this share of a matrix away. Vectors do not decay."""
+    """Decoupled weight decay: each step takes this times the learning rate of a matrix away; vectors do not decay."""
     warmup_tokens: int = bounded(120_000, least=0)
     """Tokens over which the learning rate rises linearly at the start of the main phase."""
     batch_exponent: float = bounded(0.5, least=0, most=1)

@@ -149,8 +149,6 @@ def test_words_to_a_terminal_that_was_closed_are_lost_and_no_error(monkeypatch):
 def test_forked_processes_die_of_signals_in_silence(tmp_path):
     program = """
 import multiprocessing, os, signal, time
-from harness.config.run import load_config
-from harness.corpus.prepared import prepare_data
 from harness.machine.stop import PAUSE_SIGNAL, interruptible
 with interruptible(PAUSE_SIGNAL):
     for number, expected in ((signal.SIGTERM, -15), (signal.SIGINT, -2)):
