@@ -72,9 +72,11 @@ class RuleConfig:
 
     def strength(self, done: float) -> float:
         """Compute the factor on alpha in a step after which a fraction `done` of the main phase is over."""
+        if done <= self.warmup:
+            return 0.0
         if done >= self.warmup + self.ramp:
-            return float(done > self.warmup)
-        return max(0.0, (done - self.warmup) / self.ramp)
+            return 1.0
+        return (done - self.warmup) / self.ramp
 
     def problems(self) -> list[str]:
         """Every bad value, a line each."""

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -248,6 +249,8 @@ def test_a_rule_rests_during_its_warmup_and_rises_over_its_ramp():
     config = RuleConfig(kind="rl1", alpha=1.0, warmup=0.2, ramp=0.4)
     strengths = [config.strength((step + 1) / 10) for step in range(10)]
     assert strengths == pytest.approx([0, 0, 0.25, 0.5, 0.75, 1, 1, 1, 1, 1])
+    at_once = replace(config, ramp=0.0)
+    assert [at_once.strength((step + 1) / 10) for step in range(10)] == [0, 0] + [1] * 8
     rule = make("pmmp", "decoupled")
     rule.strength = 0.0
     weights, state = shrunk(rule, 0.05)
