@@ -149,6 +149,7 @@ class Learner:
         context = self.config.model.context
         step_tokens = step_tokens or self.config.train.batch_sequences * context
         rows, length = max(1, step_tokens // context), min(context, (context + step_tokens) // 2)
+        length += self.config.model.overlap
         tokens = made_up_tokens(rows, length, self.vocab_size)
         parts = parts_of_rank(tokens, self.config.train.batch_sequences // self.micro_batch, self.ranks)
         return StepBatch(0, tokens.size, [self._with_inputs(_unmasked(part)) for part in parts])

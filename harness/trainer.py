@@ -46,7 +46,8 @@ class Trainer:
         self.learner = self.ensemble.main
         self.backend, self.optimizer = self.learner.backend, self.learner.optimizer
         length, micro_batch = config.model.context, self.learner.micro_batch
-        self.batches = make_batches(data.train, config.train, length, micro_batch, config.seed, ranks, data.policy)
+        given = (data.policy, config.model.overlap)
+        self.batches = make_batches(data.train, config.train, length, micro_batch, config.seed, ranks, *given)
         self._read = Ahead(self._read_step, is_pure=not self.batches.adaptive)
         self.replays = ReplaySchedule(config.train, self.batches)
         self.code_length = None

@@ -90,7 +90,8 @@ class Lockstep:
         context, lanes = config.model.context, self.ensemble.main.micro_batch
         self.num_steps = 0
         if source.num_tokens:
-            self.batches = make_batches(source, config.train, context, lanes, config.seed, ranks, source.policy)
+            overlap, policy = config.model.overlap, source.policy
+            self.batches = make_batches(source, config.train, context, lanes, config.seed, ranks, policy, overlap)
             self.replays = ReplaySchedule(config.train, self.batches)
             self.num_steps = self.batches.order.steps_per_epoch
             self._phase = plan_phases(config.train, self.batches.order, prunings=0)[0]
@@ -105,7 +106,7 @@ class Lockstep:
             self.predictors = self._models = label_predictors(given, vocab_size, config.seed, lanes)
         else:
             models = [FloatModel(shape, vocab_size, own) for shape, own in given]
-            self._models, length = models, context
+            self._models, length = models, config.model.places
             self.predictors = [Predictor(model, lanes, blocks=1, length=length, threads=1) for model in models]
         self._new_combiner = functools.partial(
             Combiner, config.online, vocab_size, lanes=lanes, length=context, ranks=ranks
@@ -150,7 +151,7 @@ class Lockstep:
             predicted_nats = self._code(batch.micro_batches, coder)
             for micro_batch in batch.micro_batches:
                 checksum.update(micro_batch.tokens[micro_batch.mask].astype("<u2"))
-                self._keep(micro_batch)
+            self._keep(batch.micro_batches)
             self.combiner.end_step()
             start = time.perf_counter()
             moment = self.batches.order.moment(step, self._phase)
@@ -265,13 +266,21 @@ class Lockstep:
             bits = coder.code(known, mixture.next_bits(bits))
         return mixture.end_symbols(bits)
 
-    def _keep(self, micro_batch: MicroBatch) -> None:
-        """Write a receiver's tokens to their place in the text."""
-        if self.source.tokens.flags.writeable:
-            for sequence, tokens, mask in zip(micro_batch.sequences, micro_batch.tokens, micro_batch.mask, strict=True):
-                start = sequence * self.config.model.context + micro_batch.first
-                own = tokens[mask]
-                self.source.tokens[start : start + len(own)] = own
+    def _keep(self, micro_batches: list[MicroBatch]) -> None:
+        """Write a receiver's tokens to their places in the text; of all ranks, where sequences are given others'."""
+        if not self.source.tokens.flags.writeable:
+            return
+        own = [_placed(micro_batch, self.config.model.context) for micro_batch in micro_batches]
+        for parts in self.ranks.gather(own) if self.config.model.overlap else [own]:
+            for places, tokens in parts:
+                self.source.tokens[places] = tokens
+
+
+def _placed(micro_batch: MicroBatch, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places in the text, and tokens, of what a micro-batch of sequences of `length` tokens codes."""
+    columns = np.arange(micro_batch.tokens.shape[1]) - micro_batch.given
+    places = micro_batch.sequences[:, None] * length + columns
+    return places[micro_batch.mask], micro_batch.tokens[micro_batch.mask]
 
 
 def _environment(ranks: Ranks, dtype: torch.dtype, packages: tuple[str, ...]) -> dict[str, str]:

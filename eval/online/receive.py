@@ -105,7 +105,8 @@ def _receive_text(path: Path, head: OnlineHead, segments: list[Segment], tokeniz
         for index, first_step, end_step in job.segments():
             _receive_segment(segments[index], (first_step, end_step), job, f"{path}: segment {index}", head)
             job.save(end_step, {"tokens": torch.from_numpy(source.tokens)})
-        tokens = np.sum(ranks.gather(source.tokens), axis=0, dtype=source.tokens.dtype)
+        # What a rank has not decoded is 0 to it.
+        tokens = np.max(ranks.gather(source.tokens), axis=0)
         text = tokenizer.decode(head.order.in_text(tokens) if head.order else tokens)
         if len(text) != head.raw_bytes or hashlib.sha256(text).hexdigest()[:RESULT_DIGITS] != head.sha256:
             raise UsageError(f"{path}: the text is not the one that was sent (SHA-256); fetch the file again")

@@ -72,7 +72,7 @@ def memory_bytes(head: OnlineHead, config: RunConfig, tokenizer: Tokenizer) -> i
     total += _policy_bytes(head, context)
     total += _STEP_BYTES * (head.num_tokens // config.train.step_sizes(context)[0] + 1)
     for index, model in enumerate(models):
-        num_weights = 12 * model.layers * model.width**2 + (2 * vocab_size + context) * model.width
+        num_weights = 12 * model.layers * model.width**2 + (2 * vocab_size + model.places) * model.width
         per_token = 4 * (42 * model.layers * model.width + 4 * vocab_size)
         if model.is_classifier:
             from harness.model.classifiers import receiver_numbers
@@ -81,13 +81,13 @@ def memory_bytes(head: OnlineHead, config: RunConfig, tokenizer: Tokenizer) -> i
         # Weights that are sent take integers, floats, and what decoding them keeps.
         own = 2 * (config.online.checkpoints - 1) + (10 if head.start else 0)
         copies = 12 + bool(config.online.ema) + (0 if index else own)
-        total += 4 * copies * num_weights + lanes * context * per_token
+        total += 4 * copies * num_weights + lanes * model.places * per_token
     if config.online.experts or config.online.models:
         tables = len(models) + len(config.online.experts)
         total += _COMPILER_BYTES + 32 * tables * (lanes + 16) * vocab_size
         if head.world_size > 1:
             # Every rank learns from what all of them have sent.
-            total += 4 * (2 + 2 * head.world_size) * len(models) * lanes * context * vocab_size
+            total += 4 * (2 + 2 * head.world_size) * len(models) * lanes * config.model.places * vocab_size
     return total + mixture_bytes(config.online, head.num_tokens)
 
 

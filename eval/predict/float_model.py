@@ -28,9 +28,9 @@ class FloatModel:
         head_width = config.width // config.heads
         self._circle = tuple(np.zeros((0, head_width // 2), dtype=np.float32) for _ in range(2))
         if config.architecture == "published":
-            self._positions = sinusoidal_positions(config.context, config.width).numpy()
+            self._positions = sinusoidal_positions(config.places, config.width).numpy()
         else:
-            self._circle = tuple(table.numpy() for table in rotary_tables(config.context, head_width))
+            self._circle = tuple(table.numpy() for table in rotary_tables(config.places, head_width))
         self.load(weights)
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:

@@ -21,8 +21,8 @@ class TorchFloatModel:
         self._weights = {name: tensor.detach().float().to(device) for name, tensor in weights}
         head_width = config.width // config.heads
         self._published = config.architecture == "published"
-        self._positions = sinusoidal_positions(config.context, config.width).to(device)
-        self._circle = [table.to(device) for table in rotary_tables(config.context, head_width)]
+        self._positions = sinusoidal_positions(config.places, config.width).to(device)
+        self._circle = [table.to(device) for table in rotary_tables(config.places, head_width)]
 
     def new_cache(self, lanes: int, length: int) -> Cache:
         """An empty cache; keys and values of a layer have shape (lanes, heads, length, head width)."""

@@ -27,11 +27,13 @@ class MicroBatch:
     sequences: np.ndarray
     """Sequence ids (n,), int64; 0 on padding rows."""
     tokens: np.ndarray
-    """Token ids (n, length) from the begin of the sequences on, int64; 0 where there is none."""
+    """Token ids (n, length), int64: what the sequences are given, then from their begin on; 0 where there is none."""
     mask: np.ndarray
     """Whether there is a token to learn from (n, length), bool."""
     first: int = 0
     """Where the mask begins: tokens before it are given, and were learnt from at other steps."""
+    given: int = 0
+    """How many of these come before the sequences in the text."""
     weights: np.ndarray | None = None
     """How much the loss of each row counts in the update (n,), float32; None where all count alike."""
     untrained: np.ndarray | None = None
@@ -94,6 +96,8 @@ class Batches:
         self._fingerprint = shard.fingerprint
         self.policy: Policy | None = None
         """How much each sequence counts in the updates, where that is not the same."""
+        self.overlap = 0
+        """Tokens that a sequence is given where it follows others that were read."""
         self._num_main_steps = self.order.steps(config.epochs)
         self.adaptive: AdaptiveMixture | None = None
         """What chooses the sequences of the next step by the losses of those before, if anything does."""
@@ -138,23 +142,26 @@ class Batches:
         """This rank's micro-batches of a step."""
         ids, first, end = reading.ids, reading.first, reading.end
         parts = parts_of_rank(ids, self.num_micro_batches, self.ranks)
-        own = [self._read(part, first, end, self._least_rows) for part in parts]
+        given = min(self.overlap, reading.follows * self.order.context)
+        own = [self._read(part, first, end, self._least_rows, given) for part in parts]
         num_tokens = int(np.clip(self.sequences.lengths(ids) - first, 0, end - first).sum())
         return StepBatch(reading.epoch, num_tokens, own)
 
-    def _read(self, ids: np.ndarray, first: int, end: int, least_rows: int) -> MicroBatch:
+    def _read(self, ids: np.ndarray, first: int, end: int, least_rows: int, given: int = 0) -> MicroBatch:
         tokens, mask = self.sequences.read(ids)
         mask[:, :first] = mask[:, end:] = False
         # A receiver does not know yet what follows.
         tokens[:, end:] = 0
         length = self.order.context if self._one_length else end
+        tokens = np.hstack([self.sequences.before(ids, given), tokens[:, :length]])
         missing = max(0, least_rows - len(ids))
         padded = np.pad(ids, (0, missing))
         return MicroBatch(
             sequences=padded,
-            tokens=np.pad(tokens[:, :length], ((0, missing), (0, 0))),
-            mask=np.pad(mask[:, :length], ((0, missing), (0, 0))),
-            first=first,
+            tokens=np.pad(tokens, ((0, missing), (0, 0))),
+            mask=np.pad(mask[:, :length], ((0, missing), (given, 0))),
+            first=given + first,
+            given=given,
             inputs=None if self._inputs is None else self._inputs[padded],
         )
 
@@ -167,10 +174,12 @@ def make_batches(
     seed: int,
     ranks: Ranks,
     policy: "Policy | None" = None,
+    overlap: int = 0,
 ) -> Batches:
     """Make the batches of a text; `micro_batch` counts sequences, `context` tokens of one.
 
-    `policy` says how much each sequence counts in the updates, where that is not the same.
+    Sequences are given the `overlap` tokens before them where these were read. `policy` says how much each sequence
+    counts in the updates, where that is not the same.
     """
     kind = Batches
     if config.reads_parts:
@@ -179,7 +188,7 @@ def make_batches(
 
         kind = PartedBatches
     batches = kind(shard, config, context, micro_batch, seed, ranks)
-    batches.policy = policy
+    batches.policy, batches.overlap = policy, overlap
     return batches
 
 

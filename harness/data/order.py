@@ -42,15 +42,20 @@ NUM_ROUNDS = 8
 MULTIPLIERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
 
-ORDERS = ("shuffled", "sequential", "streams")
+ORDERS = ("shuffled", "interleaved", "sequential", "streams")
+FOLLOWING = ("interleaved", "streams")
+"""Orders whose sequences come, but for the first ones, after others that were read at earlier steps."""
+# Sequences of a stretch of an interleaved text.
+STRETCH = 32
 
 
 class SequenceOrder:
     """Every sequence once in every epoch, in steps of `sequences_per_step`.
 
-    `shuffled`: a new permutation in every epoch; `sequential`: as in the text; `streams`: row i of the steps reads the
-    i-th of as many equal parts of the text from its beginning to its end. The last step of an epoch may be short;
-    nothing is dropped and nothing is read twice.
+    `shuffled`: a new permutation in every epoch; `interleaved`: the first sequences of all stretches of `STRETCH`
+    sequences, permuted, then all the second ones, and so on, as an interleaver reads its columns; `sequential`: as in
+    the text; `streams`: row i of the steps reads the i-th of as many equal parts of the text from its beginning to its
+    end. The last step of an epoch may be short; nothing is dropped and nothing is read twice.
     """
 
     def __init__(
@@ -63,6 +68,8 @@ class SequenceOrder:
         self._sequences_per_step = sequences_per_step
         self._identity = f"{fingerprint}:{seed}"
         self.steps_per_epoch = -(-num_sequences // sequences_per_step)
+        # Short texts have shorter ones, since steps want sequences of different stretches.
+        self._stretches = max(num_sequences // STRETCH, min(num_sequences, sequences_per_step))
 
     def steps(self, epochs: float) -> int:
         """Number of steps in `epochs`, rounded up."""
@@ -97,7 +104,28 @@ class SequenceOrder:
             return np.arange(position, position + count, dtype=np.int64)
         keys = [_round_key(f"{self._identity}:{epoch}:{number}") for number in range(NUM_ROUNDS)]
         positions = np.arange(position, position + count, dtype=np.uint64)
+        if self._kind == "interleaved":
+            return self._interleaved(positions, keys)
         return _permute(positions, self._num_sequences, keys).astype(np.int64)
+
+    def follows(self, position: int, count: int) -> int:
+        """How many sequences right before each of those of `read_at` the epoch has read at earlier steps."""
+        if self._kind == "streams":
+            return position // self._sequences_per_step
+        if self._kind == "interleaved":
+            column, last = (place // self._stretches for place in (position, position + count - 1))
+            return column if column == last else 0
+        return position if self._kind == "sequential" and count == 1 else 0
+
+    def _interleaved(self, positions: np.ndarray, keys: list[np.uint64]) -> np.ndarray:
+        """Ids of the sequences at `positions` (n,), uint64: the longer stretches have a last column of their own."""
+        length, longer = divmod(self._num_sequences, self._stretches)
+        column, place = np.divmod(positions, np.uint64(self._stretches))
+        stretch = np.empty_like(place)
+        for chosen, size in ((column < length, self._stretches), (column >= length, longer)):
+            stretch[chosen] = _permute(place[chosen], max(1, size), keys)
+        stretch = stretch.astype(np.int64)
+        return stretch * length + np.minimum(stretch, longer) + column.astype(np.int64)
 
 
 class Sequences:
@@ -113,6 +141,11 @@ class Sequences:
     def lengths(self, ids: np.ndarray) -> np.ndarray:
         """Number of tokens of each of the sequences `ids`, int64 of shape (n,)."""
         return np.minimum(self._length, len(self._tokens) - np.asarray(ids, dtype=np.int64) * self._length)
+
+    def before(self, ids: np.ndarray, count: int) -> np.ndarray:
+        """The `count` tokens before each of the sequences `ids`, none of which is the first, int64 of (n, count)."""
+        places = np.asarray(ids, dtype=np.int64)[:, None] * self._length + np.arange(-count, 0, dtype=np.int64)
+        return self._tokens[places].astype(np.int64)
 
     def read(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Tokens (int64) and mask of real tokens (bool) of sequences `ids`, both of shape (n, length).

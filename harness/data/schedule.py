@@ -28,7 +28,10 @@ class TrainConfig:
     micro_batch_sequences: int | None = None
     """Sequences per forward pass of one rank; default: all rows of the rank."""
     order: str = bounded("shuffled", choices=ORDERS)
-    """`shuffled`, `sequential` as in the text, or `streams`: each row of the batch reads a part of the text."""
+    """`shuffled`, `interleaved`, `sequential` as in the text, or `streams`: each row of the batch reads a part of it.
+
+    `interleaved`: the first sequences of all stretches of 32, permuted, then all the second ones, and so on.
+    """
     replays: int = bounded(0, least=0, most=MAX_REPLAYS)
     """Steps on what was read before, after each step of the first epoch; they are never counted as code length."""
     replays_until: int = bounded(0, least=0)

@@ -30,6 +30,8 @@ class Reading:
     """First place that is learnt from; those before it are given."""
     end: int
     """Place after the last one; a sequence may end before it."""
+    follows: int = 0
+    """How many sequences right before each of them were read at earlier steps."""
 
 
 class StepOrder:
@@ -83,8 +85,10 @@ class StepOrder:
         if step >= self.steps_per_epoch:
             return Reading(self.epoch_of(step), self._sequences.batch(self._later(step)), 0, self.context)
         (position, first), tokens = divmod(int(self._starts[step]), self.context), self._tokens_of(step)
-        ids = self.first_epoch.read_at(position, max(1, tokens // self.context))
-        return Reading(0, ids, first, min(first + tokens, self.context))
+        rows = max(1, tokens // self.context)
+        follows = self._sequences.follows(position, rows) if self.first_epoch is self._sequences else 0
+        ids = self.first_epoch.read_at(position, rows)
+        return Reading(0, ids, first, min(first + tokens, self.context), follows)
 
     def moment(self, step: int, phase: Phase) -> Moment:
         """Where `step` stands in a phase, and how large it is."""

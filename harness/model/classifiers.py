@@ -107,8 +107,9 @@ def classifier_problems(config: "ModelConfig") -> list[str]:
             problems.append(f"model.{key}={text}: must look like {example}")
     if config.context != 1:
         problems.append(f"model.context={config.context}: a label is a sequence of one token; use 1")
-    if config.smear:
-        problems.append(f"model.smear={config.smear}: is for transformers; use 0")
+    for key in ("smear", "overlap"):
+        if number := getattr(config, key):
+            problems.append(f"model.{key}={number}: is for transformers; use 0")
     least = _LEAST_PIXELS.get(config.architecture, 1)
     if not problems and min(config.input_shape[1:]) < least:
         problems.append(

@@ -38,12 +38,19 @@ class ModelConfig:
     """How many symbols before each add their embeddings to its own, each times a number a channel that is learnt."""
     context: int = bounded(512, least=1)
     """Longest sequence in tokens; a training sequence has exactly this length. Labels: 1."""
+    overlap: int = bounded(0, least=0)
+    """Tokens before a sequence that it is given, where they were read at an earlier step: see `train.order`."""
     inputs: str = "1x28x28"
     """Classifiers: shape of an input, as CHANNELSxROWSxCOLUMNS."""
     hidden: str = "300x100"
     """mlp: units of its hidden layers, the one behind the inputs first."""
     subspace: int = bounded(0, least=0, most=1 << 24)
     """Classifiers: train so many coordinates of a random affine subspace of the weights; 0 trains all weights."""
+
+    @property
+    def places(self) -> int:
+        """Tokens of the longest row: a sequence, and what it is given."""
+        return self.context + self.overlap
 
     @property
     def is_classifier(self) -> bool:
@@ -118,10 +125,10 @@ class Transformer(nn.Module):
         self.norm = nn.LayerNorm(config.width) if published else RMSNorm()
         self.head = nn.Linear(config.width, vocab_size, bias=False)
         if published:
-            self.register_buffer("positions", sinusoidal_positions(config.context, config.width), persistent=False)
+            self.register_buffer("positions", sinusoidal_positions(config.places, config.width), persistent=False)
             self.apply(_initialise_published)
         else:
-            cos, sin = rotary_tables(config.context, config.width // config.heads)
+            cos, sin = rotary_tables(config.places, config.width // config.heads)
             self.register_buffer("cos", cos, persistent=False)
             self.register_buffer("sin", sin, persistent=False)
             _fill_normal(self.embed.weight, 0.1)
@@ -133,9 +140,10 @@ class Transformer(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def flops_per_token(self) -> float:
-        """Floating-point operations of one forward and backward pass, per token (PaLM, appendix B)."""
-        matrices = self.num_parameters - self.embed.weight.numel()
-        return 6 * matrices + 12 * self.config.layers * self.config.width * self.config.context / 2
+        """Floating-point operations of one forward and backward pass, per token of a sequence (PaLM, appendix B)."""
+        matrices, places = self.num_parameters - self.embed.weight.numel(), self.config.places
+        per_place = 6 * matrices + 12 * self.config.layers * self.config.width * places / 2
+        return per_place * places / self.config.context
 
     def forward(self, targets: Tensor) -> Tensor:
         """Logits (batch, length, vocab_size) of each of `targets` (batch, length) given those before it."""

@@ -111,7 +111,7 @@ class Combiner:
         """Where a micro-batch begins to be coded, as `Mixture.start` takes it."""
         first, tokens = micro_batch.first, micro_batch.tokens
         before = tokens[:, first - 1] if first else np.zeros(len(tokens), dtype=np.int64)
-        return micro_batch.sequences * self.length + first, first, before
+        return micro_batch.sequences * self.length + first - micro_batch.given, first, before
 
     def member_nats(self) -> dict[str, float]:
         """Sum the nats of each member of the mixture by itself, over all ranks' sequences."""

@@ -161,11 +161,11 @@ def activation_bytes(
     config: RunConfig, parameters: Parameters, vocab_size: int, micro_batch: int, kind: Arithmetic
 ) -> tuple[float, float]:
     """Compute bytes of activations at the start and end of the backward pass; `micro_batch` counts sequences."""
-    model, tokens = config.model, micro_batch * config.model.context
+    model, tokens = config.model, micro_batch * config.model.places
     block = block_bytes(model, kind) * tokens
     if model.architecture == "modern" and kind.product != FLOAT:
         # Rotary tables, cast.
-        block += kind.product * model.context * model.width // model.heads
+        block += kind.product * model.places * model.width // model.heads
     copies = kind.product * parameters.blocks if kind.casts else 0
     # Gradients of the residual stream, and of the 4 * width units while those are still there.
     working = tokens * model.width * (kind.normalised + 4 * kind.product)
@@ -239,7 +239,7 @@ def online_memory_bytes(config: RunConfig, parameters: Sequence[Parameters], voc
     totals = [each.total for each in parameters]
     weights = sum(4 * each.total - each.muon for each in parameters[1:]) + kept_weights(config, totals) + sum(totals)
     rows = config.train.batch_sequences // ranks
-    tables = (3 + 2 * len(parameters)) * rows * config.model.context * vocab_size
+    tables = (3 + 2 * len(parameters)) * rows * config.model.places * vocab_size
     return FLOAT * (weights + tables)
 
 
