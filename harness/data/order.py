@@ -52,7 +52,7 @@ STRETCH = 32
 class SequenceOrder:
     """Every sequence once in every epoch, in steps of `sequences_per_step`.
 
-    `shuffled`: a new permutation in every epoch; `interleaved`: the first sequences of all stretches of `STRETCH`
+    `shuffled`: a new permutation in every epoch; `interleaved`: the first sequences of all stretches of up to `STRETCH`
     sequences, permuted, then all the second ones, and so on, as an interleaver reads its columns; `sequential`: as in
     the text; `streams`: row i of the steps reads the i-th of as many equal parts of the text from its beginning to its
     end. The last step of an epoch may be short; nothing is dropped and nothing is read twice.
@@ -68,8 +68,8 @@ class SequenceOrder:
         self._sequences_per_step = sequences_per_step
         self._identity = f"{fingerprint}:{seed}"
         self.steps_per_epoch = -(-num_sequences // sequences_per_step)
-        # Short texts have shorter ones, since steps want sequences of different stretches.
-        self._stretches = max(num_sequences // STRETCH, min(num_sequences, sequences_per_step))
+        # Short texts have shorter ones: a step that ends a column and begins the next is given nothing.
+        self._stretches = max(num_sequences // STRETCH, min(num_sequences, 8 * sequences_per_step))
 
     def steps(self, epochs: float) -> int:
         """Number of steps in `epochs`, rounded up."""

@@ -30,7 +30,7 @@ class TrainConfig:
     order: str = bounded("shuffled", choices=ORDERS)
     """`shuffled`, `interleaved`, `sequential` as in the text, or `streams`: each row of the batch reads a part of it.
 
-    `interleaved`: the first sequences of all stretches of 32, permuted, then all the second ones, and so on.
+    `interleaved`: the first sequences of all stretches of up to 32, permuted, then all the second ones, and so on.
     """
     replays: int = bounded(0, least=0, most=MAX_REPLAYS)
     """Steps on what was read before, after each step of the first epoch; they are never counted as code length."""

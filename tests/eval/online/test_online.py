@@ -64,11 +64,22 @@ PREDICTING = {
     "replays": ("train.replays=2", "train.replays_until=1000"),
     "replay streams": ("train.replays=1", "train.replay=streams", "train.order=streams"),
     "schedule": ("train.batch_schedule=[[0,16],[200,64],[1000,128]]",),
+    "overlap": ("train.order=interleaved", "model.overlap=70"),
+    "overlapping streams": ("train.order=streams", "model.overlap=16"),
     "blocks": ("train.retrain_at=[0.2,0.6]", "train.retrain_epochs=1.5"),
 }
 EVERYTHING = tuple(
     setting
-    for name in ("network", "two transformers", "running means", "temperature", "self-switch", "replays", "schedule")
+    for name in (
+        "network",
+        "two transformers",
+        "running means",
+        "temperature",
+        "self-switch",
+        "replays",
+        "schedule",
+        "overlap",
+    )
     for setting in PREDICTING[name]
 )
 

@@ -44,7 +44,11 @@ def schedules(draw):
 
 
 @settings(deadline=None)
-@given(schedule=schedules(), num_tokens=st.integers(1, 300), order=st.sampled_from(["shuffled", "sequential"]))
+@given(
+    schedule=schedules(),
+    num_tokens=st.integers(1, 300),
+    order=st.sampled_from(["shuffled", "interleaved", "sequential"]),
+)
 def test_every_token_is_learnt_once_in_every_epoch(schedule, num_tokens, order):
     config = TrainConfig(batch_sequences=ROWS, batch_schedule=schedule, order=order)
     assert not config.problems() and not config.schedule_problems(CONTEXT)
@@ -57,6 +61,31 @@ def test_every_token_is_learnt_once_in_every_epoch(schedule, num_tokens, order):
         assert [batch.num_tokens for batch in read] == [len(learnt(batch)) for batch in read]
         assert min(batch.num_tokens for batch in read) > 0
     assert batches.order.epoch_of(steps - 1) == 0 and batches.order.epoch_of(steps) == 1
+
+
+@settings(deadline=None)
+@given(
+    schedule=schedules(),
+    num_tokens=st.integers(1, 1000),
+    overlap=st.integers(1, 20),
+    order=st.sampled_from(["interleaved", "streams"]),
+)
+def test_sequences_are_given_what_is_before_them_where_earlier_steps_have_read_it(schedule, num_tokens, overlap, order):
+    config = TrainConfig(batch_sequences=ROWS, batch_schedule=schedule if order == "interleaved" else [], order=order)
+    batches, whole = (batches_of(config, num_tokens) for _ in range(2))
+    batches.overlap, known, given_rows = overlap, set(), 0
+    for step in range(batches.order.steps_per_epoch):
+        batch, alone = batches.of_step(step), whole.of_step(step)
+        for part, plain in zip(batch.micro_batches, alone.micro_batches, strict=True):
+            assert np.array_equal(part.tokens[:, part.given :], plain.tokens) and plain.given == 0
+            assert np.array_equal(part.mask[:, part.given :], plain.mask) and not part.mask[:, : part.first].any()
+            assert part.first == part.given + plain.first and part.given <= overlap
+            for sequence, row in zip(part.sequences, part.tokens[:, : part.given].tolist(), strict=True):
+                start = sequence * CONTEXT
+                assert row == list(range(start - part.given, start)) and known.issuperset(row)
+                given_rows += part.given > 0
+        known.update(learnt(batch).tolist())
+    assert num_tokens < 600 or given_rows > 0.4 * (num_tokens // CONTEXT)
 
 
 def test_a_schedule_is_followed_and_parts_of_a_sequence_see_what_is_before_them():
