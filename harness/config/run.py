@@ -10,7 +10,6 @@ from harness.config.codes import EvalConfig, OnlineConfig
 from harness.config.pruning import PruneConfig
 from harness.config.settings import leaves, name_problems, resolved
 from harness.corpus.config import CorpusConfig
-from harness.data.order import FOLLOWING
 from harness.data.schedule import TrainConfig
 from harness.data.tokenizer import TokenizerConfig
 from harness.model.transformer import ModelConfig
@@ -93,12 +92,7 @@ class RunConfig:
                 "train.finetune_epochs > 0 or prune.rounds=1"
             )
         problems.extend(self._online_problems())
-        problems.extend(self.train.schedule_problems(self.model.context))
-        if self.model.overlap > 0 and (self.train.order not in FOLLOWING or self.train.is_mixed):
-            problems.append(
-                f"model.overlap={self.model.overlap}: sequences that follow what was read are those of train.order="
-                f"{' or '.join(FOLLOWING)}, without train.shares and train.last; use 0 or one of these orders"
-            )
+        problems.extend(self.train.sequence_problems(self.model.context, self.model.overlap))
         if self.train.reads_parts:
             from harness.data.parts import part_problems
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from harness.bounds import bound_problems, bounded
-from harness.data.order import ORDERS
+from harness.data.order import FOLLOWING, ORDERS
 from harness.errors import UsageError
 
 ON_DAMAGE = ("stop", "restart")
@@ -109,6 +109,16 @@ class TrainConfig:
         if self.batch_schedule and (self.retrain_at or "streams" in (self.order, self.replay)):
             problems.append(
                 "train.batch_schedule: not with train.retrain_at, train.order=streams or train.replay=streams"
+            )
+        return problems
+
+    def sequence_problems(self, context: int, overlap: int) -> list[str]:
+        """What is wrong for sequences of `context` tokens that are given `overlap` more."""
+        problems = self.schedule_problems(context)
+        if overlap > 0 and (self.order not in FOLLOWING or self.is_mixed):
+            problems.append(
+                f"model.overlap={overlap}: sequences that follow what was read are those of train.order="
+                f"{' or '.join(FOLLOWING)}, without train.shares and train.last; use 0 or one of these orders"
             )
         return problems
 

@@ -38,7 +38,7 @@ class ModelConfig:
     """How many symbols before each add their embeddings to its own, each times a number a channel that is learnt."""
     context: int = bounded(512, least=1)
     """Longest sequence in tokens; a training sequence has exactly this length. Labels: 1."""
-    overlap: int = bounded(0, least=0)
+    overlap: int = bounded(0, least=0, most=1 << 16)
     """Tokens before a sequence that it is given, where they were read at an earlier step: see `train.order`."""
     inputs: str = "1x28x28"
     """Classifiers: shape of an input, as CHANNELSxROWSxCOLUMNS."""

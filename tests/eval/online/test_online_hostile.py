@@ -95,6 +95,7 @@ HOSTILE = {
     "5,000 digits": lambda head, _: head["environment"].update(world_size="9" * 5000),
     "a huge batch": lambda head, _: head["settings"].update({"train.batch_sequences": 1 << 21}),
     "a huge context": lambda head, _: head["settings"].update({"model.context": 1 << 30}),
+    "a huge overlap": lambda head, _: head["settings"].update({"train.order": "streams", "model.overlap": 1 << 30}),
     "many models": lambda head, _: head["settings"].update({"online.models": ["16x1x1"] * 5000}),
     "a seed without end": lambda head, _: head["settings"].update(seed=1 << 70),
     "a rate without end": lambda head, _: head["settings"].update({"optimizer.learning_rate": 1e300}),

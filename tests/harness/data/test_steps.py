@@ -175,3 +175,9 @@ def test_no_step_is_larger_than_a_full_batch():
 def test_schedules_are_refused_where_they_have_no_meaning(setting):
     (line,) = TrainConfig(batch_sequences=ROWS, batch_schedule=SCHEDULE, **setting).problems()
     assert line.startswith("train.batch_schedule")
+
+
+@pytest.mark.parametrize("other", [{}, {"order": "sequential"}, {"order": "interleaved", "shares": "uniform"}])
+def test_an_overlap_is_refused_where_nothing_before_a_sequence_is_known(other):
+    (line,) = TrainConfig(**other).sequence_problems(CONTEXT, overlap=4)
+    assert line.startswith("model.overlap=4: sequences that follow what was read are those of train.order=interleaved")
