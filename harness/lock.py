@@ -151,6 +151,8 @@ class DirectoryLock:
                     f"{self.path.parent}: in use by {holder} (last sign of it {silence:.0f} s ago); wait for its end, "
                     f"or stop it; after {SECONDS_OF_SILENCE:.0f} s of silence it is taken for dead"
                 )
+            if not self._is_still(descriptor):
+                return None
             # Of several who see this, one moves it away; whoever moves the lock of the next holder puts it back.
             away = temporary_path(self.path)
             try:
@@ -165,6 +167,13 @@ class DirectoryLock:
             return holder if moved in (holder, None) else None
         finally:
             os.close(descriptor)
+
+    def _is_still(self, descriptor: int) -> bool:
+        """Whether the name is still that of the file that is open: else its holder gave it back meanwhile."""
+        try:
+            return os.path.samestat(os.fstat(descriptor), self.path.stat())
+        except FileNotFoundError:
+            return False
 
     def _is_dead(self, holder: Holder, descriptor: int, silence: float) -> bool:
         try:

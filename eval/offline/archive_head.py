@@ -36,7 +36,7 @@ _HEAD_TYPES = {
 
 
 # Fields of a model that came after the first archives; a header without them means these.
-ADDED_FIELDS: dict[str, object] = {"smear": 0, "inputs": "1x28x28", "hidden": "300x100", "subspace": 0}
+ADDED_FIELDS: dict[str, object] = {"smear": 0, "overlap": 0, "inputs": "1x28x28", "hidden": "300x100", "subspace": 0}
 
 
 def model_fields(config: ModelConfig) -> dict[str, object]:

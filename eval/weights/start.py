@@ -55,7 +55,7 @@ def decode_start(coded: bytes, model: ModelConfig, tokenizer: tuple[str, bytes],
     Raises UsageError where they are of another shape, or not finite.
     """
     with torch.device("meta"):
-        transformer = Transformer(replace(model, context=1), vocab_size)
+        transformer = Transformer(replace(model, context=1, overlap=0), vocab_size)
     weights = rebuild(*decode_weights(coded, {name: tuple(p.shape) for name, p in transformer.named_parameters()}))
     if not all(np.isfinite(tensor).all() for tensor in weights.values()):
         raise UsageError("weights section: numbers that are not finite; fetch the archive again")
@@ -65,7 +65,7 @@ def decode_start(coded: bytes, model: ModelConfig, tokenizer: tuple[str, bytes],
 def _check_shape(path: Path, stated: dict, model: ModelConfig) -> None:
     # A field that came after the first archives is left out where it has its default.
     own, other = asdict(model), asdict(ModelConfig()) | stated
-    differing = [key for key in own if key != "context" and own[key] != other[key]]
+    differing = [key for key in own if key not in ("context", "overlap") and own[key] != other[key]]
     if differing or other.keys() != own.keys():
         words = ", ".join(f"model.{key}={own[key]} here and {shown(other[key])} there" for key in differing)
         raise UsageError(f"{path}: a model of another shape ({words or 'other fields'}); use its settings")

@@ -27,7 +27,7 @@ from pathlib import Path
 from harness.errors import UsageError
 from harness.lock import locked
 folder = Path(sys.argv[1])
-for turn in range(30):
+for turn in range(200):
     try:
         with locked(folder):
             inside = folder / "inside"
