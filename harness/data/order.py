@@ -115,7 +115,7 @@ class SequenceOrder:
         if self._kind == "interleaved":
             column, last = (place // self._stretches for place in (position, position + count - 1))
             return column if column == last else 0
-        return position if self._kind == "sequential" and count == 1 else 0
+        return 0
 
     def _interleaved(self, positions: np.ndarray, keys: list[np.uint64]) -> np.ndarray:
         """Ids of the sequences at `positions` (n,), uint64: the longer stretches have a last column of their own."""
